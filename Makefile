@@ -1,0 +1,37 @@
+# Everything runs in a virtual environment of its own, .venv, made on first use.
+PYTHON ?= python3
+export KERAS_BACKEND ?= jax
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help quickstart test lint clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, not {sys.version}: make PYTHON=python3.11"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	# torch by its exact version first: a range would take a build with gigabytes of CUDA.
+	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)  ## Train, certify and attack a LipNeXt on real digits (KERAS_BACKEND=jax|torch|tensorflow)
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED)  ## Run all tests on jax, torch and tensorflow in turn
+	@for backend in jax torch tensorflow; do \
+	  echo "== $$backend"; \
+	  KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 || exit 1; \
+	done
+
+lint: $(INSTALLED)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

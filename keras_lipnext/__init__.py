@@ -1,0 +1,22 @@
+"""1-Lipschitz neural networks that come with a proof, on TensorFlow, JAX and PyTorch."""
+
+from keras_lipnext import certification, layers, losses, manifolds, metrics, models, optimizers
+from keras_lipnext.certification import Certificate, certify, lipschitz_bound
+from keras_lipnext.models import CertifiableModel, LipNeXt
+from keras_lipnext.version import __version__
+
+__all__ = [
+    "CertifiableModel",
+    "Certificate",
+    "LipNeXt",
+    "__version__",
+    "certification",
+    "certify",
+    "layers",
+    "lipschitz_bound",
+    "losses",
+    "manifolds",
+    "metrics",
+    "models",
+    "optimizers",
+]

@@ -1,0 +1,79 @@
+"""Bridges to JAX, PyTorch and TensorFlow: the only module that imports one of them.
+
+Everything else in the package is written on `keras.ops`. What `keras.ops` does not offer
+(64-bit mode, switching gradients off, input gradients) is here, each written three times.
+"""
+
+import contextlib
+
+import keras
+
+
+def float64_scope():
+    """Context in which float64 tensors stay float64.
+
+    JAX silently computes in float32 unless its 64-bit mode is on; the mode is switched on inside
+    the context only. PyTorch and TensorFlow need nothing.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.enable_x64(True)
+    return contextlib.nullcontext()
+
+
+def inference_scope():
+    """Context in which PyTorch records no gradients; a no-op on JAX and TensorFlow."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def value(variable):
+    """The current value of a Keras variable, or of the raw `tf.Variable` an optimizer is handed.
+
+    `keras.ops.convert_to_tensor` passes a `tf.Variable` through as it is.
+    """
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(variable)
+    return variable
+
+
+def gradient(fn, x):
+    """Gradient of `sum(fn(x))` with respect to `x`.
+
+    Args:
+        fn: Function from one tensor to a tensor of any shape.
+        x: Floating point tensor of the current backend.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.grad(lambda t: keras.ops.sum(fn(t)))(x)
+    if backend == "torch":
+        import torch
+
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(fn(leaf).sum(), leaf)[0]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(fn(x))
+        return tape.gradient(total, x)
+    raise RuntimeError(
+        "keras_lipnext runs on the jax, torch and tensorflow backends of Keras. "
+        f"Received: KERAS_BACKEND={backend}. Set it to one of the three before importing keras."
+    )

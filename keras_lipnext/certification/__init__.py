@@ -1,0 +1,16 @@
+"""Certificates: proven Lipschitz constants, radii, reports and the attacks that check them."""
+
+from keras_lipnext.certification.attacks import pgd
+from keras_lipnext.certification.certify import certify
+from keras_lipnext.certification.lipschitz import LipschitzBound, lipschitz_bound
+from keras_lipnext.certification.report import Certificate
+from keras_lipnext.certification.rules import lipschitz_rule
+
+__all__ = [
+    "Certificate",
+    "LipschitzBound",
+    "certify",
+    "lipschitz_bound",
+    "lipschitz_rule",
+    "pgd",
+]

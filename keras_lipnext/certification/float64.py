@@ -1,0 +1,55 @@
+"""A twin of a model that evaluates the same stored weights in float64."""
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend
+from keras_lipnext.certification.lipschitz import layer_chain
+from keras_lipnext.layers._channels import title
+
+
+class Float64Twin:
+    """Evaluates `model` in float64, on any backend, whatever its dtype policy.
+
+    The layers are rebuilt from their configurations with dtype float64 and given the stored
+    weights, which float64 holds exactly. `predict` and `fit` would cast inputs to float32, so
+    batches go to the layers directly.
+    """
+
+    def __init__(self, model):
+        self._input, *chain = layer_chain(model)
+        with backend.float64_scope():
+            tensor = inputs = keras.Input(batch_shape=self._input.batch_shape, dtype="float64")
+            for layer in chain:
+                twin = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+                tensor = twin(tensor)
+                for target, source in zip(twin.weights, layer.weights, strict=True):
+                    if keras.backend.standardize_dtype(target.dtype) != "float64":
+                        raise ValueError(
+                            f"{title(layer)} built its weight "
+                            f"'{target.path}' in {target.dtype} although its dtype is float64: it "
+                            "cannot be evaluated exactly enough to certify."
+                        )
+                    target.assign(np.asarray(keras.ops.convert_to_numpy(source), "float64"))
+            self._model = keras.Model(inputs, tensor)
+
+    def __call__(self, x):
+        """Outputs for one batch, a NumPy float64 array."""
+        x = np.asarray(x, "float64")
+        expected = tuple(self._input.batch_shape)
+        if x.ndim != len(expected) or any(
+            n is not None and n != m for n, m in zip(expected[1:], x.shape[1:])
+        ):
+            raise ValueError(
+                f"The model takes inputs of shape {expected}. Received: a batch of shape {x.shape}"
+            )
+        with backend.float64_scope(), backend.inference_scope():
+            outputs = self.tensor(keras.ops.convert_to_tensor(x, dtype="float64"))
+            outputs = keras.ops.convert_to_numpy(outputs)
+        if outputs.dtype != np.float64:
+            raise ValueError(f"The model answered in {outputs.dtype} although built in float64.")
+        return outputs
+
+    def tensor(self, x):
+        """Outputs for a float64 tensor of the backend, differentiable."""
+        return self._model(x, training=False)

@@ -1,0 +1,78 @@
+"""Pairwise constants and certified radii: pure functions, shared by losses, metrics and `certify`.
+
+A classifier with logits z(x) = W f(x) + b, whose body f is K-Lipschitz in the l2 norm, keeps its
+prediction i for every perturbation of norm below
+
+    r(x) = min_{j != i} (z_i - z_j) / (K ||w_i - w_j||)
+
+[Tsuzuku et al. 2018, arXiv 1802.04034; Leino et al. 2021, arXiv 2102.08452].
+"""
+
+import numpy as np
+from keras import ops
+
+
+def pairwise_distances(kernel):
+    """`||w_i - w_j||_2` for the columns of `kernel`, shape (d, classes): shape (classes, classes).
+
+    Differentiable, with gradient zero on the diagonal; for training. Certificates use
+    `pairwise_distances_float64`.
+    """
+    gram = ops.matmul(ops.transpose(kernel), kernel)
+    squares = ops.diagonal(gram)
+    distances = squares[:, None] + squares[None, :] - 2 * gram
+    distances = ops.maximum(distances, 0) * (1 - ops.eye(kernel.shape[-1], dtype=kernel.dtype))
+    # sqrt has an infinite slope at 0: there the gradient is cut, not infinite.
+    positive = distances > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, distances, 1)), 0)
+
+
+def pairwise_distances_float64(kernel):
+    """As `pairwise_distances`, in NumPy float64, from explicit differences, rounded up.
+
+    A sum of n squares carries a relative error below (n + 2) 2^-53 and its root half of it.
+    """
+    kernel = np.asarray(kernel, "float64")
+    distances = np.stack([np.linalg.norm(kernel - w[:, None], axis=0) for w in kernel.T])
+    return distances * (1 + (kernel.shape[0] + 4) * 2.0**-53)
+
+
+def certified_radii(logits, distances):
+    """Radius of each sample, in the backend's tensors; for metrics.
+
+    Args:
+        logits: Shape (batch, classes).
+        distances: `K ||w_i - w_j||`, shape (classes, classes).
+
+    Returns:
+        Shape (batch,): at least 0; 0 where the largest logit is tied or a logit is not finite.
+    """
+    predictions = ops.argmax(logits, axis=-1)
+    margins = ops.max(logits, axis=-1, keepdims=True) - logits
+    needed = ops.take(distances, predictions, axis=0)
+    own = ops.one_hot(predictions, logits.shape[-1], dtype="bool")
+    # Equal weight vectors: the margin cannot change, so only its sign counts.
+    ratios = ops.where(
+        needed > 0, margins / ops.where(needed > 0, needed, 1), ops.where(margins > 0, np.inf, 0)
+    )
+    radii = ops.min(ops.where(own, np.inf, ratios), axis=-1)
+    finite = ops.all(ops.isfinite(logits), axis=-1)
+    return ops.where(finite & (radii > 0), radii, 0)
+
+
+def certified_radii_float64(logits, distances):
+    """As `certified_radii`, in NumPy float64, rounded down; returns (predictions, radii)."""
+    logits = np.asarray(logits, "float64")
+    rows = np.arange(len(logits))
+    predictions = np.argmax(logits, axis=-1)
+    finite = np.isfinite(logits).all(axis=-1)
+    safe = np.where(finite[:, None], logits, 0)
+    margins = safe[rows, predictions][:, None] - safe
+    needed = distances[predictions]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(needed > 0, margins / needed, np.where(margins > 0, np.inf, 0.0))
+    ratios[rows, predictions] = np.inf
+    radii = ratios.min(axis=-1)
+    # One rounding each in the margin, the quotient and this product.
+    radii = np.where(finite & (radii > 0), radii * (1 - 4 * 2.0**-53), 0.0)
+    return predictions, radii

@@ -1,0 +1,25 @@
+"""1-Lipschitz layers."""
+
+from keras_lipnext.layers.beta_abs import BetaAbs
+from keras_lipnext.layers.l2_pool import L2Pool
+from keras_lipnext.layers.lipnext_block import LipNeXtBlock
+from keras_lipnext.layers.max_min import MaxMin
+from keras_lipnext.layers.normalized_dense import NormalizedDense
+from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
+from keras_lipnext.layers.patch_embedding import PatchEmbedding
+from keras_lipnext.layers.positional_bias import PositionalBias
+from keras_lipnext.layers.shift_mixing import ShiftMixing
+from keras_lipnext.layers.spatial_shift import SpatialShift
+
+__all__ = [
+    "BetaAbs",
+    "L2Pool",
+    "LipNeXtBlock",
+    "MaxMin",
+    "NormalizedDense",
+    "OrthogonalDense",
+    "PatchEmbedding",
+    "PositionalBias",
+    "ShiftMixing",
+    "SpatialShift",
+]

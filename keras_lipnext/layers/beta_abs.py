@@ -1,0 +1,51 @@
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lipnext.layers._channels import NAMESPACE, along, channels_of
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class BetaAbs(keras.layers.Layer):
+    """beta-Abs: the absolute value of the first `beta * channels` channels, the others unchanged.
+
+    1-Lipschitz, and norm-preserving wherever no entry crosses zero. At beta = 1/2 it contains
+    MinMax up to rotations.
+
+    Args:
+        beta: Share of the channels that is rectified, in [0, 1]; `beta * channels` is rounded to
+            the nearest whole number.
+        axis: The axis of the channels.
+
+    Input shape:
+        Tensor of any rank >= 2.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: if `beta` lies outside [0, 1].
+
+    Reference:
+        LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
+    """
+
+    def __init__(self, beta=0.75, axis=-1, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"`beta` must be in [0, 1]. Received: beta={beta!r}")
+        self.beta = beta
+        self.axis = axis
+
+    def build(self, input_shape):
+        self.channels = channels_of(self, input_shape, self.axis)
+
+    def call(self, inputs):
+        rectified = np.arange(self.channels) < round(self.beta * self.channels)
+        return ops.where(along(rectified, self.axis, len(inputs.shape)), ops.abs(inputs), inputs)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta, "axis": self.axis}

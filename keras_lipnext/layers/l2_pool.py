@@ -1,0 +1,57 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    accumulating_dtype,
+    channel_axis,
+    image_sizes,
+    resolve_data_format,
+    spatial_axes,
+)
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class L2Pool(keras.layers.Layer):
+    """Global L2 pooling: the norm of each channel over all positions.
+
+    `output[c] = sqrt(sum_hw x[h, w, c]^2 + epsilon)`: 1-Lipschitz for every epsilon >= 0; a
+    positive one keeps the gradient finite at zero. Under a mixed precision policy it computes and
+    answers in float32.
+
+    Args:
+        epsilon: Non-negative float.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4; the batch and spatial sizes may be None.
+
+    Output shape:
+        (batch, channels).
+
+    Raises:
+        ValueError: for another rank or a negative epsilon.
+
+    Reference:
+        LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
+    """
+
+    def __init__(self, epsilon=1e-12, data_format=None, dtype=None, **kwargs):
+        super().__init__(dtype=accumulating_dtype(dtype), **kwargs)
+        if not epsilon >= 0:
+            raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
+        self.epsilon = epsilon
+        self.data_format = resolve_data_format(data_format)
+
+    def build(self, input_shape):
+        image_sizes(self, input_shape)
+
+    def call(self, inputs):
+        energy = ops.sum(ops.square(inputs), axis=spatial_axes(self.data_format))
+        return ops.sqrt(energy + self.epsilon)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[channel_axis(self.data_format)])
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon, "data_format": self.data_format}

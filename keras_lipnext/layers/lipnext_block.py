@@ -1,0 +1,85 @@
+import keras
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    channel_axis,
+    image_sizes,
+    resolve_data_format,
+)
+from keras_lipnext.layers.beta_abs import BetaAbs
+from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
+from keras_lipnext.layers.positional_bias import PositionalBias
+from keras_lipnext.layers.shift_mixing import ShiftMixing
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class LipNeXtBlock(keras.layers.Layer):
+    """The LipNeXt block, `beta_abs(M R^T S(R (x + p)) + b)`: 1-Lipschitz, an isometry before
+    the nonlinearity when shifts are circular.
+
+    `p` is a `PositionalBias`, `R^T S R` a `ShiftMixing`, `M` and `b` an `OrthogonalDense`, of as
+    many units as the input has channels, and the activation a `BetaAbs`.
+
+    Args:
+        shift_ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
+        beta: Share of the channels that the activation rectifies, in [0, 1].
+        padding: "circular" or "zero".
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4 of known height and width.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: as its parts do.
+
+    Reference:
+        LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
+    """
+
+    def __init__(
+        self, shift_ratio=1 / 8, beta=0.75, padding="circular", data_format=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.shift_ratio = shift_ratio
+        self.beta = beta
+        self.padding = padding
+        self.data_format = resolve_data_format(data_format)
+        self._axis = channel_axis(self.data_format)
+        shared = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        self.positional_bias = PositionalBias(name="positional_bias", **shared)
+        self.mixing = ShiftMixing(shift_ratio, padding, name="mixing", **shared)
+        self.activation = BetaAbs(beta, axis=self._axis, name="activation", dtype=self.dtype_policy)
+
+    @property
+    def parts(self):
+        """The layers applied, in order."""
+        return (self.positional_bias, self.mixing, self.dense, self.activation)
+
+    def build(self, input_shape):
+        _, _, channels = image_sizes(self, input_shape)
+        self.dense = OrthogonalDense(
+            channels, axis=self._axis, name="dense", dtype=self.dtype_policy
+        )
+        for part in self.parts:
+            part.build(input_shape)
+
+    def call(self, inputs):
+        x = inputs
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "shift_ratio": self.shift_ratio,
+            "beta": self.beta,
+            "padding": self.padding,
+            "data_format": self.data_format,
+        }

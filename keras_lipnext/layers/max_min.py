@@ -1,0 +1,53 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import NAMESPACE, channels_of, title
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class MaxMin(keras.layers.Layer):
+    """MaxMin (GroupSort2): sorts the pairs (channel i, channel i + channels/2).
+
+    The larger entries fill the first half of the channels, the smaller ones the second half. It
+    permutes entries, so it is 1-Lipschitz and preserves norms.
+
+    Args:
+        axis: The axis of the channels, of even size.
+
+    Input shape:
+        Tensor of any rank >= 2.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: if the number of channels is odd.
+
+    Reference:
+        Sorting out Lipschitz function approximation (Anil et al., ICML 2019), arXiv 1811.05381.
+    """
+
+    def __init__(self, axis=-1, **kwargs):
+        super().__init__(**kwargs)
+        self.axis = axis
+
+    def build(self, input_shape):
+        channels = channels_of(self, input_shape, self.axis)
+        if channels % 2:
+            raise ValueError(
+                f"{title(self)} sorts pairs of channels and needs an even number of "
+                f"them along axis {self.axis}. Received: {channels} channels, "
+                f"input_shape={tuple(input_shape)}"
+            )
+
+    def call(self, inputs):
+        first, second = ops.split(inputs, 2, axis=self.axis)
+        return ops.concatenate(
+            [ops.maximum(first, second), ops.minimum(first, second)], axis=self.axis
+        )
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}

@@ -1,0 +1,86 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    accumulating_dtype,
+    add_bias,
+    channels_of,
+    positive_integer,
+)
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class NormalizedDense(keras.layers.Layer):
+    """Linear classification head with unit-norm weight vectors (last-layer normalisation).
+
+    `logits = input @ kernel + bias`, where each column of `kernel`, the weight vector w_k of
+    class k, has norm 1, kept by a unit-norm constraint after each optimizer step. Logit
+    differences z_i - z_j change by at most ||w_i - w_j|| times the change of the input: the
+    constants a per-pair certificate uses. Under a mixed precision policy it computes and answers
+    in float32.
+
+    Args:
+        units: Positive integer, number of classes.
+        use_bias: Whether to add a bias.
+        kernel_initializer: Keras initializer; its columns are normalised.
+        bias_initializer: Keras initializer.
+
+    Input shape:
+        (..., d).
+
+    Output shape:
+        (..., units).
+
+    Raises:
+        ValueError: if `units` is not a positive integer.
+
+    Reference:
+        Last-layer normalisation: Singla, Singla, Feizi (ICLR 2022), arXiv 2108.04062.
+    """
+
+    def __init__(
+        self,
+        units,
+        use_bias=True,
+        kernel_initializer="glorot_normal",
+        bias_initializer="zeros",
+        dtype=None,
+        **kwargs,
+    ):
+        super().__init__(dtype=accumulating_dtype(dtype), **kwargs)
+        self.units = positive_integer("units", units)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, input_shape):
+        features = channels_of(self, input_shape, -1)
+        unit_norm = keras.constraints.UnitNorm(axis=0)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(features, self.units),
+            initializer=lambda shape, dtype: unit_norm(self.kernel_initializer(shape, dtype)),
+            constraint=unit_norm,
+            aggregation="mean",
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = add_bias(self, (self.units,), self.bias_initializer)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
+
+    def call(self, inputs):
+        logits = ops.matmul(inputs, self.kernel)
+        return logits if self.bias is None else logits + self.bias
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }

@@ -1,0 +1,99 @@
+import keras
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    add_bias,
+    add_stiefel_kernel,
+    along,
+    channels_of,
+    matmul,
+    positive_integer,
+    serialize_optional,
+)
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class OrthogonalDense(keras.layers.Layer):
+    """Dense layer whose kernel has orthonormal rows or columns.
+
+    `output = activation(input @ kernel + bias)`, with `kernel` of shape (d, units) and
+    `kernel^T kernel = I` (units <= d) or `kernel kernel^T = I` (units > d). The linear map is an
+    isometry when units >= d and the projection on a subspace when units < d: 1-Lipschitz always.
+    The stored kernel is the effective one. Its `Stiefel` constraint lets any optimizer train it;
+    `keras_lipnext.optimizers` move along the manifold.
+
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.OrthogonalDense(64, activation="relu")
+    ```
+
+    Args:
+        units: Positive integer, size of the output.
+        activation: Keras activation. A 1-Lipschitz one ("relu", "tanh", ...) keeps the layer
+            1-Lipschitz; certificates account for others (gelu: 1.13) or refuse them by name.
+        use_bias: Whether to add a bias.
+        axis: The axis of the features, -1 by default, 1 for channels-first images.
+        kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws
+            a random orthogonal matrix.
+        bias_initializer: Keras initializer.
+
+    Input shape:
+        Tensor of any rank >= 2 with `d` features along `axis`.
+
+    Output shape:
+        The input's, with `units` along `axis`.
+
+    Raises:
+        ValueError: if `units` is not a positive integer or the size of `axis` is unknown.
+    """
+
+    def __init__(
+        self,
+        units,
+        activation=None,
+        use_bias=True,
+        axis=-1,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = positive_integer("units", units)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.axis = axis
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, input_shape):
+        features = channels_of(self, input_shape, self.axis)
+        self.kernel = add_stiefel_kernel(self, (features, self.units), self.kernel_initializer)
+        self.bias = None
+        if self.use_bias:
+            self.bias = add_bias(self, (self.units,), self.bias_initializer)
+        self.input_spec = keras.layers.InputSpec(
+            min_ndim=2, axes={self.axis % len(input_shape): features}
+        )
+
+    def call(self, inputs):
+        x = matmul(inputs, self.kernel, self.axis)
+        if self.bias is not None:
+            x = x + along(self.bias, self.axis, len(x.shape))
+        return self.activation(x)
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        shape[self.axis] = self.units
+        return tuple(shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "axis": self.axis,
+            "kernel_initializer": serialize_optional(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }

@@ -1,0 +1,80 @@
+import keras
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    add_stiefel_kernel,
+    channel_axis,
+    image_sizes,
+    matmul,
+    resolve_data_format,
+    serialize_optional,
+)
+from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_groups
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class ShiftMixing(keras.layers.Layer):
+    """Spatial shift in a learned orthogonal basis, `R^T S R`, at the cost of the moving rows.
+
+    Only the `4 * ratio * channels` rows `R_s` of the orthogonal `R` whose channels move enter the
+    function, because the others stay and `R^T R = I`:
+
+        R^T S R x = x + R_s^T (S_s - I) R_s x      exactly.
+
+    So the layer stores `kernel = R_s^T`, of shape (channels, 4 * ratio * channels) with orthonormal
+    columns, and costs 8 * ratio instead of 2 products of channels x channels. It is an isometry
+    for circular padding and 1-Lipschitz for zero padding.
+
+    Args:
+        ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
+        padding: "circular" or "zero".
+        kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws
+            a random orthonormal matrix.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4; the batch and spatial sizes may be None.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: for another rank, ratio, padding, or channels the groups do not divide.
+
+    Reference:
+        The block's `R^T S R`: LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
+    """
+
+    def __init__(
+        self, ratio=1 / 8, padding="circular", kernel_initializer=None, data_format=None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        check_shift(ratio, padding)
+        self.ratio = ratio
+        self.padding = padding
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.data_format = resolve_data_format(data_format)
+
+    def build(self, input_shape):
+        _, _, channels = image_sizes(self, input_shape)
+        self.group = group_size(self, channels)
+        self.kernel = add_stiefel_kernel(self, (channels, 4 * self.group), self.kernel_initializer)
+
+    def call(self, inputs):
+        axis = channel_axis(self.data_format)
+        kernel = keras.ops.convert_to_tensor(self.kernel)
+        rows = matmul(inputs, kernel, axis)
+        moved = shift_groups(rows, self.group, self.padding, self.data_format)
+        return inputs + matmul(moved - rows, keras.ops.transpose(kernel), axis)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "ratio": self.ratio,
+            "padding": self.padding,
+            "kernel_initializer": serialize_optional(self.kernel_initializer),
+            "data_format": self.data_format,
+        }

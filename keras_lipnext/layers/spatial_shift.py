@@ -1,0 +1,119 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    channel_axis,
+    image_sizes,
+    resolve_data_format,
+    spatial_axes,
+    title,
+)
+
+# Direction of each of the four groups: (index of the spatial axis, step).
+DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))  # up, down, left, right
+
+
+def group_size(layer, channels):
+    """Channels that move in one direction: `ratio * channels`, which must be whole."""
+    size = layer.ratio * channels
+    if abs(size - round(size)) > 1e-6 or round(size) < 1:
+        step = round(1 / layer.ratio)
+        raise ValueError(
+            f"{title(layer)} moves ratio * channels channels in each "
+            f"of four directions, which must be a whole number of at least 1. Received: "
+            f"ratio={layer.ratio}, channels={channels}. With this ratio, multiples of {step} "
+            "channels work."
+        )
+    return round(size)
+
+
+def check_shift(ratio, padding):
+    if not 0 < ratio <= 0.25:
+        raise ValueError(
+            "`ratio`, the share of the channels that moves in each of four directions, must be "
+            f"in (0, 1/4]. Received: ratio={ratio!r}"
+        )
+    if padding not in ("circular", "zero"):
+        raise ValueError(
+            "`padding` must be 'circular' (an isometry) or 'zero' (1-Lipschitz); replicating the "
+            f"border is not 1-Lipschitz. Received: padding={padding!r}"
+        )
+
+
+def shift_groups(x, group, padding, data_format):
+    """Moves channels [0, g) up, [g, 2g) down, [2g, 3g) left, [3g, 4g) right; the others stay."""
+    axis = channel_axis(data_format)
+    spatial = spatial_axes(data_format)
+    *moving, rest = ops.split(x, [group, 2 * group, 3 * group, 4 * group], axis=axis)
+    move = _roll if padding == "circular" else _slide
+    moved = [move(part, spatial[i], step) for part, (i, step) in zip(moving, DIRECTIONS)]
+    if x.shape[axis] > 4 * group:
+        moved.append(rest)
+    return ops.concatenate(moved, axis=axis)
+
+
+def _roll(x, axis, step):
+    return ops.roll(x, step, axis=axis)
+
+
+def _slide(x, axis, step):
+    """Moves by one position along `axis`, zeros entering at the border."""
+    padding = [(0, 0)] * 4
+    padding[axis] = (1, 0) if step > 0 else (0, 1)
+    keep = [slice(None)] * 4
+    keep[axis] = slice(None, -1) if step > 0 else slice(1, None)
+    return ops.pad(x[tuple(keep)], padding)
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class SpatialShift(keras.layers.Layer):
+    """Moves four groups of `ratio * channels` channels by one pixel: up, down, left, right.
+
+    The remaining channels stay. A circular shift permutes the entries of the input: an isometry.
+    Zero padding drops a border row or column and is 1-Lipschitz. It has no weights. Among circular
+    depthwise convolutions with unit stride only shifts (up to sign) preserve norms.
+
+    Args:
+        ratio: Share of the channels that moves in each direction, in (0, 1/4]; `ratio * channels`
+            must be a whole number.
+        padding: "circular" or "zero".
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4; the batch and spatial sizes may be None.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: for another rank, ratio, padding, or channels the groups do not divide.
+
+    Reference:
+        LipNeXt (Hu et al., ICLR 2026), Theorem 1, arXiv 2601.18513.
+    """
+
+    def __init__(self, ratio=1 / 8, padding="circular", data_format=None, **kwargs):
+        super().__init__(**kwargs)
+        check_shift(ratio, padding)
+        self.ratio = ratio
+        self.padding = padding
+        self.data_format = resolve_data_format(data_format)
+
+    def build(self, input_shape):
+        _, _, channels = image_sizes(self, input_shape)
+        self.group = group_size(self, channels)
+
+    def call(self, inputs):
+        return shift_groups(inputs, self.group, self.padding, self.data_format)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "ratio": self.ratio,
+            "padding": self.padding,
+            "data_format": self.data_format,
+        }

@@ -1,0 +1,5 @@
+"""Losses that train for certified robustness."""
+
+from keras_lipnext.losses.emma import EMMA, CertifiedCrossEntropy
+
+__all__ = ["EMMA", "CertifiedCrossEntropy"]

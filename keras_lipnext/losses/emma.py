@@ -1,0 +1,155 @@
+import keras
+from keras import ops
+
+from keras_lipnext.certification.radius import pairwise_distances
+
+
+class CertifiedLoss(keras.losses.Loss):
+    """Cross-entropy of logits from which the certificate's margin has been taken.
+
+    With label y, d_j = z_j - z_y and the pairwise constants D_j = K ||w_y - w_j|| of the head:
+
+        loss = cross_entropy(temperature * (d_j + e_j * epsilon * D_j), y) / temperature
+
+    Subclasses define `demanded_share(d, margin)`, which returns `e_j` in [0, 1], shape (batch,
+    classes), for the differences `d` and the margins `epsilon * D_j`.
+
+    The constants come from the model: `CertifiableModel.compile` binds the loss to its head. In
+    other models call `loss.bind(head)` before `compile`, with `head` the model's
+    `NormalizedDense` layer.
+
+    `epsilon` is reached by a linear ramp from `start` over the first `ramp` share of the training,
+    of which `CertifiableModel.fit` keeps count; elsewhere, and in evaluation, it is constant.
+
+    Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes):
+    one-hot, smoothed or mixed. With probabilities p, y is the most probable class and the
+    cross-entropy is taken against p.
+    """
+
+    def __init__(self, epsilon, temperature=1.0, ramp=0.5, start=0.1, **kwargs):
+        super().__init__(**kwargs)
+        for name, value, valid in (
+            ("epsilon", epsilon, epsilon > 0),
+            ("temperature", temperature, temperature > 0),
+            ("ramp", ramp, 0 <= ramp <= 1),
+            ("start", start, start > 0),
+        ):
+            if not valid:
+                raise ValueError(
+                    "epsilon, temperature and start must be positive and ramp in [0, 1]. "
+                    f"Received: {name}={value!r}"
+                )
+        self.epsilon = epsilon
+        self.temperature = temperature
+        self.ramp = ramp
+        self.start = start
+        self._distances = None
+        self._progress = None
+
+    def bind(self, head, lipschitz_constant=1.0, progress=None):
+        """Takes the pairwise constants from `head`, read anew at each call.
+
+        Args:
+            head: Built layer whose `kernel`, shape (d, classes), makes the logits.
+            lipschitz_constant: Nominal Lipschitz constant K of what comes before the head.
+            progress: Function that returns the share of the training done, a scalar in [0, 1].
+        """
+        self._distances = lambda: (
+            lipschitz_constant * pairwise_distances(ops.convert_to_tensor(head.kernel))
+        )
+        self._progress = progress
+        return self
+
+    def current_epsilon(self):
+        """The margin radius demanded now: a float or, while a ramp runs, a scalar tensor."""
+        if self._progress is None or self.ramp == 0:
+            return self.epsilon
+        start = min(self.start, self.epsilon)
+        done = ops.minimum(ops.cast(self._progress(), self.dtype) / self.ramp, 1.0)
+        return start + (self.epsilon - start) * done
+
+    def call(self, y_true, y_pred):
+        if self._distances is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the pairwise constants ||w_i - w_j|| of the "
+                "classification head. Compile it in a keras_lipnext.CertifiableModel, or call "
+                "`loss.bind(head)` with the model's NormalizedDense layer before training."
+            )
+        classes = y_pred.shape[-1]
+        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == classes > 1:
+            probabilities = ops.cast(y_true, y_pred.dtype)
+            labels = ops.argmax(y_true, axis=-1)
+        else:
+            labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+            probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
+        own = ops.one_hot(labels, classes, dtype=y_pred.dtype)
+        d = y_pred - ops.sum(own * y_pred, axis=-1, keepdims=True)
+        constants = ops.cast(self._distances(), y_pred.dtype)
+        margin = self.current_epsilon() * ops.take(constants, labels, axis=0)
+        logits = self.temperature * (d + self.demanded_share(d, margin) * margin)
+        losses = keras.losses.categorical_crossentropy(probabilities, logits, from_logits=True)
+        return losses / self.temperature
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "temperature": self.temperature,
+            "ramp": self.ramp,
+            "start": self.start,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class EMMA(CertifiedLoss):
+    """Efficient margin maximisation: demands only as much margin as a sample can nearly afford.
+
+    With label y, d_j = z_j - z_y and the pairwise constants D_j = K ||w_y - w_j|| of the head:
+
+        e_j  = clip(-d_j / (epsilon * D_j), 0.01, 1)          (no gradient through e_j)
+        loss = cross_entropy(temperature * (d_j + e_j * epsilon * D_j), y) / temperature
+
+    Example:
+
+    ```python
+    model = keras_lipnext.CertifiableModel(inputs, outputs)
+    model.compile(optimizer, loss=keras_lipnext.losses.EMMA(epsilon=36 / 255))
+    ```
+
+    Args:
+        epsilon: Positive float, the largest l2 radius for which margin is demanded.
+        temperature: Positive float. 1 is the published loss; the logits of a 1-Lipschitz network
+            on small or low-contrast images are small, and a larger value sharpens them.
+        ramp: Share of the training over which epsilon rises linearly from `start`; 0 for a
+            constant epsilon. See `CertifiedLoss` for who keeps count.
+        start: Positive float, epsilon at the beginning of the ramp (at most `epsilon`).
+        name, reduction, dtype: As for any Keras loss.
+
+    Call arguments:
+        y_true: Integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes).
+            With probabilities p (label smoothing, MixUp, CutMix), y is the most probable class
+            and the cross-entropy is taken against p.
+        y_pred: Logits, shape (batch, classes).
+
+    Raises:
+        ValueError: if called unbound, see `bind`.
+
+    Reference:
+        Hu et al. 2023, arXiv 2301.12549 and 2310.02513.
+    """
+
+    def demanded_share(self, d, margin):
+        positive = margin > 0
+        share = ops.clip(-d / ops.where(positive, margin, 1), 0.01, 1)
+        return ops.stop_gradient(ops.where(positive, share, 1))
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class CertifiedCrossEntropy(CertifiedLoss):
+    """Cross-entropy of the worst logits within radius epsilon: `e_j = 1` in `EMMA`'s formula.
+
+    The plain certified loss, for comparison. Arguments and labels as in `EMMA`.
+    """
+
+    def demanded_share(self, d, margin):
+        return ops.ones_like(margin)

@@ -1,0 +1,63 @@
+"""The `Stiefel` constraint marks a variable as living on the manifold and puts it back there."""
+
+import random
+
+import keras
+
+from keras_lipnext.manifolds import stiefel
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class Stiefel(keras.constraints.Constraint):
+    """Keeps a matrix on the Stiefel manifold: `X^T X = I`, or `X X^T = I` if it is wide.
+
+    Keras applies a constraint after each optimizer step, so any optimizer trains on the manifold
+    (a projected gradient method); the optimizers of this library recognise the mark and move
+    along it instead. The projection costs two matrix products when the matrix has only drifted.
+
+    Example:
+
+    ```python
+    layer = keras.layers.Dense(64, kernel_constraint=keras_lipnext.manifolds.Stiefel())
+    ```
+    """
+
+    def __call__(self, w):
+        return stiefel.projx(w)
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class RandomStiefel(keras.initializers.Initializer):
+    """Draws a random point of the Stiefel manifold (see `manifolds.stiefel.random`).
+
+    Args:
+        seed: Integer. None draws one from Python's generator, which
+            `keras.utils.set_random_seed` seeds.
+    """
+
+    def __init__(self, seed=None):
+        self.seed = random.randint(1, 2**31 - 1) if seed is None else seed
+
+    def __call__(self, shape, dtype=None):
+        return stiefel.random(shape, seed=self.seed, dtype=dtype or keras.config.floatx())
+
+    def get_config(self):
+        return {"seed": self.seed}
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class ProjectedInitializer(keras.initializers.Initializer):
+    """Projects what another initializer draws onto the manifold.
+
+    Args:
+        initializer: Any Keras initializer identifier.
+    """
+
+    def __init__(self, initializer):
+        self.initializer = keras.initializers.get(initializer)
+
+    def __call__(self, shape, dtype=None):
+        return stiefel.projx(self.initializer(shape, dtype=dtype or keras.config.floatx()))
+
+    def get_config(self):
+        return {"initializer": keras.initializers.serialize(self.initializer)}

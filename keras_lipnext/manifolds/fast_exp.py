@@ -1,0 +1,103 @@
+"""Exponential of a skew-symmetric matrix by matrix products, never silently inaccurate.
+
+    exp(D) = I + D + D^2/2 + ...,
+    ||exp(D) - T_m(D)||_2 <= theta^(m+1) / (m+1)!   for the Taylor polynomial T_m, theta >= ||D||_2
+
+LipNeXt (arXiv 2601.18513) truncates by the Frobenius norm, which grows like lr * d for an Adam
+step, and lets the error grow to 8e-3. Here the order comes from an upper bound of the SPECTRAL
+norm, so the cheap branches stay in use at large widths, and the truncation error stays below
+`TOLERANCE` in units of the working precision; beyond them scaling and squaring is exact to
+rounding: exp(D) = exp(D / 2^s)^(2^s).
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_lipnext.manifolds.polar import at_least_float32
+
+# Truncation error allowed, in multiples of the working precision's epsilon: 1e-6 in float32.
+TOLERANCE = 8
+_EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def _largest_theta(order, dtype):
+    """Largest spectral norm for which the Taylor polynomial of `order` is accurate."""
+    allowed = TOLERANCE * _EPSILON[dtype]
+    return (allowed * math.factorial(order + 1)) ** (1 / (order + 1))
+
+
+def spectral_norm_bound(d):
+    """Upper bound of `||D||_2` of skew matrices `d`, shape (..., n, n): a scalar, batch maximum.
+
+    The eigenvalues come in pairs +-i t, so ||D||_2 <= ||D||_F / sqrt(2); and
+    ||D||_2 <= sqrt(||D||_1 ||D||_inf) = ||D||_1, the largest absolute row sum.
+    """
+    by_frobenius = ops.sqrt(ops.sum(ops.square(d), axis=(-2, -1)) / 2)
+    by_row_sum = ops.max(ops.sum(ops.abs(d), axis=-1), axis=-1)
+    return ops.max(ops.minimum(by_frobenius, by_row_sum))
+
+
+def _order_2(d):
+    return _eye(d) + d + d @ d / 2
+
+
+def _order_4(d):
+    d2 = d @ d
+    return _eye(d) + d + d2 / 2 + d2 @ (d / 6 + d2 / 24)
+
+
+def _order_8(d):
+    d2 = d @ d
+    d3 = d2 @ d
+    d4 = d2 @ d2
+    tail = _eye(d) / 24 + d / 120 + d2 / 720 + d3 / 5040 + d4 / 40320
+    return _eye(d) + d + d2 / 2 + d3 / 6 + d4 @ tail
+
+
+def _scaling_and_squaring(d):
+    theta = spectral_norm_bound(d)
+    dtype = keras.backend.standardize_dtype(d.dtype)
+    doublings = ops.ceil(ops.log2(theta / _largest_theta(8, dtype)))
+    doublings = ops.cast(ops.clip(doublings, 0, 64), "int32")
+    d = d / ops.power(ops.cast(2.0, dtype), ops.cast(doublings, dtype))
+    _, result = ops.while_loop(
+        lambda i, _: i < doublings,
+        lambda i, e: (i + 1, e @ e),
+        (ops.zeros((), "int32"), _order_8(d)),
+    )
+    return result
+
+
+def _eye(d):
+    return ops.eye(d.shape[-1], dtype=d.dtype)
+
+
+def fast_exp(d):
+    """Matrix exponential of skew-symmetric `d`.
+
+    Args:
+        d: Tensor of shape (..., n, n), floating point, `d = -d^T`. Computed in float32 at least.
+            One order serves the whole batch, chosen from its largest member.
+
+    Returns:
+        Tensor of the shape and dtype of `d`: orthogonal to within `TOLERANCE` epsilons.
+
+    Raises:
+        ValueError: if the matrices are not square.
+
+    Reference:
+        FastExp, LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
+    """
+    d = ops.convert_to_tensor(d)
+    if len(d.shape) < 2 or d.shape[-1] != d.shape[-2]:
+        raise ValueError(f"`fast_exp` expects square matrices. Received: shape={tuple(d.shape)}")
+    dtype = keras.backend.standardize_dtype(d.dtype)
+    working = at_least_float32(dtype)
+    d = ops.cast(d, working)
+    theta = spectral_norm_bound(d)
+    # NaN compares false: it takes the cheapest branch and stays NaN.
+    branch = sum(ops.cast(theta > _largest_theta(m, working), "int32") for m in (2, 4, 8))
+    result = ops.switch(branch, [_order_2, _order_4, _order_8, _scaling_and_squaring], d)
+    return ops.cast(result, dtype)

@@ -1,0 +1,6 @@
+"""Models that train for certificates and certify themselves."""
+
+from keras_lipnext.models.certifiable import CertifiableModel
+from keras_lipnext.models.lipnext import LipNeXt
+
+__all__ = ["CertifiableModel", "LipNeXt"]

@@ -1,0 +1,138 @@
+import inspect
+
+import keras
+from keras import ops
+
+from keras_lipnext.certification.certify import certify
+from keras_lipnext.certification.lipschitz import (
+    is_linear_head,
+    layer_chain,
+    lipschitz_bound,
+    nominal_constant,
+)
+from keras_lipnext.certification.radius import pairwise_distances
+from keras_lipnext.losses.emma import CertifiedLoss
+from keras_lipnext.metrics.certified import CertifiedMetric
+from keras_lipnext.models.training_state import Schedule, TrainingState
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class CertifiableModel(keras.Model):
+    """A functional classifier that knows its Lipschitz constants.
+
+    A `keras.Model` of 1-Lipschitz layers that ends in a linear head, `NormalizedDense` as a rule.
+    It gives certified losses and metrics the head's pairwise constants, keeps count of the
+    training's progress for their ramps, and certifies itself.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((32, 32, 3))
+    x = keras_lipnext.layers.PatchEmbedding(patch_size=4, units=128)(inputs)
+    x = keras_lipnext.layers.LipNeXtBlock()(x)
+    x = keras_lipnext.layers.L2Pool()(x)
+    outputs = keras_lipnext.layers.NormalizedDense(10)(x)
+    model = keras_lipnext.CertifiableModel(inputs, outputs)
+    model.compile(
+        keras_lipnext.optimizers.ManifoldAdam(1e-3),
+        loss=keras_lipnext.losses.EMMA(epsilon=36 / 255),
+        metrics=["accuracy", keras_lipnext.metrics.CertifiedAccuracy(36 / 255)],
+    )
+    ```
+
+    Args:
+        inputs: `keras.Input`.
+        outputs: Symbolic logits, shape (batch, classes), made by the head.
+        name: Name of the model.
+
+    Raises:
+        ValueError: naming the layer, if one has no known Lipschitz constant or one that training
+            can change, or if the last layer is not a linear head.
+    """
+
+    def __init__(self, inputs, outputs, name=None, **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self._nominal_constant = nominal_constant(self)
+        head = layer_chain(self)[-1]
+        if not is_linear_head(head):
+            raise ValueError(
+                "A CertifiableModel ends in a linear head that makes the logits, "
+                "keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
+                f"'{head.name}' ({type(head).__name__}). Softmax belongs into the loss."
+            )
+        self._head_name = head.name
+        self._cosine_decay_from = None
+        self._in_training = False
+        self._state = TrainingState(head.units)
+
+    @property
+    def head(self):
+        """The linear layer that makes the logits."""
+        return layer_chain(self)[-1]
+
+    def lipschitz_bound(self):
+        """Proven Lipschitz bound; see `keras_lipnext.certification.lipschitz_bound`."""
+        return lipschitz_bound(self)
+
+    def certify(self, x, y=None, **kwargs):
+        """Certifies predictions on data; see `keras_lipnext.certify`."""
+        return certify(self, x, y, **kwargs)
+
+    def compile(self, *args, cosine_decay_from=None, **kwargs):
+        """Configures training, as `keras.Model.compile`, and binds certified losses and metrics.
+
+        Args:
+            *args, **kwargs: As for `keras.Model.compile`.
+            cosine_decay_from: Float or None. If given, each `fit` decays the optimizer's learning
+                rate from this value by a cosine, epoch by epoch, and puts it back at the end.
+        """
+        super().compile(*args, **kwargs)
+        self._cosine_decay_from = cosine_decay_from
+        config = inspect.signature(super().compile).bind(*args, **kwargs).arguments
+        for loss in _instances(config.get("loss"), CertifiedLoss):
+            loss.bind(self.head, self._nominal_constant, self._training_progress)
+        for key in ("metrics", "weighted_metrics"):
+            for metric in _instances(config.get(key), CertifiedMetric):
+                metric.bind(lambda: self._state.distances.value)
+
+    def _training_progress(self):
+        """Share of the training done: 1, the full demand, in evaluation."""
+        return self._state.progress.value if self._in_training else ops.ones(())
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        distances = self._nominal_constant * pairwise_distances(
+            ops.convert_to_tensor(self.head.kernel)
+        )
+        self._state.update_state(distances, advance=training)
+        self._in_training = training
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def fit(self, *args, **kwargs):
+        """Trains, as `keras.Model.fit`."""
+        arguments = inspect.signature(super().fit).bind(*args, **kwargs)
+        callbacks = arguments.arguments.get("callbacks")
+        schedule = Schedule(self._state, self._cosine_decay_from)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(schedule)
+        else:
+            if callbacks is None:
+                callbacks = []
+            elif not isinstance(callbacks, (list, tuple)):
+                callbacks = [callbacks]
+            arguments.arguments["callbacks"] = [schedule, *callbacks]
+        return super().fit(*arguments.args, **arguments.kwargs)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            config["cosine_decay_from"] = self._cosine_decay_from
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+
+def _instances(structure, cls):
+    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, cls)]

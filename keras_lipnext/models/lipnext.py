@@ -1,0 +1,176 @@
+import keras
+
+from keras_lipnext import layers
+from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.losses import EMMA
+from keras_lipnext.metrics import CertifiedAccuracy
+from keras_lipnext.models.certifiable import CertifiableModel
+from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.optimizers import ManifoldAdam
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class LipNeXt(CertifiableModel):
+    """LipNeXt classifier: a 1-Lipschitz network of orthogonal matrices and spatial shifts.
+
+    image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> L2Pool -> NormalizedDense -> logits
+
+    It comes compiled: ManifoldAdam with a cosine decay over each `fit`, the EMMA loss with its
+    ramp, accuracy and certified accuracy as metrics.
+
+    Example:
+
+    ```python
+    model = keras_lipnext.LipNeXt(size="tiny", input_shape=(8, 8, 1), num_classes=10)
+    model.fit(x_train, y_train, epochs=30, validation_data=(x_val, y_val))
+    print(model.certify(x_test, y_test, epsilons=(0.1, 0.25)))
+    ```
+
+    | size | depth | width | ratio | weights in the blocks' matrices | the paper counts |
+    | --- | ---: | ---: | ---: | ---: | ---: |
+    | tiny | 8 | 64 | 1/8 | 49 k | 66 k |
+    | small | 8 | 256 | 1/16 | 655 k | 1.05 M |
+    | base | 32 | 1024 | 1/16 | 41.9 M | 67.1 M |
+    | large | 32 | 2048 | 1/16 | 168 M | 268 M |
+    | 1b | 32 | 4096 | 1/16 | 671 M | 1.07 B |
+    | 2b | 64 | 4096 | 1/16 | 1.34 B | 2.15 B |
+
+    Args:
+        size: One of the sizes above; "tiny" if neither `depth` nor `width` is given either.
+        input_shape: (height, width, channels) of the images, channels first if so configured.
+            Values in [0, 1].
+        num_classes: Number of classes, at least 2.
+        patch_size: Side of a patch in pixels. None takes the smallest divisor >= 2 of height and
+            width that leaves at most 14 x 14 patches.
+        depth: Number of blocks; overrides the size's.
+        width: Number of channels; overrides the size's.
+        shift_ratio: Share of the channels that a block shifts in each of four directions;
+            overrides the size's.
+        beta: Share of the channels that the activation rectifies.
+        padding: Of the shifts, "circular" or "zero".
+        epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
+            shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
+        temperature: EMMA's temperature.
+        learning_rate: ManifoldAdam's learning rate, from which it decays.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+        dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
+            pooling and the head stay in float32 under a mixed one.
+        compile: Whether to compile the model with these defaults.
+        name: Name of the model.
+
+    Raises:
+        ValueError: for an unknown size, or shapes that cannot work, as the layers say.
+
+    Reference:
+        LipNeXt (Hu, Hu, Fredrikson, ICLR 2026), arXiv 2601.18513.
+    """
+
+    def __init__(
+        self,
+        size=None,
+        input_shape=None,
+        num_classes=1000,
+        patch_size=None,
+        depth=None,
+        width=None,
+        shift_ratio=None,
+        beta=0.75,
+        padding="circular",
+        epsilon=36 / 255,
+        temperature=16.0,
+        learning_rate=1e-2,
+        data_format=None,
+        dtype=None,
+        compile=True,
+        name=None,
+        **kwargs,
+    ):
+        data_format = resolve_data_format(data_format)
+        if input_shape is None:
+            input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
+        preset = _preset(size, depth, width, shift_ratio)
+        depth = positive_integer("depth", preset["depth"])
+        width = positive_integer("width", preset["width"])
+        shift_ratio = preset["shift_ratio"]
+        if positive_integer("num_classes", num_classes) < 2:
+            raise ValueError(
+                f"`num_classes` must be at least 2. Received: num_classes={num_classes}"
+            )
+        patch_size = patch_size or _default_patch_size(tuple(input_shape), data_format)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        shared = {"data_format": data_format, "dtype": policy}
+
+        inputs = keras.Input(tuple(input_shape), name="image")
+        x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
+        x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
+        for index in range(depth):
+            x = layers.LipNeXtBlock(shift_ratio, beta, padding, name=f"block_{index}", **shared)(x)
+        x = layers.L2Pool(name="pool", **shared)(x)
+        outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
+        super().__init__(inputs, outputs, name=name, **kwargs)
+
+        self._config = {
+            "size": size,
+            "input_shape": tuple(input_shape),
+            "num_classes": num_classes,
+            "patch_size": patch_size,
+            "depth": depth,
+            "width": width,
+            "shift_ratio": shift_ratio,
+            "beta": beta,
+            "padding": padding,
+            "epsilon": epsilon,
+            "temperature": temperature,
+            "learning_rate": learning_rate,
+            "data_format": data_format,
+            "dtype": policy.name,
+        }
+        if compile:
+            self.compile(
+                ManifoldAdam(learning_rate),
+                loss=EMMA(3 * epsilon, temperature=temperature),
+                metrics=["accuracy", CertifiedAccuracy(epsilon)],
+                cosine_decay_from=learning_rate,
+            )
+
+    def get_config(self):
+        return {"name": self.name, "trainable": self.trainable, **self._config}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        # What the model was compiled with is saved, and restored, apart from its config.
+        return cls(**config, compile=False)
+
+
+def _preset(size, depth, width, shift_ratio):
+    if size is None and (depth is None) != (width is None):
+        raise ValueError(
+            f"Give `size`, or both `depth` and `width`. Received: depth={depth}, width={width}"
+        )
+    size = "tiny" if size is None else size
+    if size not in PRESETS:
+        raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
+    given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
+    return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
+
+
+def _default_patch_size(input_shape, data_format):
+    if len(input_shape) != 3:
+        raise ValueError(
+            "`input_shape` is (height, width, channels), or (channels, height, width) with "
+            f"data_format='channels_first'. Received: input_shape={input_shape}"
+        )
+    height, width = input_shape[:2] if data_format == "channels_last" else input_shape[1:]
+    if height is None or width is None:
+        raise ValueError(
+            "LipNeXt holds a bias for each position and needs a known height and width. "
+            f"Received: input_shape={input_shape}"
+        )
+    for patch_size in range(2, min(height, width) + 1):
+        divides = height % patch_size == width % patch_size == 0
+        if divides and max(height, width) <= 14 * patch_size:
+            return patch_size
+    raise ValueError(
+        f"No patch size divides images of {height} x {width} pixels into at most 14 x 14 patches. "
+        "Crop or pad the images, or give `patch_size`."
+    )

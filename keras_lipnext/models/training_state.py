@@ -1,0 +1,70 @@
+"""What losses and metrics must know of the model, and the callback that keeps it up to date."""
+
+import math
+
+import keras
+from keras import ops
+
+
+class TrainingState(keras.metrics.Metric):
+    """Pairwise constants and training progress, held as metric state.
+
+    On JAX a jitted step hands losses and metrics explicit state: of the model's own variables,
+    metrics see none. The state of a tracked metric reaches both, is not a weight of the model and
+    is not saved with it. It adds no entry to the logs.
+    """
+
+    def __init__(self, classes):
+        super().__init__(name="training_state")
+        # "mean" reads one value from equal replicas under tf.distribute.
+        self.distances = self.add_variable(
+            (classes, classes), "zeros", aggregation="mean", name="distances"
+        )
+        self.progress = self.add_variable((), "ones", aggregation="mean", name="progress")
+        self.increment = self.add_variable((), "zeros", aggregation="mean", name="increment")
+
+    def update_state(self, distances, advance):
+        """Takes the constants of the current weights; `advance` counts one training step."""
+        self.distances.assign(ops.cast(ops.stop_gradient(distances), self.distances.dtype))
+        if advance:
+            self.progress.assign(ops.minimum(self.progress + self.increment, 1.0))
+
+    def result(self):
+        return {}
+
+    def reset_state(self):
+        """Keeps its state: it is not a statistic of an epoch."""
+
+    def save_own_variables(self, store):
+        """Saves nothing: the model's weights determine it."""
+
+    def load_own_variables(self, store):
+        """Loads nothing."""
+
+
+class Schedule(keras.callbacks.Callback):
+    """Keeps count of the share of the training done, and decays the learning rate by a cosine.
+
+    Progress runs from 0 to 1 over the epochs of one `fit`, step by step where the number of steps
+    is known. With `cosine_from`, each epoch's learning rate is the cosine's value at its middle;
+    afterwards the rate is put back.
+    """
+
+    def __init__(self, state, cosine_from=None):
+        super().__init__()
+        self.state = state
+        self.cosine_from = cosine_from
+
+    def on_epoch_begin(self, epoch, logs=None):
+        epochs, steps = self.params["epochs"], self.params.get("steps")
+        self.state.progress.assign(min(epoch / epochs, 1.0))
+        self.state.increment.assign(1 / (epochs * steps) if steps else 0.0)
+        if self.cosine_from is not None:
+            angle = math.pi * (epoch + 0.5) / epochs
+            self.model.optimizer.learning_rate = self.cosine_from * (1 + math.cos(angle)) / 2
+
+    def on_train_end(self, logs=None):
+        self.state.progress.assign(1.0)
+        self.state.increment.assign(0.0)
+        if self.cosine_from is not None:
+            self.model.optimizer.learning_rate = self.cosine_from
