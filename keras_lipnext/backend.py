@@ -7,19 +7,35 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 import contextlib
 
 import keras
+from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 
 
+@contextlib.contextmanager
 def float64_scope():
-    """Context in which float64 tensors stay float64.
+    """Context in which computations on float64 tensors stay in float64, on every backend.
 
-    JAX silently computes in float32 unless its 64-bit mode is on; the mode is switched on inside
-    the context only. PyTorch and TensorFlow need nothing.
+    Two things stand in the way. JAX has no float64 unless its 64-bit mode is on. And on JAX and
+    PyTorch Keras' dtype promotion turns 64-bit results into 32-bit ones: `keras.ops.matmul` of two
+    float64 tensors computes in float32 on PyTorch, `tanh` on JAX. Both are switched inside the
+    context only.
+
+    Raises:
+        RuntimeError: if the Keras installed would still promote float64 to something else.
     """
-    if keras.backend.backend() == "jax":
-        import jax
+    with contextlib.ExitStack() as stack:
+        if keras.backend.backend() == "jax":
+            import jax
 
-        return jax.enable_x64(True)
-    return contextlib.nullcontext()
+            stack.enter_context(jax.enable_x64(True))
+        promotion = BIT64_TO_BIT32_DTYPE["float64"]
+        stack.callback(BIT64_TO_BIT32_DTYPE.__setitem__, "float64", promotion)
+        BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+        if keras.backend.result_type("float64", "float64") != "float64":
+            raise RuntimeError(
+                f"Keras {keras.__version__} computes float64 operations in lower precision on the "
+                f"{keras.backend.backend()} backend: certificates cannot be evaluated."
+            )
+        yield
 
 
 def inference_scope():

@@ -116,7 +116,8 @@ def layer_chain(model):
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) has no graph to certify: it is "
             "subclassed or not built. Build it as a functional model, "
-            "keras_lipnext.CertifiableModel(inputs, outputs), or call a Sequential model on data first."
+            "keras_lipnext.CertifiableModel(inputs, outputs), or call a Sequential model on data "
+            "first."
         )
     if len(outputs) != 1 or len(model.inputs) != 1:
         raise ValueError(

@@ -108,7 +108,8 @@ def _relu(layer, norm):
 def _rescaling(layer, norm):
     if not isinstance(layer.scale, (int, float)):
         raise refusal(layer, "its scale is not one number")
-    return abs(layer.scale)
+    # TensorFlow hands the scale on as a float32, perhaps rounded up.
+    return abs(layer.scale) * (1 + 2.0**-23) if layer.scale not in (1, -1) else 1.0
 
 
 @lipschitz_rule(layers.OrthogonalDense, keras.layers.Dense)

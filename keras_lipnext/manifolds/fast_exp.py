@@ -15,16 +15,15 @@ import math
 import keras
 from keras import ops
 
-from keras_lipnext.manifolds.polar import at_least_float32
+from keras_lipnext.manifolds.polar import EPSILON, at_least_float32
 
 # Truncation error allowed, in multiples of the working precision's epsilon: 1e-6 in float32.
 TOLERANCE = 8
-_EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
 def _largest_theta(order, dtype):
     """Largest spectral norm for which the Taylor polynomial of `order` is accurate."""
-    allowed = TOLERANCE * _EPSILON[dtype]
+    allowed = TOLERANCE * EPSILON[dtype]
     return (allowed * math.factorial(order + 1)) ** (1 / (order + 1))
 
 

@@ -14,6 +14,8 @@ import functools
 import keras
 from keras import ops
 
+EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
+
 
 def sym(a):
     return (a + transpose(a)) / 2
@@ -54,7 +56,7 @@ def tall(fn):
 
 
 def at_least_float32(dtype):
-    return keras.backend.result_type(dtype, "float32")
+    return "float64" if dtype == "float64" else "float32"
 
 
 def gram_defect(x):
@@ -81,6 +83,15 @@ def newton_schulz(x, steps):
     return x
 
 
+# Newton-Schulz steps of the cheap branches, and all branches. They are made once: JAX compiles a
+# branch anew for each new function object.
+_STEPS = (1, 3, 6)
+_BRANCHES = [
+    *(functools.partial(newton_schulz, steps=steps) for steps in _STEPS),
+    lambda x: newton_schulz(polar_svd(x), steps=1),
+]
+
+
 @tall
 def polar(x):
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
@@ -95,19 +106,12 @@ def polar(x):
     Returns:
         Tensor of the shape and dtype of `x` with orthonormal columns (rows, if m < n).
     """
-    # `steps` iterations square the defect `steps` times: they end below `floor` if it starts
-    # below floor ** (1 / 2 ** steps).
-    floor = 4 * _epsilon(x.dtype)
-    schedule = (1, 3, 6)
+    # Each step squares the defect: after `steps` of them it ends below `floor` if it starts below
+    # floor ** (1 / 2 ** steps).
+    floor = 4 * EPSILON[keras.backend.standardize_dtype(x.dtype)]
     defect = frobenius(gram_defect(x))
     # NaN compares false with every threshold and so takes the first branch, which returns NaN.
-    branch = sum(ops.cast(defect > floor ** (0.5**steps), "int32") for steps in schedule)
-    branches = [functools.partial(newton_schulz, steps=steps) for steps in schedule]
+    branch = sum(ops.cast(defect > floor ** (0.5**steps), "int32") for steps in _STEPS)
     # SVD routines raise or hang on infinities: those go through Newton-Schulz, to NaN.
     branch = ops.where(ops.isfinite(defect), branch, 0)
-    branches.append(lambda a: newton_schulz(polar_svd(a), steps=1))
-    return ops.switch(branch, branches, x)
-
-
-def _epsilon(dtype):
-    return {"float32": 2.0**-23, "float64": 2.0**-52}[keras.backend.standardize_dtype(dtype)]
+    return ops.switch(branch, _BRANCHES, x)

@@ -1,0 +1,30 @@
+"""Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import keras
+import pytest
+
+# Property tests compile on their first example: no deadline. The same examples every time.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    """Each test starts from the same seed and leaves no global setting behind."""
+    keras.utils.set_random_seed(1)
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """((x_train, y_train), (x_test, y_test)) of scikit-learn's digits in [0, 1]."""
+    from data import load_digits_split
+
+    return load_digits_split()

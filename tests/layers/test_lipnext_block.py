@@ -1,0 +1,52 @@
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+from layer_checks import check_data_formats, check_layer, random_input
+
+from keras_lipnext import backend
+from keras_lipnext.layers import BetaAbs, LipNeXtBlock, SpatialShift
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_basics(padding):
+    arguments = {"shift_ratio": 1 / 8, "beta": 0.5, "padding": padding}
+    check_layer(LipNeXtBlock, arguments, (2, 3, 4, 16), (2, 3, 4, 16))
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_equals_the_papers_formula(padding):
+    """beta_abs(M R^T S(R (x + p)) + b), all matrices whole, in float64."""
+    x = random_input((2, 3, 4, 16), "float64")
+    with backend.float64_scope():
+        block = LipNeXtBlock(1 / 8, 0.75, padding, dtype="float64")
+        block.build(x.shape)
+        block.positional_bias.bias.assign(random_input((3, 4, 1), "float64", seed=1))
+        block.dense.bias.assign(random_input((16,), "float64", seed=2))
+        actual = to_numpy(block(keras.ops.convert_to_tensor(x)))
+        p = to_numpy(block.positional_bias.bias)
+        m, b = to_numpy(block.dense.kernel).T, to_numpy(block.dense.bias)
+        rows = to_numpy(block.mixing.kernel).T  # R_s, to be completed to an orthogonal R
+        rest = np.linalg.svd(rows)[2][8:]
+        r = np.concatenate([rows, rest])
+        np.testing.assert_allclose(r @ r.T, np.eye(16), atol=1e-12)
+        shift = SpatialShift(1 / 8, padding, dtype="float64")
+        shifted = to_numpy(shift(keras.ops.convert_to_tensor((x + p) @ r.T)))
+        z = shifted @ r @ m.T + b
+        expected = to_numpy(BetaAbs(0.75, dtype="float64")(keras.ops.convert_to_tensor(z)))
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+def test_data_formats():
+    check_data_formats(LipNeXtBlock, {"shift_ratio": 1 / 8}, (2, 4, 5, 8))
+
+
+def test_parts_inherit_the_dtype():
+    block = LipNeXtBlock(dtype="mixed_bfloat16")
+    block.build((None, 4, 4, 8))
+    assert {part.dtype_policy.name for part in block.parts} == {"mixed_bfloat16"}
+
+
+def test_channels_not_divisible():
+    with pytest.raises(ValueError, match=r"multiples of 8 channels work"):
+        LipNeXtBlock(1 / 8)(np.ones((1, 4, 4, 20)))

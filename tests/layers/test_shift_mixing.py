@@ -1,0 +1,110 @@
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+from layer_checks import check_data_formats, check_layer, random_input
+
+from keras_lipnext import backend
+from keras_lipnext.layers import ShiftMixing
+from keras_lipnext.layers.spatial_shift import shift_groups
+from keras_lipnext.manifolds import stiefel
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("ratio, channels", [(1 / 8, 16), (1 / 4, 8)])
+def test_basics(padding, ratio, channels):
+    shape = (3, 4, 5, channels)
+    check_layer(ShiftMixing, {"ratio": ratio, "padding": padding}, shape, shape)
+
+
+def test_stores_the_moving_rows_only():
+    layer = ShiftMixing(1 / 8)
+    layer.build((None, 4, 4, 16))
+    assert tuple(layer.kernel.shape) == (16, 8)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("size", [(4, 7), (1, 3), (5, 5)])
+@pytest.mark.parametrize("ratio", [1 / 16, 1 / 8, 1 / 4])
+def test_equals_the_full_form(padding, size, ratio):
+    """R^T S R with the whole orthogonal R: outputs and gradients agree, in float64."""
+    channels, group = 16, round(16 * ratio)
+    x = random_input((2, *size, channels), "float64")
+    with backend.float64_scope():
+        weights = keras.ops.convert_to_tensor(random_input(x.shape, "float64", seed=1))
+        full = stiefel.projx(random_input((channels, channels), "float64", seed=2))
+        layer = ShiftMixing(ratio, padding, dtype="float64")
+        layer.build(x.shape)
+        layer.kernel.assign(keras.ops.transpose(full)[:, : 4 * group])
+
+        def full_form(x, rotation):
+            rotated = keras.ops.matmul(x, keras.ops.transpose(rotation))
+            shifted = shift_groups(rotated, group, padding, "channels_last")
+            return keras.ops.matmul(shifted, rotation)
+
+        def reduced_form(x, rotation):
+            del rotation
+            return layer(x)
+
+        tensor = keras.ops.convert_to_tensor(x)
+        values = [form(tensor, full) for form in (full_form, reduced_form)]
+        slopes = [
+            backend.gradient(lambda t, form=form: keras.ops.tanh(form(t, full)) * weights, tensor)
+            for form in (full_form, reduced_form)
+        ]
+        for expected, actual in (values, slopes):
+            np.testing.assert_allclose(to_numpy(actual), to_numpy(expected), atol=1e-13)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_kernel_gradient_equals_the_full_form(padding):
+    """The Riemannian gradient of R_s is the part of R's that can change the function.
+
+    Along tangent directions of the moving rows both forms have the same slope.
+    """
+    channels, group = 16, 2
+    shape = (2, 3, 4, channels)
+    with backend.float64_scope():
+        x = keras.ops.convert_to_tensor(random_input(shape, "float64"))
+        weights = keras.ops.convert_to_tensor(random_input(shape, "float64", seed=1))
+        full = stiefel.projx(random_input((channels, channels), "float64", seed=2))
+
+        def full_loss(rotation):
+            rotated = keras.ops.matmul(x, keras.ops.transpose(rotation))
+            shifted = shift_groups(rotated, group, padding, "channels_last")
+            return keras.ops.matmul(shifted, rotation) * weights
+
+        def reduced_loss(kernel):
+            rows = keras.ops.matmul(x, kernel)
+            moved = shift_groups(rows, group, padding, "channels_last") - rows
+            return keras.ops.matmul(moved, keras.ops.transpose(kernel)) * weights
+
+        full_slope = to_numpy(backend.gradient(full_loss, full))
+        kernel = keras.ops.transpose(full)[:, : 4 * group]
+        slope = to_numpy(backend.gradient(reduced_loss, kernel))
+        rotation, kernel = to_numpy(full), to_numpy(kernel)
+    # A rotation R exp(A) of the whole basis moves the rows R_s by R_s A.
+    a = random_input((channels, channels), "float64", seed=3)
+    a = a - a.T
+    by_full = np.sum(full_slope * (rotation @ a))
+    by_reduced = np.sum(slope * (rotation[: 4 * group] @ a).T)
+    assert by_full == pytest.approx(by_reduced, rel=1e-10)
+
+
+def test_circular_is_an_isometry():
+    with backend.float64_scope():
+        layer = ShiftMixing(1 / 8, dtype="float64")
+        x = random_input((10, 5, 4, 16), "float64")
+        outputs = to_numpy(layer(keras.ops.convert_to_tensor(x)))
+    norms = [np.linalg.norm(v.reshape(10, -1), axis=1) for v in (x, outputs)]
+    np.testing.assert_allclose(*norms, rtol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_data_formats(padding):
+    check_data_formats(ShiftMixing, {"ratio": 1 / 8, "padding": padding}, (2, 4, 5, 8))
+
+
+def test_channels_not_divisible():
+    with pytest.raises(ValueError, match=r"ratio=0.125, channels=20.*multiples of 8"):
+        ShiftMixing(1 / 8)(np.ones((1, 4, 4, 20)))
