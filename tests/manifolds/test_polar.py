@@ -1,0 +1,89 @@
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_lipnext import backend
+from keras_lipnext.manifolds import newton_schulz, polar, polar_svd
+
+
+def numpy_polar(x):
+    u, _, vh = np.linalg.svd(x, full_matrices=False)
+    return u @ vh
+
+
+def near_stiefel(shape, distance, seed):
+    """A random matrix with singular values in [1 - distance, 1 + distance]."""
+    rng = np.random.default_rng(seed)
+    u, s, vh = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    s = 1 + distance * rng.uniform(-1, 1, size=s.shape)
+    return (u * s[..., None, :]) @ vh
+
+
+SHAPES = [(1, 1), (1, 5), (5, 1), (6, 6), (12, 5), (5, 12), (3, 7, 4), (2, 3, 4, 4)]
+
+
+@given(
+    st.sampled_from(SHAPES),
+    st.sampled_from([0.0, 1e-7, 1e-5, 1e-3, 0.03, 0.1, 0.3, 0.6, 0.9]),
+    st.integers(0, 1000),
+)
+def test_equals_svd_in_float64(shape, distance, seed):
+    x = near_stiefel(shape, distance, seed)
+    with backend.float64_scope():
+        result = to_numpy(polar(x))
+    np.testing.assert_allclose(result, numpy_polar(x), atol=2e-14)
+
+
+@given(st.sampled_from(SHAPES), st.sampled_from([1e-4, 1.0, 1e4]), st.integers(0, 1000))
+def test_far_from_the_manifold(shape, scale, seed):
+    x = scale * np.random.default_rng(seed).normal(size=shape)
+    with backend.float64_scope():
+        result = to_numpy(polar(x))
+    conditioning = 1 / np.linalg.svd(x / scale, compute_uv=False).min()
+    np.testing.assert_allclose(result, numpy_polar(x), atol=1e-13 * conditioning)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-5, 1e-3, 0.03, 0.1, 0.3, 0.6, 0.9])
+def test_float32_reaches_working_precision(distance):
+    x = near_stiefel((64, 32), distance, 0).astype("float32")
+    result = to_numpy(polar(x)).astype("float64")
+    assert np.abs(result.T @ result - np.eye(32)).max() < 1.5e-6
+    np.testing.assert_allclose(result, numpy_polar(x.astype("float64")), atol=2e-6)
+
+
+def test_newton_schulz_squares_the_defect():
+    x = near_stiefel((10, 10), 1e-3, 0)
+    before = np.abs(x.T @ x - np.eye(10)).max()
+    with backend.float64_scope():
+        y = to_numpy(newton_schulz(keras.ops.convert_to_tensor(x), steps=1))
+    assert np.abs(y.T @ y - np.eye(10)).max() < 10 * before**2
+
+
+def test_rank_deficient():
+    result = to_numpy(polar(np.ones((4, 4), "float32")))
+    assert np.abs(result.T @ result - np.eye(4)).max() < 2e-6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_stays_non_finite(bad):
+    x = np.eye(4, dtype="float32")
+    x[0, 0] = bad
+    assert not np.isfinite(to_numpy(polar(x))).all()
+
+
+@pytest.mark.parametrize("fn", [polar, polar_svd])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(fn, dtype):
+    x = keras.ops.cast(near_stiefel((8, 4), 0.05, 0), dtype)
+    result = fn(x)
+    assert keras.backend.standardize_dtype(result.dtype) == dtype
+    result = to_numpy(keras.ops.cast(result, "float32"))
+    np.testing.assert_allclose(result.T @ result, np.eye(4), atol=0.02)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"`polar` expects matrices.*Received: shape=\(3,\)"):
+        polar(np.ones(3))
