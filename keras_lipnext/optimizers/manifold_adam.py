@@ -68,6 +68,9 @@ class ManifoldAdam(ManifoldOptimizer):
         self.assign(m, new_m)
         self.assign(v, new_v)
         step = ops.cast(self.iterations + 1, gradient.dtype)
-        m_hat = new_m / (1 - ops.power(ops.cast(self.beta_1, gradient.dtype), step))
-        v_hat = new_v / (1 - ops.power(ops.cast(self.beta_2, gradient.dtype), step))
+        beta_1, beta_2 = (
+            ops.convert_to_tensor(b, dtype=gradient.dtype) for b in (self.beta_1, self.beta_2)
+        )
+        m_hat = new_m / (1 - beta_1**step)
+        v_hat = new_v / (1 - beta_2**step)
         return m_hat / (ops.sqrt(v_hat) + self.epsilon)

@@ -107,10 +107,12 @@ class ManifoldOptimizer(keras.optimizers.Adam):
 
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)
-        if self.use_ema:  # An average of points of the manifold lies inside it.
+        if self.use_ema:
             for variable in var_list:
-                if variable.constraint is not None:
-                    variable.assign(variable.constraint(variable))
+                # An average of points of the manifold lies inside it. The copy: on JAX the variable
+                # and the average share a buffer here, which the next step could not donate twice.
+                project = variable.constraint or ops.copy
+                variable.assign(project(backend.value(variable)))
 
     def get_config(self):
         config = super().get_config()
