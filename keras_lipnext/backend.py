@@ -50,14 +50,16 @@ def inference_scope():
 def value(variable):
     """The current value of a Keras variable, or of the raw `tf.Variable` an optimizer is handed.
 
-    `keras.ops.convert_to_tensor` passes a `tf.Variable` through as it is.
+    `keras.ops.convert_to_tensor` passes a `tf.Variable` through as it is. Anything else is returned
+    unchanged.
     """
     if isinstance(variable, keras.Variable):
         variable = variable.value
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.convert_to_tensor(variable)
+        if isinstance(variable, tf.Variable):
+            return tf.convert_to_tensor(variable)
     return variable
 
 

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_lipnext.layers._channels import positive_integer
+
 
 def numpy_batches(x, y=None, batch_size=256):
     """Iterator over (inputs, labels or None) and the number of batches, None if unknown.
@@ -16,9 +18,18 @@ def numpy_batches(x, y=None, batch_size=256):
     Raises:
         ValueError: if `x` and `y` do not fit together.
     """
-    if hasattr(x, "shape") or (isinstance(x, (list, tuple)) and y is not None):
+    positive_integer("batch_size", batch_size)
+    if isinstance(x, tuple) and len(x) == 2 and y is None:
+        raise ValueError(
+            "Received a pair as `x`: pass inputs and labels apart, `certify(model, x, y)`."
+        )
+    if isinstance(x, (dict, str)):
+        raise ValueError(f"Expected one array or data set as `x`. Received: {type(x).__name__}")
+    if hasattr(x, "shape") or isinstance(x, list):
         x = _to_numpy(x)
-        labels = None if y is None else class_labels(_to_numpy(y))
+        if x.ndim == 0:
+            raise ValueError(f"Expected an array with a batch axis. Received: {x!r}")
+        labels = None if y is None else _to_numpy(y)
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"Received {len(x)} inputs and {len(labels)} labels: they must match.")
         if len(x) == 0:
@@ -45,23 +56,36 @@ def numpy_batches(x, y=None, batch_size=256):
             "Expected an array, a tf.data.Dataset, a torch DataLoader, a keras PyDataset or an "
             f"iterable of batches. Received: {x!r} of type {type(x).__name__}"
         ) from None
-    return map(_split, batches), len(x) if hasattr(x, "__len__") else None
+    try:
+        total = len(x)
+    except TypeError:  # a data set of unknown length
+        total = None
+    return map(_split, batches), total
 
 
-def class_labels(y):
-    """Integer labels, shape (n,), from integers, (n,) or (n, 1), or one-hot rows, (n, classes)."""
+def class_labels(y, classes):
+    """Integer labels, shape (n,), from integers, (n,) or (n, 1), or rows of `classes` shares."""
     y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] > 1:
+    if y.ndim == 2 and y.shape[1] == classes > 1:
         return y.argmax(axis=-1)
-    if y.ndim > 2:
-        raise ValueError(f"Labels are integers or one-hot rows. Received: shape={y.shape}")
-    return y.reshape(-1).astype("int64")
+    if y.ndim not in (1, 2) or y.size != len(y):
+        raise ValueError(
+            f"Labels are integers, shape (n,) or (n, 1), or one-hot rows, shape (n, {classes}). "
+            f"Received: shape={y.shape}"
+        )
+    labels = y.reshape(-1).astype("int64")
+    if not (labels == y.reshape(-1)).all() or not ((labels >= 0) & (labels < classes)).all():
+        raise ValueError(
+            f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}. "
+            f"Received: labels from {y.min()} to {y.max()} of dtype {y.dtype}"
+        )
+    return labels
 
 
 def _split(batch):
     if isinstance(batch, (list, tuple)):
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-        return _to_numpy(x), None if y is None else class_labels(_to_numpy(y))
+        return _to_numpy(x), None if y is None else _to_numpy(y)
     return _to_numpy(batch), None
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_lipnext.certification.batches import numpy_batches
+from keras_lipnext.certification.batches import class_labels, numpy_batches
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import lipschitz_bound
 from keras_lipnext.certification.radius import (
@@ -25,7 +25,8 @@ def certify(model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto")
         min_{j != i} (z_i - z_j) / (K ||w_i - w_j||)
 
     for a linear head with weight vectors w, and `min_j (z_i - z_j) / (sqrt(2) K)` without one,
-    where K covers the logits. Ties and non-finite logits have radius 0.
+    where K covers the logits. Ties and non-finite logits have radius 0. Inputs are taken as real
+    numbers, whatever the dtype of the model's input.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -64,8 +65,11 @@ def certify(model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto")
         predictions.append(batch_predictions)
         radii.append(batch_radii)
         if batch_labels is not None:
-            _check_labels(batch_labels, len(batch_predictions), classes)
-            labels.append(batch_labels)
+            if len(batch_labels) != len(inputs):
+                raise ValueError(
+                    f"A batch has {len(inputs)} inputs and {len(batch_labels)} labels."
+                )
+            labels.append(class_labels(batch_labels, classes))
         if progress:
             progress.update(index + 1)
     if not predictions:
@@ -91,13 +95,3 @@ def _distances(bound, classes):
             raise ValueError(f"Layer '{bound.head.name}' has weights that are NaN or infinite.")
         distances = pairwise_distances_float64(kernel)
     return bound.constant * distances * (1 + 2.0**-52)
-
-
-def _check_labels(labels, samples, classes):
-    if len(labels) != samples:
-        raise ValueError(f"A batch has {samples} inputs and {len(labels)} labels.")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(
-            f"The model has {classes} classes, 0 to {classes - 1}. Received: labels from "
-            f"{labels.min()} to {labels.max()}"
-        )

@@ -20,8 +20,8 @@ class Float64Twin:
         self._input, *chain = layer_chain(model)
         with backend.float64_scope():
             tensor = inputs = keras.Input(batch_shape=self._input.batch_shape, dtype="float64")
-            for layer in chain:
-                twin = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+            for index, layer in enumerate(chain):
+                twin = type(layer).from_config(_float64_config(layer, f"{index}_{layer.name}"))
                 tensor = twin(tensor)
                 for target, source in zip(twin.weights, layer.weights, strict=True):
                     if keras.backend.standardize_dtype(target.dtype) != "float64":
@@ -46,10 +46,19 @@ class Float64Twin:
         with backend.float64_scope(), backend.inference_scope():
             outputs = self.tensor(keras.ops.convert_to_tensor(x, dtype="float64"))
             outputs = keras.ops.convert_to_numpy(outputs)
-        if outputs.dtype != np.float64:
-            raise ValueError(f"The model answered in {outputs.dtype} although built in float64.")
+        if outputs.dtype != np.float64 or len(outputs) != len(x):
+            raise ValueError(
+                f"The model, built in float64, answered {outputs.shape} in {outputs.dtype} to a "
+                f"batch of {len(x)} inputs."
+            )
         return outputs
 
     def tensor(self, x):
         """Outputs for a float64 tensor of the backend, differentiable."""
         return self._model(x, training=False)
+
+
+def _float64_config(layer, name):
+    """Configuration of the twin. TensorFlow would pass Python floats on as float32."""
+    config = {k: np.float64(v) if type(v) is float else v for k, v in layer.get_config().items()}
+    return {**config, "name": name, "dtype": "float64"}

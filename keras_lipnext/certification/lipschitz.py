@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+from keras.src.models.functional import Functional
 
 from keras_lipnext import layers
 from keras_lipnext.certification.norms import spectral_norm_bound
@@ -119,6 +120,12 @@ def layer_chain(model):
             "keras_lipnext.CertifiableModel(inputs, outputs), or call a Sequential model on data "
             "first."
         )
+    if type(model).call not in (Functional.call, keras.Sequential.call):
+        raise ValueError(
+            f"Model '{model.name}' ({type(model).__name__}) overrides `call`: what it computes is "
+            "not its graph of layers, and cannot be certified. Express it as layers of a "
+            "functional model."
+        )
     if len(outputs) != 1 or len(model.inputs) != 1:
         raise ValueError(
             f"Model '{model.name}' must have one input and one output to be certified. Received: "
@@ -134,7 +141,22 @@ def layer_chain(model):
             chain.extend(reversed(layer_chain(operation)[1:]))
         else:
             chain.append(operation)
-        sources = operation._inbound_nodes[history.node_index].input_tensors
-        if len(sources) != 1 or not isinstance(operation, keras.layers.Layer):
-            raise refusal(operation, "only layers of one input tensor have rules")
-        tensor = sources[0]
+        node = operation._inbound_nodes[history.node_index]
+        if not isinstance(operation, keras.layers.Layer):
+            raise refusal(operation, "it is an operation, not a layer (for x / 255 use Rescaling)")
+        if len(node.input_tensors) != 1:
+            raise refusal(operation, "it combines several tensors")
+        if unusual := _unusual_arguments(node):
+            raise refusal(operation, f"it is called with {unusual}, not as at inference")
+        tensor = node.input_tensors[0]
+
+
+def _unusual_arguments(node):
+    """Arguments of a layer's call beside the tensor that can change what it computes."""
+    harmless = {"training": (None, False), "mask": (None,)}
+    named = {
+        name: value
+        for name, value in node.arguments.kwargs.items()
+        if not any(value is default for default in harmless.get(name, (None,)))
+    }
+    return [*node.arguments.args[1:], *(f"{name}={value!r}" for name, value in named.items())]

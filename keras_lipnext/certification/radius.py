@@ -33,8 +33,11 @@ def pairwise_distances_float64(kernel):
     A sum of n squares carries a relative error below (n + 2) 2^-53 and its root half of it.
     """
     kernel = np.asarray(kernel, "float64")
+    # An exact scaling by a power of two keeps the squares away from under- and overflow.
+    exponent = int(np.frexp(np.abs(kernel).max())[1])
+    kernel = np.ldexp(kernel, -exponent)
     distances = np.stack([np.linalg.norm(kernel - w[:, None], axis=0) for w in kernel.T])
-    return distances * (1 + (kernel.shape[0] + 4) * 2.0**-53)
+    return np.ldexp(distances * (1 + (kernel.shape[0] + 4) * 2.0**-53), exponent)
 
 
 def certified_radii(logits, distances):
@@ -45,23 +48,25 @@ def certified_radii(logits, distances):
         distances: `K ||w_i - w_j||`, shape (classes, classes).
 
     Returns:
-        Shape (batch,): at least 0; 0 where the largest logit is tied or a logit is not finite.
+        Shape (batch,): at least 0; 0 where the largest logit is tied, or belongs to a class with
+        the same weight vector as another, or a logit is not finite.
     """
     predictions = ops.argmax(logits, axis=-1)
     margins = ops.max(logits, axis=-1, keepdims=True) - logits
     needed = ops.take(distances, predictions, axis=0)
     own = ops.one_hot(predictions, logits.shape[-1], dtype="bool")
-    # Equal weight vectors: the margin cannot change, so only its sign counts.
-    ratios = ops.where(
-        needed > 0, margins / ops.where(needed > 0, needed, 1), ops.where(margins > 0, np.inf, 0)
-    )
+    # Equal weight vectors: a margin between them cannot be told from rounding.
+    ratios = ops.where(needed > 0, margins / ops.where(needed > 0, needed, 1), 0)
     radii = ops.min(ops.where(own, np.inf, ratios), axis=-1)
     finite = ops.all(ops.isfinite(logits), axis=-1)
     return ops.where(finite & (radii > 0), radii, 0)
 
 
 def certified_radii_float64(logits, distances):
-    """As `certified_radii`, in NumPy float64, rounded down; returns (predictions, radii)."""
+    """As `certified_radii`, in NumPy float64, rounded down; returns (predictions, radii).
+
+    The prediction is -1 where a logit is not finite.
+    """
     logits = np.asarray(logits, "float64")
     rows = np.arange(len(logits))
     predictions = np.argmax(logits, axis=-1)
@@ -70,9 +75,9 @@ def certified_radii_float64(logits, distances):
     margins = safe[rows, predictions][:, None] - safe
     needed = distances[predictions]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(needed > 0, margins / needed, np.where(margins > 0, np.inf, 0.0))
+        ratios = np.where(needed > 0, margins / needed, 0.0)
     ratios[rows, predictions] = np.inf
     radii = ratios.min(axis=-1)
     # One rounding each in the margin, the quotient and this product.
     radii = np.where(finite & (radii > 0), radii * (1 - 4 * 2.0**-53), 0.0)
-    return predictions, radii
+    return np.where(finite, predictions, -1), radii

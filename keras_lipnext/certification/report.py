@@ -18,7 +18,7 @@ class Certificate:
     """Certified predictions of a model on data.
 
     Attributes:
-        predictions: Integers, shape (n,).
+        predictions: Integers, shape (n,); -1 where a logit was not finite.
         radii: Float64, shape (n,): proven l2 radius of each prediction, in units of the inputs.
         labels: Integers, shape (n,), or None.
         epsilons: Tuple of floats, the radii reported.

@@ -58,7 +58,6 @@ _ACTIVATIONS = {
     keras.activations.relu: 1.0,
     keras.activations.relu6: 1.0,
     keras.activations.elu: 1.0,
-    keras.activations.leaky_relu: 1.0,
     keras.activations.softplus: 1.0,
     keras.activations.softsign: 1.0,
     keras.activations.tanh: 1.0,
@@ -108,8 +107,7 @@ def _relu(layer, norm):
 def _rescaling(layer, norm):
     if not isinstance(layer.scale, (int, float)):
         raise refusal(layer, "its scale is not one number")
-    # TensorFlow hands the scale on as a float32, perhaps rounded up.
-    return abs(layer.scale) * (1 + 2.0**-23) if layer.scale not in (1, -1) else 1.0
+    return abs(layer.scale)
 
 
 @lipschitz_rule(layers.OrthogonalDense, keras.layers.Dense)

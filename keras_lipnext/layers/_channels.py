@@ -1,5 +1,7 @@
 """What the layers share: the channel axis, image shapes and the dtype of accumulating layers."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -75,8 +77,15 @@ def along(vector, axis, rank):
 
 
 def positive_integer(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def number(name, value):
+    """Raises unless `value` is a real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}")
     return value
 
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, along, channels_of
+from keras_lipnext.layers._channels import NAMESPACE, along, channels_of, number
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -32,16 +32,17 @@ class BetaAbs(keras.layers.Layer):
 
     def __init__(self, beta=0.75, axis=-1, **kwargs):
         super().__init__(**kwargs)
-        if not 0 <= beta <= 1:
+        if not 0 <= number("beta", beta) <= 1:
             raise ValueError(f"`beta` must be in [0, 1]. Received: beta={beta!r}")
         self.beta = beta
         self.axis = axis
 
     def build(self, input_shape):
-        self.channels = channels_of(self, input_shape, self.axis)
+        channels_of(self, input_shape, self.axis)
 
     def call(self, inputs):
-        rectified = np.arange(self.channels) < round(self.beta * self.channels)
+        channels = inputs.shape[self.axis]
+        rectified = np.arange(channels) < round(self.beta * channels)
         return ops.where(along(rectified, self.axis, len(inputs.shape)), ops.abs(inputs), inputs)
 
     def compute_output_shape(self, input_shape):

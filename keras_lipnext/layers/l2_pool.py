@@ -6,6 +6,7 @@ from keras_lipnext.layers._channels import (
     accumulating_dtype,
     channel_axis,
     image_sizes,
+    number,
     resolve_data_format,
     spatial_axes,
 )
@@ -38,7 +39,7 @@ class L2Pool(keras.layers.Layer):
 
     def __init__(self, epsilon=1e-12, data_format=None, dtype=None, **kwargs):
         super().__init__(dtype=accumulating_dtype(dtype), **kwargs)
-        if not epsilon >= 0:
+        if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
         self.epsilon = epsilon
         self.data_format = resolve_data_format(data_format)

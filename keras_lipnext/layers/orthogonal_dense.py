@@ -30,8 +30,8 @@ class OrthogonalDense(keras.layers.Layer):
 
     Args:
         units: Positive integer, size of the output.
-        activation: Keras activation. A 1-Lipschitz one ("relu", "tanh", ...) keeps the layer
-            1-Lipschitz; certificates account for others (gelu: 1.13) or refuse them by name.
+        activation: Keras activation. A 1-Lipschitz one ("relu", "tanh", "softplus", ...) keeps the
+            layer 1-Lipschitz; certification refuses those whose constant it does not know.
         use_bias: Whether to add a bias.
         axis: The axis of the features, -1 by default, 1 for channels-first images.
         kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws

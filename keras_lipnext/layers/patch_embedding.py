@@ -68,10 +68,12 @@ class PatchEmbedding(keras.layers.Layer):
         first = self.data_format == "channels_first"
         x = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
         p = self.patch_size
-        _, height, width, channels = ops.shape(x)
-        x = ops.reshape(x, (-1, height // p, p, width // p, p, channels))
+        batch, height, width, channels = ops.shape(x)
+        rows, columns = height // p, width // p
+        # The true batch size, not -1: patches that do not tile must fail, not mix images.
+        x = ops.reshape(x, (batch, rows, p, columns, p, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        x = ops.reshape(x, (-1, height // p, width // p, p * p * channels))
+        x = ops.reshape(x, (batch, rows, columns, p * p * channels))
         x = ops.matmul(x, self.kernel)
         return ops.transpose(x, (0, 3, 1, 2)) if first else x
 

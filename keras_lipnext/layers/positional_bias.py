@@ -5,6 +5,7 @@ from keras_lipnext.layers._channels import (
     add_bias,
     image_sizes,
     resolve_data_format,
+    spatial_axes,
     title,
 )
 
@@ -47,6 +48,8 @@ class PositionalBias(keras.layers.Layer):
         last = self.data_format == "channels_last"
         shape = (height, width, 1) if last else (1, height, width)
         self.bias = add_bias(self, shape, self.initializer)
+        sizes = dict(zip(spatial_axes(self.data_format), (height, width)))
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes=sizes)
 
     def call(self, inputs):
         return inputs + self.bias

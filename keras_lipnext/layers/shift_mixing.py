@@ -58,6 +58,8 @@ class ShiftMixing(keras.layers.Layer):
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)
         self.group = group_size(self, channels)
+        axes = {channel_axis(self.data_format) % 4: channels}
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
         self.kernel = add_stiefel_kernel(self, (channels, 4 * self.group), self.kernel_initializer)
 
     def call(self, inputs):

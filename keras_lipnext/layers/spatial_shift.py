@@ -5,6 +5,7 @@ from keras_lipnext.layers._channels import (
     NAMESPACE,
     channel_axis,
     image_sizes,
+    number,
     resolve_data_format,
     spatial_axes,
     title,
@@ -29,7 +30,7 @@ def group_size(layer, channels):
 
 
 def check_shift(ratio, padding):
-    if not 0 < ratio <= 0.25:
+    if not 0 < number("ratio", ratio) <= 0.25:
         raise ValueError(
             "`ratio`, the share of the channels that moves in each of four directions, must be "
             f"in (0, 1/4]. Received: ratio={ratio!r}"
@@ -102,10 +103,11 @@ class SpatialShift(keras.layers.Layer):
 
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)
-        self.group = group_size(self, channels)
+        group_size(self, channels)
 
     def call(self, inputs):
-        return shift_groups(inputs, self.group, self.padding, self.data_format)
+        group = group_size(self, inputs.shape[channel_axis(self.data_format)])
+        return shift_groups(inputs, group, self.padding, self.data_format)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -1,7 +1,9 @@
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lipnext.certification.radius import pairwise_distances
+from keras_lipnext.layers._channels import number
 
 
 class CertifiedLoss(keras.losses.Loss):
@@ -28,17 +30,11 @@ class CertifiedLoss(keras.losses.Loss):
 
     def __init__(self, epsilon, temperature=1.0, ramp=0.5, start=0.1, **kwargs):
         super().__init__(**kwargs)
-        for name, value, valid in (
-            ("epsilon", epsilon, epsilon > 0),
-            ("temperature", temperature, temperature > 0),
-            ("ramp", ramp, 0 <= ramp <= 1),
-            ("start", start, start > 0),
-        ):
-            if not valid:
-                raise ValueError(
-                    "epsilon, temperature and start must be positive and ramp in [0, 1]. "
-                    f"Received: {name}={value!r}"
-                )
+        for name, value in (("epsilon", epsilon), ("temperature", temperature), ("start", start)):
+            if not 0 < number(name, value) < float("inf"):
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
+        if not 0 <= number("ramp", ramp) <= 1:
+            raise ValueError(f"`ramp` must be in [0, 1]. Received: ramp={ramp!r}")
         self.epsilon = epsilon
         self.temperature = temperature
         self.ramp = ramp
@@ -76,7 +72,12 @@ class CertifiedLoss(keras.losses.Loss):
                 "`loss.bind(head)` with the model's NormalizedDense layer before training."
             )
         classes = y_pred.shape[-1]
-        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == classes > 1:
+        if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
+            raise ValueError(
+                "Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape "
+                f"(batch, {classes}). Received: y_true of shape {tuple(y_true.shape)}"
+            )
+        if len(y_true.shape) == 2 and y_true.shape[-1] == classes > 1:
             probabilities = ops.cast(y_true, y_pred.dtype)
             labels = ops.argmax(y_true, axis=-1)
         else:
@@ -88,7 +89,8 @@ class CertifiedLoss(keras.losses.Loss):
         margin = self.current_epsilon() * ops.take(constants, labels, axis=0)
         logits = self.temperature * (d + self.demanded_share(d, margin) * margin)
         losses = keras.losses.categorical_crossentropy(probabilities, logits, from_logits=True)
-        return losses / self.temperature
+        # A label outside the classes is a NaN to be seen, not a sample to be skipped.
+        return ops.where(ops.sum(own, axis=-1) > 0, losses / self.temperature, np.nan)
 
     def get_config(self):
         return {

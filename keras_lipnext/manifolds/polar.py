@@ -14,6 +14,8 @@ import functools
 import keras
 from keras import ops
 
+from keras_lipnext import backend
+
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -38,13 +40,15 @@ def tall(fn):
 
     @functools.wraps(fn)
     def wrapper(*matrices):
-        matrices = [ops.convert_to_tensor(a) for a in matrices]
+        matrices = [ops.convert_to_tensor(backend.value(a)) for a in matrices]
         if len(matrices[0].shape) < 2:
             raise ValueError(
                 f"`{fn.__name__}` expects matrices, shape (..., rows, columns). "
                 f"Received: shape={tuple(matrices[0].shape)}"
             )
         dtype = keras.backend.standardize_dtype(matrices[0].dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(f"`{fn.__name__}` expects floating point. Received: dtype={dtype}")
         matrices = [ops.cast(a, at_least_float32(dtype)) for a in matrices]
         wide = matrices[0].shape[-2] < matrices[0].shape[-1]
         result = fn(*(map(transpose, matrices) if wide else matrices))

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_lipnext.certification.radius import certified_radii
+from keras_lipnext.layers._channels import number
 
 
 class CertifiedMetric(keras.metrics.Mean):
@@ -49,7 +50,7 @@ class CertifiedAccuracy(CertifiedMetric):
     """
 
     def __init__(self, epsilon, name="certified_accuracy", dtype=None):
-        if not epsilon >= 0:
+        if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
         super().__init__(name=name, dtype=dtype)
         self.epsilon = epsilon

@@ -60,8 +60,7 @@ class CertifiableModel(keras.Model):
                 "keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
                 f"'{head.name}' ({type(head).__name__}). Softmax belongs into the loss."
             )
-        self._head_name = head.name
-        self._cosine_decay_from = None
+        self._cosine_from = None
         self._in_training = False
         self._state = TrainingState(head.units)
 
@@ -78,22 +77,27 @@ class CertifiableModel(keras.Model):
         """Certifies predictions on data; see `keras_lipnext.certify`."""
         return certify(self, x, y, **kwargs)
 
-    def compile(self, *args, cosine_decay_from=None, **kwargs):
+    def compile(self, *args, **kwargs):
         """Configures training, as `keras.Model.compile`, and binds certified losses and metrics.
 
-        Args:
-            *args, **kwargs: As for `keras.Model.compile`.
-            cosine_decay_from: Float or None. If given, each `fit` decays the optimizer's learning
-                rate from this value by a cosine, epoch by epoch, and puts it back at the end.
+        A certified loss is copied before it is bound, so that models can share one.
         """
-        super().compile(*args, **kwargs)
-        self._cosine_decay_from = cosine_decay_from
-        config = inspect.signature(super().compile).bind(*args, **kwargs).arguments
-        for loss in _instances(config.get("loss"), CertifiedLoss):
-            loss.bind(self.head, self._nominal_constant, self._training_progress)
+        arguments = inspect.signature(super().compile).bind(*args, **kwargs)
+        config = arguments.arguments
+        if "loss" in config:
+            config["loss"] = keras.tree.map_structure(self._bound_copy, config["loss"])
         for key in ("metrics", "weighted_metrics"):
-            for metric in _instances(config.get(key), CertifiedMetric):
-                metric.bind(lambda: self._state.distances.value)
+            for metric in keras.tree.flatten(config.get(key)):
+                if isinstance(metric, CertifiedMetric):
+                    metric.bind(lambda: self._state.distances.value)
+        super().compile(*arguments.args, **arguments.kwargs)
+        self._cosine_from = None
+
+    def _bound_copy(self, loss):
+        if not isinstance(loss, CertifiedLoss):
+            return loss
+        copy = type(loss).from_config(loss.get_config())
+        return copy.bind(self.head, self._nominal_constant, self._training_progress)
 
     def _training_progress(self):
         """Share of the training done: 1, the full demand, in evaluation."""
@@ -108,31 +112,23 @@ class CertifiableModel(keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def fit(self, *args, **kwargs):
-        """Trains, as `keras.Model.fit`."""
+        """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps."""
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
+        schedule = Schedule(self._state, self._cosine_from)
         callbacks = arguments.arguments.get("callbacks")
-        schedule = Schedule(self._state, self._cosine_decay_from)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(schedule)
-        else:
-            if callbacks is None:
-                callbacks = []
-            elif not isinstance(callbacks, (list, tuple)):
-                callbacks = [callbacks]
-            arguments.arguments["callbacks"] = [schedule, *callbacks]
-        return super().fit(*arguments.args, **arguments.kwargs)
-
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        if config:
-            config["cosine_decay_from"] = self._cosine_decay_from
-        return config
+            callbacks = callbacks.callbacks
+        elif not isinstance(callbacks, (list, tuple)):
+            callbacks = [] if callbacks is None else [callbacks]
+        arguments.arguments["callbacks"] = [schedule, *callbacks]
+        try:
+            return super().fit(*arguments.args, **arguments.kwargs)
+        finally:
+            schedule.finish()
 
     def compile_from_config(self, config):
+        cosine_from = self._cosine_from
         self.compile(**keras.saving.deserialize_keras_object(config))
+        self._cosine_from = cosine_from
         if self.built:
             self.optimizer.build(self.trainable_variables)
-
-
-def _instances(structure, cls):
-    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, cls)]

@@ -51,7 +51,9 @@ class LipNeXt(CertifiableModel):
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
             shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
         temperature: EMMA's temperature.
-        learning_rate: ManifoldAdam's learning rate, from which it decays.
+        learning_rate: ManifoldAdam's learning rate. Each `fit` decays it from this value by a
+            cosine, epoch by epoch, and puts it back; compile the model yourself for another
+            schedule.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
         dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
             pooling and the head stay in float32 under a mixed one.
@@ -126,20 +128,44 @@ class LipNeXt(CertifiableModel):
             "dtype": policy.name,
         }
         if compile:
+            optimizer = ManifoldAdam(learning_rate)
+            if policy.name == "mixed_float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             self.compile(
-                ManifoldAdam(learning_rate),
+                optimizer,
                 loss=EMMA(3 * epsilon, temperature=temperature),
                 metrics=["accuracy", CertifiedAccuracy(epsilon)],
-                cosine_decay_from=learning_rate,
             )
+            self._cosine_from = learning_rate
+
+    def _parts(self):
+        """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
+        parts = {}
+        for layer in self.layers:
+            parts[layer.name] = layer
+            if isinstance(layer, layers.LipNeXtBlock):
+                parts |= {f"{layer.name}/{part.name}": part for part in layer.parts}
+        return parts
 
     def get_config(self):
-        return {"name": self.name, "trainable": self.trainable, **self._config}
+        return {
+            "name": self.name,
+            **self._config,
+            "frozen": [path for path, part in self._parts().items() if not part.trainable],
+            "cosine_decay": self._cosine_from is not None,
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        frozen, cosine_decay = config.pop("frozen"), config.pop("cosine_decay")
         # What the model was compiled with is saved, and restored, apart from its config.
-        return cls(**config, compile=False)
+        model = cls(**config, compile=False)
+        for path, part in model._parts().items():
+            if path in frozen:
+                part.trainable = False
+        model._cosine_from = config["learning_rate"] if cosine_decay else None
+        return model
 
 
 def _preset(size, depth, width, shift_ratio):

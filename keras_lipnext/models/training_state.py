@@ -17,8 +17,10 @@ class TrainingState(keras.metrics.Metric):
     def __init__(self, classes):
         super().__init__(name="training_state")
         # "mean" reads one value from equal replicas under tf.distribute.
+        # Infinite until the first step: nothing is certified before the constants are known.
+        unknown = keras.initializers.Constant(float("inf"))
         self.distances = self.add_variable(
-            (classes, classes), "zeros", aggregation="mean", name="distances"
+            (classes, classes), unknown, aggregation="mean", name="distances"
         )
         self.progress = self.add_variable((), "ones", aggregation="mean", name="progress")
         self.increment = self.add_variable((), "zeros", aggregation="mean", name="increment")
@@ -46,24 +48,29 @@ class Schedule(keras.callbacks.Callback):
     """Keeps count of the share of the training done, and decays the learning rate by a cosine.
 
     Progress runs from 0 to 1 over the epochs of one `fit`, step by step where the number of steps
-    is known. With `cosine_from`, each epoch's learning rate is the cosine's value at its middle;
-    afterwards the rate is put back.
+    is known: from the second epoch on if the data does not tell. With `cosine_from`, each epoch's
+    learning rate is the cosine's value at its middle.
     """
 
     def __init__(self, state, cosine_from=None):
         super().__init__()
         self.state = state
         self.cosine_from = cosine_from
+        self.steps = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        epochs, steps = self.params["epochs"], self.params.get("steps")
+        epochs, steps = self.params["epochs"], self.params.get("steps") or self.steps
         self.state.progress.assign(min(epoch / epochs, 1.0))
         self.state.increment.assign(1 / (epochs * steps) if steps else 0.0)
         if self.cosine_from is not None:
             angle = math.pi * (epoch + 0.5) / epochs
             self.model.optimizer.learning_rate = self.cosine_from * (1 + math.cos(angle)) / 2
 
-    def on_train_end(self, logs=None):
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps = batch + 1
+
+    def finish(self):
+        """Full progress, and the learning rate put back; also after an interrupted training."""
         self.state.progress.assign(1.0)
         self.state.increment.assign(0.0)
         if self.cosine_from is not None:

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_lipnext import backend
 from keras_lipnext.manifolds import fast_exp, stiefel
 from keras_lipnext.manifolds.polar import skew
 from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
@@ -62,15 +63,18 @@ class ManifoldAdam(ManifoldOptimizer):
 
     def _adam_direction(self, gradient, index):
         """m_hat / (sqrt(v_hat) + epsilon), after updating the moments of variable `index`."""
-        m, v = self._momentums[index], self._velocities[index]
-        new_m = m + (gradient - m) * (1 - self.beta_1)
-        new_v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
-        self.assign(m, new_m)
-        self.assign(v, new_v)
+        m, v = (
+            ops.cast(backend.value(moments[index]), gradient.dtype)
+            for moments in (self._momentums, self._velocities)
+        )
+        m = m + (gradient - m) * (1 - self.beta_1)
+        v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
+        self.assign(self._momentums[index], m)
+        self.assign(self._velocities[index], v)
         step = ops.cast(self.iterations + 1, gradient.dtype)
         beta_1, beta_2 = (
             ops.convert_to_tensor(b, dtype=gradient.dtype) for b in (self.beta_1, self.beta_2)
         )
-        m_hat = new_m / (1 - beta_1**step)
-        v_hat = new_v / (1 - beta_2**step)
+        m_hat = m / (1 - beta_1**step)
+        v_hat = v / (1 - beta_2**step)
         return m_hat / (ops.sqrt(v_hat) + self.epsilon)

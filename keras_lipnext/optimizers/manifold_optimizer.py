@@ -4,7 +4,9 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.layers._channels import number
 from keras_lipnext.manifolds.constraint import Stiefel
+from keras_lipnext.manifolds.polar import at_least_float32
 
 
 class ManifoldOptimizer(keras.optimizers.Adam):
@@ -33,7 +35,7 @@ class ManifoldOptimizer(keras.optimizers.Adam):
                 "`lookahead_period`, the steps between two updates of the slow weights, must be a "
                 f"positive integer or None. Received: lookahead_period={lookahead_period!r}"
             )
-        if not 0 < lookahead_step <= 1:
+        if not 0 < number("lookahead_step", lookahead_step) <= 1:
             raise ValueError(
                 f"`lookahead_step` must be in (0, 1]. Received: lookahead_step={lookahead_step!r}"
             )
@@ -63,9 +65,10 @@ class ManifoldOptimizer(keras.optimizers.Adam):
             # The slow weights start at the value before the first step, whenever that is taken.
             slow = ops.where(self.iterations == 0, x, backend.value(self._slow[index]))
         if self._on_manifold[index]:
-            step = ops.cast(learning_rate, x.dtype)
-            gradient = ops.cast(gradient, x.dtype)
-            self.assign(variable, self.manifold_step(x, gradient, step, index))
+            # In half precision 0.999 is 1, and no matrix is orthogonal.
+            dtype = at_least_float32(keras.backend.standardize_dtype(x.dtype))
+            arguments = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
+            self.assign(variable, self.manifold_step(*arguments, index))
         else:
             super().update_step(gradient, variable, self._euclidean_rate(learning_rate))
         if self.lookahead_period:

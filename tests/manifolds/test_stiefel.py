@@ -139,5 +139,5 @@ def test_seed_generators_advance():
 
 @pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 3, 4)])
 def test_bad_shapes(shape):
-    with pytest.raises(ValueError, match="positive sizes. Received: shape="):
+    with pytest.raises(ValueError, match=r"positive sizes. Received: shape="):
         stiefel.random(shape)

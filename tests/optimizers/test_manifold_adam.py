@@ -33,9 +33,10 @@ def gradients(step):
 
 def train(optimizer, variables, steps, first=0):
     for step in range(first, first + steps):
-        grads = [keras.ops.convert_to_tensor(g, dtype=v.dtype) for g, v in zip(
-            gradients(step), variables
-        )]
+        grads = [
+            keras.ops.convert_to_tensor(g, dtype=v.dtype)
+            for g, v in zip(gradients(step), variables)
+        ]
         optimizer.apply(grads, variables)
 
 
