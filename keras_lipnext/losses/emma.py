@@ -81,16 +81,19 @@ class CertifiedLoss(keras.losses.Loss):
             probabilities = ops.cast(y_true, y_pred.dtype)
             labels = ops.argmax(y_true, axis=-1)
         else:
-            labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+            given = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+            labels = ops.clip(given, 0, classes - 1)
+            # A label outside the classes is a NaN to be seen, not a sample to be skipped.
+            known = ops.where(given == labels, 1.0, np.nan)
             probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
+            probabilities = probabilities * ops.cast(known, y_pred.dtype)[:, None]
         own = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(own * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)
         margin = self.current_epsilon() * ops.take(constants, labels, axis=0)
         logits = self.temperature * (d + self.demanded_share(d, margin) * margin)
         losses = keras.losses.categorical_crossentropy(probabilities, logits, from_logits=True)
-        # A label outside the classes is a NaN to be seen, not a sample to be skipped.
-        return ops.where(ops.sum(own, axis=-1) > 0, losses / self.temperature, np.nan)
+        return losses / self.temperature
 
     def get_config(self):
         return {

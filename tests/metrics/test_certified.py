@@ -1,0 +1,128 @@
+import keras
+import numpy as np
+import pytest
+from data import small_lipnext, to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.certification.radius import pairwise_distances
+from keras_lipnext.metrics import CertifiedAccuracy, CertifiedRadius
+
+CLASSES, SAMPLES = 4, 60
+
+
+def samples():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(6, CLASSES)).astype("float32")
+    logits = rng.normal(size=(SAMPLES, CLASSES)).astype("float32")
+    labels = np.where(rng.random(SAMPLES) < 0.7, logits.argmax(1), rng.integers(0, 4, SAMPLES))
+    return kernel, logits, labels
+
+
+def numpy_radii(kernel, logits):
+    radii = []
+    for z in logits.astype("float64"):
+        i = z.argmax()
+        others = [j for j in range(CLASSES) if j != i]
+        distances = [np.linalg.norm(kernel[:, i] - kernel[:, j]) for j in others]
+        radii.append(min((z[i] - z[j]) / d for j, d in zip(others, distances)))
+    return np.array(radii)
+
+
+def bound(metric, kernel):
+    return metric.bind(lambda: pairwise_distances(keras.ops.convert_to_tensor(kernel)))
+
+
+def expected_values(kind, kernel, logits, labels):
+    radii, correct = numpy_radii(kernel, logits), logits.argmax(1) == labels
+    return correct & (radii > 0.2) if kind is CertifiedAccuracy else np.where(correct, radii, 0)
+
+
+def make(kind):
+    return CertifiedAccuracy(0.2) if kind is CertifiedAccuracy else CertifiedRadius()
+
+
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+def test_equals_numpy_for_any_batching_and_labels(kind):
+    kernel, logits, labels = samples()
+    expected = expected_values(kind, kernel, logits, labels).mean()
+    assert 0.05 < expected < 0.95
+    for size in (SAMPLES, 7, 1):
+        for y in (labels, labels[:, None], np.eye(CLASSES)[labels]):
+            metric = bound(make(kind), kernel)
+            for start in range(0, SAMPLES, size):
+                metric.update_state(y[start : start + size], logits[start : start + size])
+            assert float(metric.result()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+def test_weights_are_honoured(kind):
+    kernel, logits, labels = samples()
+    weight = np.linspace(0, 1, SAMPLES)
+    metric = bound(make(kind), kernel)
+    metric.update_state(labels, logits, sample_weight=weight)
+    expected = np.average(expected_values(kind, kernel, logits, labels), weights=weight)
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_ties_and_non_finite_logits_are_not_certified():
+    kernel = np.eye(3, dtype="float32")
+    logits = np.array([[1, 1, 0], [np.nan, 0, 0], [np.inf, 0, 0], [2, 1, 0]], "float32")
+    metric = bound(CertifiedAccuracy(0.0), kernel)
+    metric.update_state(np.zeros(4), logits)
+    assert float(metric.result()) == 0.25
+
+
+def test_equal_weight_vectors_are_not_certified():
+    kernel = np.array([[1, 1, 0], [0, 0, 1]], "float32")
+    metric = bound(CertifiedAccuracy(0.0), kernel)
+    metric.update_state([0, 2], np.array([[2, 1, 0], [0, 0, 5]], "float32"))
+    assert float(metric.result()) == 0.5
+
+
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+def test_unbound(kind):
+    with pytest.raises(ValueError, match=r"needs the pairwise constants.*CertifiableModel"):
+        make(kind).update_state(np.zeros(2), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+def test_serialisation(kind):
+    metric = make(kind)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert type(copy) is kind
+    assert copy.get_config() == metric.get_config()
+
+
+def test_bad_epsilon():
+    with pytest.raises(ValueError, match=r"`epsilon` must not be negative. Received: epsilon=-1"):
+        CertifiedAccuracy(-1)
+
+
+def test_nothing_is_certified_before_the_constants_are_known():
+    model = small_lipnext()
+    metric = CertifiedAccuracy(0.0)
+    model.compile("sgd", lip.losses.EMMA(0.5), metrics=[metric])
+    metric.update_state(np.zeros(2), np.eye(10)[:2])
+    assert float(metric.result()) == 0
+
+
+def test_evaluate_agrees_with_certify(digits):
+    """Under jit, after training has changed the head, metric and certificate agree."""
+    (x, y), _ = digits
+    x, y = x[:300], y[:300]
+    model = small_lipnext()
+    model.compile(
+        lip.optimizers.ManifoldAdam(1e-2),
+        lip.losses.EMMA(0.3, temperature=16),
+        metrics=[CertifiedAccuracy(0.05), CertifiedRadius()],
+    )
+    model.fit(x, y, epochs=3, verbose=0)
+    logs = model.evaluate(x, y, return_dict=True, verbose=0)
+    certificate = lip.certify(model, x, y, epsilons=[0.05], verbose=0)
+    assert logs["certified_accuracy"] == pytest.approx(
+        certificate.certified_accuracy[0.05], abs=1 / 300 + 1e-6
+    )
+    expected = np.where(certificate.correct, certificate.radii, 0).mean()
+    assert logs["certified_radius"] == pytest.approx(expected, rel=1e-3)
+    assert 0.1 < certificate.certified_accuracy[0.05] < 0.99
+    assert to_numpy(model._state.distances).max() < 2.1
