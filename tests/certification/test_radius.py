@@ -1,0 +1,91 @@
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_lipnext import backend
+from keras_lipnext.certification.radius import (
+    certified_radii,
+    certified_radii_float64,
+    pairwise_distances,
+    pairwise_distances_float64,
+)
+
+
+def test_pairwise_distances():
+    kernel = np.random.default_rng(0).normal(size=(7, 5)).astype("float32")
+    expected = np.linalg.norm(kernel[:, :, None] - kernel[:, None, :], axis=0)
+    actual = to_numpy(pairwise_distances(keras.ops.convert_to_tensor(kernel)))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    exact = pairwise_distances_float64(kernel)
+    wide = kernel.astype("float64")
+    reference = np.linalg.norm(wide[:, :, None] - wide[:, None, :], axis=0)
+    assert (exact >= reference).all()
+    np.testing.assert_allclose(exact, reference, rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-300, 1e170])
+def test_distances_survive_extreme_scales(scale):
+    kernel = np.random.default_rng(0).normal(size=(7, 5))
+    np.testing.assert_allclose(
+        pairwise_distances_float64(scale * kernel) / scale,
+        pairwise_distances_float64(kernel),
+        rtol=1e-13,
+    )
+
+
+def test_distance_gradients_are_finite():
+    kernel = np.random.default_rng(0).normal(size=(7, 5)).astype("float32")
+    kernel[:, 3] = kernel[:, 1]
+    slope = backend.gradient(pairwise_distances, keras.ops.convert_to_tensor(kernel))
+    assert np.isfinite(to_numpy(slope)).all()
+
+
+def brute_force(logits, distances):
+    i = int(np.argmax(logits))
+    return min((logits[i] - logits[j]) / distances[i, j] for j in range(len(logits)) if j != i)
+
+
+@given(st.integers(2, 6), st.integers(0, 10_000))
+def test_radii_equal_brute_force_and_are_rounded_down(classes, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(8, classes))
+    distances = pairwise_distances_float64(rng.normal(size=(9, classes)))
+    predictions, radii = certified_radii_float64(logits, distances)
+    expected = np.array([brute_force(z, distances) for z in logits])
+    np.testing.assert_array_equal(predictions, logits.argmax(axis=1))
+    assert (radii <= expected).all()
+    np.testing.assert_allclose(radii, expected, rtol=1e-14)
+    with backend.float64_scope():
+        tensors = (keras.ops.convert_to_tensor(a) for a in (logits, distances))
+        np.testing.assert_allclose(to_numpy(certified_radii(*tensors)), expected, rtol=1e-12)
+
+
+FAIL_CLOSED = [
+    ("tie", [1.0, 1.0, 0.0]),
+    ("NaN logit", [2.0, np.nan, 0.0]),
+    ("all NaN", [np.nan] * 3),
+    ("+inf logit", [np.inf, 0.0, 0.0]),
+    ("-inf logit", [2.0, -np.inf, 0.0]),
+    ("two +inf", [np.inf, np.inf, 0.0]),
+]
+
+
+@pytest.mark.parametrize("name, logits", FAIL_CLOSED)
+def test_fail_closed(name, logits):
+    distances = np.ones((3, 3)) - np.eye(3)
+    predictions, radii = certified_radii_float64([logits], distances)
+    assert radii[0] == 0
+    assert (predictions[0] == -1) == (not np.isfinite(logits).all())
+    with backend.float64_scope():
+        tensors = (keras.ops.convert_to_tensor(np.array(a)) for a in ([logits], distances))
+        assert to_numpy(certified_radii(*tensors))[0] == 0
+
+
+def test_equal_weight_vectors_give_no_certificate():
+    distances = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    _, radii = certified_radii_float64([[1.0 + 1e-15, 1.0, 0.0], [0, 0, 5.0]], distances)
+    assert radii[0] == 0
+    assert radii[1] == pytest.approx(5.0)
