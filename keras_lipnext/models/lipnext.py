@@ -98,7 +98,8 @@ class LipNeXt(CertifiableModel):
             raise ValueError(
                 f"`num_classes` must be at least 2. Received: num_classes={num_classes}"
             )
-        patch_size = patch_size or _default_patch_size(tuple(input_shape), data_format)
+        image_size = _image_size(tuple(input_shape), data_format)
+        patch_size = patch_size or _default_patch_size(*image_size)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         shared = {"data_format": data_format, "dtype": policy}
 
@@ -180,18 +181,23 @@ def _preset(size, depth, width, shift_ratio):
     return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
 
 
-def _default_patch_size(input_shape, data_format):
+def _image_size(input_shape, data_format):
+    """(height, width) of images of this shape."""
     if len(input_shape) != 3:
         raise ValueError(
             "`input_shape` is (height, width, channels), or (channels, height, width) with "
             f"data_format='channels_first'. Received: input_shape={input_shape}"
         )
-    height, width = input_shape[:2] if data_format == "channels_last" else input_shape[1:]
-    if height is None or width is None:
+    size = input_shape[:2] if data_format == "channels_last" else input_shape[1:]
+    if None in size:
         raise ValueError(
             "LipNeXt holds a bias for each position and needs a known height and width. "
             f"Received: input_shape={input_shape}"
         )
+    return size
+
+
+def _default_patch_size(height, width):
     for patch_size in range(2, min(height, width) + 1):
         divides = height % patch_size == width % patch_size == 0
         if divides and max(height, width) <= 14 * patch_size:

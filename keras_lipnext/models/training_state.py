@@ -73,5 +73,5 @@ class Schedule(keras.callbacks.Callback):
         """Full progress, and the learning rate put back; also after an interrupted training."""
         self.state.progress.assign(1.0)
         self.state.increment.assign(0.0)
-        if self.cosine_from is not None:
+        if self.cosine_from is not None and self.model is not None:
             self.model.optimizer.learning_rate = self.cosine_from

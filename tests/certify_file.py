@@ -1,0 +1,28 @@
+"""Loads a model, certifies it on data, trains it on: run by test_cross_backend in other backends.
+
+python certify_file.py model.keras data.npz radii.npz
+"""
+
+import sys
+
+import keras
+import numpy as np
+
+import keras_lipnext as lip
+
+if __name__ == "__main__":
+    model_file, data_file, result_file = sys.argv[1:]
+    model = keras.models.load_model(model_file)
+    data = np.load(data_file)
+    certificate = lip.certify(model, data["x"], data["y"], verbose=0)
+    iterations = int(model.optimizer.iterations)
+    loss = model.fit(data["x"], data["y"], epochs=1, verbose=0).history["loss"]
+    np.savez(
+        result_file,
+        radii=certificate.radii,
+        predictions=certificate.predictions,
+        lipschitz_bound=certificate.lipschitz_bound,
+        iterations=iterations,
+        loss=loss,
+        backend=keras.backend.backend(),
+    )

@@ -1,0 +1,56 @@
+"""The examples, run as a newcomer runs them, on this backend."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def share(text, name):
+    return float(re.search(rf"{re.escape(name)} +([0-9.]+)%", text).group(1))
+
+
+def test_quickstart_reaches_its_goals(tmp_path):
+    """Held-out digits, fixed seed: clean >= 97 %, CRA(0.25) >= 88 %, no certified flip."""
+    text = run("quickstart.py", "--output", str(tmp_path / "out"))
+    assert share(text, "clean accuracy") >= 97
+    assert share(text, "certified robust accuracy at epsilon = 0.25") >= 88
+    assert "PGD attack inside the certified radii: 0 predictions flipped." in text
+    assert "360 of 360 flipped" in text
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "model.keras",
+        "certified_accuracy.png",
+        "certificate.md",
+    }
+    with Image.open(tmp_path / "out" / "certified_accuracy.png") as image:
+        assert image.size == (900, 600)
+
+
+def test_custom_model():
+    text = run("custom_model.py", "--epochs", "6")
+    assert share(text, "clean accuracy") > 80
+    assert float(re.search(r"accuracy on held-out digits: ([0-9.]+)%", text).group(1)) > 80
+    defects = re.findall(r"orthonormal to ([0-9.e+-]+)", text)
+    assert len(defects) == 2
+    assert max(map(float, defects)) < 2e-6
+
+
+def test_help():
+    for script in ("quickstart.py", "custom_model.py"):
+        assert "--epochs" in run(script, "--help")

@@ -1,0 +1,236 @@
+import keras
+import numpy as np
+import pytest
+from data import small_lipnext, to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.manifolds import Stiefel, stiefel
+from keras_lipnext.models.presets import PRESETS, matrix_weights
+
+OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
+
+
+def test_the_design_cards_calls(digits, tmp_path):
+    """The calls of the design card, with fewer epochs."""
+    (x_train, y_train), (x_test, y_test) = digits
+    model = lip.LipNeXt(size="tiny", input_shape=(8, 8, 1), num_classes=10)  # comes compiled
+    history = model.fit(
+        x_train, y_train, epochs=2, verbose=0, validation_data=(x_test, y_test)
+    ).history
+    assert {"accuracy", "certified_accuracy", "val_certified_accuracy"} <= set(history)
+    certificate = lip.certify(model, x_test, y_test, epsilons=(0.1, 0.25, 0.5), verbose=0)
+    assert "certified robust accuracy at epsilon = 0.25" in str(certificate)
+    certificate.plot(tmp_path / "cra.png")
+    assert (tmp_path / "cra.png").stat().st_size > 5000
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) == 88
+    np.testing.assert_array_equal(lip.certify(loaded, x_test, verbose=0).radii, certificate.radii)
+    loaded.fit(x_train, y_train, verbose=0)
+
+
+def test_learns(digits):
+    (x, y), (x_test, y_test) = digits
+    model = small_lipnext(width=32, epsilon=0.1)
+    model.fit(x, y, epochs=6, batch_size=64, verbose=0)
+    certificate = model.certify(x_test, y_test, epsilons=[0.1], verbose=0)
+    assert certificate.clean_accuracy > 0.9
+    assert certificate.certified_accuracy[0.1] > 0.6
+    for weight in model.trainable_weights:
+        if isinstance(weight.constraint, Stiefel):
+            assert float(stiefel.defect(weight)) < 2e-6
+
+
+def test_loading_continues_the_same_training(digits, tmp_path):
+    (x, y), _ = digits
+    x, y = x[:256], y[:256]
+    model = small_lipnext()
+    model.fit(x, y, shuffle=False, **OPTIONS)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is lip.LipNeXt
+    for m in (model, loaded):
+        m.fit(x, y, shuffle=False, **OPTIONS)
+    for a, b in zip(model.get_weights(), loaded.get_weights()):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_cosine_decay(digits):
+    (x, y), _ = digits
+    model = small_lipnext(learning_rate=0.02)
+    rates = []
+
+    def note(epoch, logs):
+        rates.append(float(to_numpy(model.optimizer.learning_rate)))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
+    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
+    expected = 0.01 * (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert float(to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.02)
+    # A model the user compiles keeps the rate it was given.
+    rates.clear()
+    model.compile(lip.optimizers.ManifoldAdam(0.003), lip.losses.EMMA(0.3))
+    model.fit(x[:32], y[:32], epochs=2, callbacks=[callback], verbose=0)
+    np.testing.assert_allclose(rates, 0.003, rtol=1e-5)
+
+
+def test_frozen_layers_stay_frozen_when_loaded(digits, tmp_path):
+    (x, y), _ = digits
+    model = small_lipnext()
+    model.get_layer("patch_embedding").trainable = False
+    model.get_layer("block_1").mixing.trainable = False
+    model.compile(lip.optimizers.ManifoldAdam(1e-2), lip.losses.EMMA(0.3))
+    model.fit(x[:32], y[:32], verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    paths = [{w.path.split("/", 1)[-1] for w in m.trainable_variables} for m in (model, loaded)]
+    assert paths[0] == paths[1]
+    before = loaded.get_layer("block_1").mixing.get_weights()[0]
+    loaded.fit(x[:32], y[:32], verbose=0)
+    np.testing.assert_array_equal(loaded.get_layer("block_1").mixing.get_weights()[0], before)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_weight_counts(size):
+    model = lip.LipNeXt(size=size, input_shape=(8, 8, 3), num_classes=7, patch_size=2)
+    depth, width, ratio = (PRESETS[size][k] for k in ("depth", "width", "shift_ratio"))
+    stored, paper = matrix_weights(depth, width, ratio)
+    assert paper == 2 * depth * width**2
+    stem, head = 12 * width, 7 * width + 7
+    biases = depth * (16 + width)
+    assert model.count_params() == stored + stem + head + biases
+
+
+@pytest.mark.parametrize(
+    "size, stored, paper",
+    [
+        ("base", 41.9e6, 67.1e6),
+        ("large", 168e6, 268e6),
+        ("1b", 671e6, 1.07e9),
+        ("2b", 1.34e9, 2.15e9),
+    ],
+)
+def test_documented_counts(size, stored, paper):
+    counts = matrix_weights(**PRESETS[size])
+    assert counts == pytest.approx((stored, paper), rel=5e-3)
+    assert matrix_weights(**PRESETS["2b"])[1] == 2 * matrix_weights(**PRESETS["1b"])[1]
+
+
+def test_depth_and_width():
+    model = lip.LipNeXt(depth=3, width=32, input_shape=(8, 8, 1), num_classes=4)
+    blocks = [layer for layer in model.layers if isinstance(layer, lip.layers.LipNeXtBlock)]
+    assert len(blocks) == 3
+    assert tuple(blocks[0].dense.kernel.shape) == (32, 32)
+    deeper = lip.LipNeXt(size="tiny", depth=2, input_shape=(8, 8, 1), num_classes=4)
+    assert deeper.get_config()["width"] == 64
+
+
+@pytest.mark.parametrize(
+    "shape, patch", [((8, 8), 2), ((28, 28), 2), ((32, 32), 4), ((64, 64), 8), ((224, 224), 16)]
+)
+def test_default_patch_sizes(shape, patch):
+    model = lip.LipNeXt(depth=1, width=1024, input_shape=(*shape, 1), num_classes=3)
+    assert model.get_layer("patch_embedding").patch_size == patch
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_low_precision(policy, digits):
+    (x, y), (x_test, y_test) = digits
+    model = small_lipnext(width=32, dtype=policy)
+    assert model.dtype_policy.name == "float32"
+    before = model.evaluate(x_test, y_test, return_dict=True, verbose=0)
+    model.fit(x[:640], y[:640], **OPTIONS)
+    after = model.evaluate(x_test, y_test, return_dict=True, verbose=0)
+    assert after["loss"] < before["loss"]
+    stored = "bfloat16" if policy == "bfloat16" else "float32"
+    for weight in model.weights:
+        assert keras.backend.standardize_dtype(weight.dtype) == stored
+        assert np.isfinite(to_numpy(keras.ops.cast(weight, "float32"))).all()
+    certificate = model.certify(x_test, y_test, verbose=0)
+    # Stored in bfloat16, kernels are orthogonal to three digits only: K says so.
+    assert 1 <= certificate.lipschitz_bound < (1.2 if policy == "bfloat16" else 1.0001)
+
+
+def test_global_mixed_precision(digits):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    (x, y), _ = digits
+    model = small_lipnext()
+    block = model.get_layer("block_0")
+    assert block.dense.compute_dtype == "bfloat16"
+    assert model.get_layer("pool").compute_dtype == "float32"
+    outputs = model(x[:2])
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
+    model.fit(x[:64], y[:64], verbose=0)
+
+
+def test_channels_first_is_the_same_function(digits):
+    (x, _), _ = digits
+    x = x[:10]
+    last = small_lipnext()
+    first = small_lipnext(input_shape=(1, 8, 8), data_format="channels_first")
+    weights = [np.reshape(w, v.shape) for w, v in zip(last.get_weights(), first.weights)]
+    first.set_weights(weights)
+    transposed = np.transpose(x, (0, 3, 1, 2))
+    np.testing.assert_allclose(to_numpy(first(transposed)), to_numpy(last(x)), atol=1e-5)
+    radii = [lip.certify(m, v, verbose=0).radii for m, v in ((first, transposed), (last, x))]
+    np.testing.assert_allclose(*radii, atol=1e-12)
+
+
+def test_jit_and_eager_agree(digits):
+    (x, y), _ = digits
+    losses = []
+    for eager in (True, False):
+        keras.utils.set_random_seed(3)
+        model = small_lipnext(compile=False)
+        model.compile(
+            lip.optimizers.ManifoldAdam(1e-2),
+            lip.losses.EMMA(0.3, temperature=4),
+            run_eagerly=eager,
+            jit_compile=False if keras.backend.backend() == "torch" else not eager,
+        )
+        losses.append(model.fit(x[:64], y[:64], epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_config_round_trip():
+    model = small_lipnext(beta=0.5, padding="zero", epsilon=0.2, temperature=4.0, name="net")
+    copy = lip.LipNeXt.from_config(model.get_config())
+    assert copy.get_config() == model.get_config()
+    assert copy.name == "net"
+    assert not copy.compiled
+
+
+def test_summary_counts(capsys):
+    model = small_lipnext()
+    model.summary()
+    assert f"{model.count_params():,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"size": "huge"}, r"`size` must be one of tiny, small, base, large, 1b, 2b. Received"),
+        ({"depth": None}, r"both `depth` and `width`. Received: depth=None, width=16"),
+        ({"depth": 0}, r"`depth` must be a positive integer"),
+        ({"width": -8}, r"`width` must be a positive integer"),
+        ({"num_classes": 1}, r"`num_classes` must be at least 2"),
+        ({"shift_ratio": 0.3}, r"`ratio`.*in \(0, 1/4\]"),
+        ({"width": 20}, r"multiples of 8 channels"),
+        ({"beta": 2}, r"`beta` must be in \[0, 1\]"),
+        ({"beta": None}, r"`beta` must be a number"),
+        ({"padding": "edge"}, r"`padding` must be"),
+        ({"patch_size": 8}, r"units >= patch_size\^2 \* channels = 64. Received: units=16"),
+        ({"patch_size": 3}, r"not a multiple of 3"),
+        ({"input_shape": (8, 8)}, r"`input_shape` is \(height, width, channels\)"),
+        ({"input_shape": (None, 8, 1), "patch_size": None}, r"needs a known height and width"),
+        ({"input_shape": (31, 37, 1), "patch_size": None}, r"No patch size divides images of 31"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_lipnext(**arguments)
+
+
+def test_numpy_integers_are_integers():
+    assert small_lipnext(num_classes=np.int64(10)).output_shape == (None, 10)
