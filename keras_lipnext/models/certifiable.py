@@ -92,6 +92,7 @@ class CertifiableModel(keras.Model):
                     metric.bind(lambda: self._state.distances.value)
         super().compile(*arguments.args, **arguments.kwargs)
         self._cosine_from = None
+        self._requested_jit = config.get("jit_compile", "auto")
 
     def _bound_copy(self, loss):
         if not isinstance(loss, CertifiedLoss):
@@ -125,6 +126,11 @@ class CertifiableModel(keras.Model):
             return super().fit(*arguments.args, **arguments.kwargs)
         finally:
             schedule.finish()
+
+    def get_compile_config(self):
+        # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.
+        config = super().get_compile_config()
+        return {**config, "jit_compile": self._requested_jit} if config else config
 
     def compile_from_config(self, config):
         cosine_from = self._cosine_from

@@ -197,6 +197,16 @@ def test_layers_whose_constant_can_grow_are_refused():
         lip.CertifiableModel(inputs, lip.layers.NormalizedDense(3)(x))
 
 
+@pytest.mark.parametrize("requested", ["auto", False, True])
+def test_jit_is_saved_as_it_was_asked_for(requested):
+    """Not as what "auto" became on this backend, which may be wrong for the next."""
+    model = small_lipnext()
+    assert model.get_compile_config()["jit_compile"] == "auto"
+    model.compile("sgd", lip.losses.EMMA(0.3), jit_compile=requested)
+    assert model.get_compile_config()["jit_compile"] == requested
+    assert small_lipnext(compile=False).get_compile_config() == {}
+
+
 def test_clones():
     model = design_card_model()
     assert type(keras.models.clone_model(model)) is lip.CertifiableModel
