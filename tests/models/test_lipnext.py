@@ -234,3 +234,17 @@ def test_bad_arguments(arguments, message):
 
 def test_numpy_integers_are_integers():
     assert small_lipnext(num_classes=np.int64(10)).output_shape == (None, 10)
+
+
+def test_the_billion_parameter_model_builds(capsys):
+    """In seconds and under 4 GiB; benchmarks/build.py measures both."""
+    model = lip.LipNeXt(size="1b")
+    stored, _ = matrix_weights(**PRESETS["1b"])
+    stem, head, biases = 768 * 4096, 4096 * 1000 + 1000, 32 * (14 * 14 + 4096)
+    assert model.count_params() == stored + stem + head + biases
+    model.summary()
+    assert f"{model.count_params():,}" in capsys.readouterr().out
+    block = model.get_layer("block_31")
+    assert tuple(block.dense.kernel.shape) == (4096, 4096)
+    assert tuple(block.mixing.kernel.shape) == (4096, 1024)
+    assert float(stiefel.defect(block.mixing.kernel)) < 2e-6
