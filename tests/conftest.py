@@ -28,3 +28,15 @@ def digits():
     from data import load_digits_split
 
     return load_digits_split()
+
+
+@pytest.fixture(scope="session")
+def trained(digits):
+    """A small LipNeXt after four epochs on the digits; tests leave it as it is."""
+    from data import small_lipnext
+
+    keras.utils.set_random_seed(1)
+    (x, y), _ = digits
+    model = small_lipnext(width=32, epsilon=0.1)
+    model.fit(x, y, epochs=4, batch_size=64, verbose=0)
+    return model

@@ -25,3 +25,11 @@ def small_lipnext(**kwargs):
 def to_numpy(x):
     """NumPy array of a tensor or variable, bfloat16 included."""
     return keras.ops.convert_to_numpy(backend.value(x))
+
+
+def dense_model(features=6, classes=4):
+    """A CertifiableModel on vectors, without a stem."""
+    inputs = keras.Input((features,))
+    x = lip.layers.BetaAbs(1.0)(lip.layers.OrthogonalDense(features)(inputs))
+    x = lip.layers.OrthogonalDense(features)(x)
+    return lip.CertifiableModel(inputs, lip.layers.NormalizedDense(classes)(x))

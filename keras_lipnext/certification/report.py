@@ -8,8 +8,8 @@ PROMISE = (
     "Promised: the function the stored weights define keeps its prediction for every l2 "
     "perturbation of the input below the sample's radius. K is an upper bound proven from the "
     "weights; logits were evaluated in float64.",
-    "Not promised: execution in float32 or below, the float64 evaluation's own rounding (about "
-    "1e-9), preprocessing outside the model, or that a label is right.",
+    "Not promised: execution in float32 or below, the rounding of the float64 evaluation itself "
+    "(not subtracted), preprocessing outside the model, or that a label is right.",
 )
 
 

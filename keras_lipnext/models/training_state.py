@@ -16,8 +16,8 @@ class TrainingState(keras.metrics.Metric):
 
     def __init__(self, classes):
         super().__init__(name="training_state")
-        # "mean" reads one value from equal replicas under tf.distribute.
         # Infinite until the first step: nothing is certified before the constants are known.
+        # "mean" reads one value from equal replicas under tf.distribute.
         unknown = keras.initializers.Constant(float("inf"))
         self.distances = self.add_variable(
             (classes, classes), unknown, aggregation="mean", name="distances"
@@ -51,6 +51,8 @@ class Schedule(keras.callbacks.Callback):
     is known: from the second epoch on if the data does not tell. With `cosine_from`, each epoch's
     learning rate is the cosine's value at its middle.
     """
+
+    async_safe = True  # counting batches need not wait for the device
 
     def __init__(self, state, cosine_from=None):
         super().__init__()
