@@ -21,6 +21,13 @@ def check_layer(cls, arguments, input_shape, output_shape, lipschitz=True):
         check_non_expansive(cls, arguments, input_shape)
 
 
+def check_variant(cls, arguments, input_shape, output_shape):
+    """The checks that depend on the arguments, for further arguments of a layer."""
+    check_shapes(cls, arguments, input_shape, output_shape)
+    check_config(cls, arguments, input_shape)
+    check_non_expansive(cls, arguments, input_shape)
+
+
 def random_input(shape, dtype="float32", seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 

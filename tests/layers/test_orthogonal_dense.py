@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_layer, random_input
+from layer_checks import check_layer, check_variant, random_input
 
 from keras_lipnext import backend
 from keras_lipnext.layers import OrthogonalDense
@@ -23,7 +23,7 @@ def test_basics(units):
     ],
 )
 def test_variants(arguments, input_shape, output_shape):
-    check_layer(OrthogonalDense, arguments, input_shape, output_shape)
+    check_variant(OrthogonalDense, arguments, input_shape, output_shape)
 
 
 @pytest.mark.parametrize("axis", [-1, 1])

@@ -2,15 +2,19 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_data_formats, check_layer, random_input
+from layer_checks import check_data_formats, check_layer, check_variant, random_input
 
 from keras_lipnext import backend
 from keras_lipnext.layers import PatchEmbedding
 
 
+def test_basics():
+    check_layer(PatchEmbedding, {"patch_size": 2, "units": 20}, (2, 4, 6, 3), (2, 2, 3, 20))
+
+
 @pytest.mark.parametrize("units", [12, 20])
-def test_basics(units):
-    check_layer(PatchEmbedding, {"patch_size": 2, "units": units}, (2, 4, 6, 3), (2, 2, 3, units))
+def test_variants(units):
+    check_variant(PatchEmbedding, {"patch_size": 2, "units": units}, (2, 4, 6, 3), (2, 2, 3, units))
 
 
 def test_equals_numpy():
