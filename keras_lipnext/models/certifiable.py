@@ -50,8 +50,9 @@ class CertifiableModel(keras.Model):
             can change, or if the last layer is not a linear head.
     """
 
-    def __init__(self, inputs, outputs, name=None, **kwargs):
-        super().__init__(inputs, outputs, name=name, **kwargs)
+    def __init__(self, *args, **kwargs):
+        # From 3.12 on Keras rebuilds a functional subclass of this signature from its graph.
+        super().__init__(*args, **kwargs)
         self._nominal_constant = nominal_constant(self)
         head = layer_chain(self)[-1]
         if not is_linear_head(head):
