@@ -25,6 +25,8 @@ def numpy_batches(x, y=None, batch_size=256):
         )
     if isinstance(x, (dict, str)):
         raise ValueError(f"Expected one array or data set as `x`. Received: {type(x).__name__}")
+    if isinstance(x, list) and x and isinstance(x[0], (tuple, list)) and hasattr(x[0][0], "shape"):
+        return map(_split, x), len(x)
     if hasattr(x, "shape") or isinstance(x, list):
         x = _to_numpy(x)
         if x.ndim == 0:
@@ -66,6 +68,8 @@ def numpy_batches(x, y=None, batch_size=256):
 def class_labels(y, classes):
     """Integer labels, shape (n,), from integers, (n,) or (n, 1), or rows of `classes` shares."""
     y = np.asarray(y)
+    if y.dtype.kind not in "biuf":
+        raise ValueError(f"Labels are integers or one-hot rows. Received: dtype={y.dtype}")
     if y.ndim == 2 and y.shape[1] == classes > 1:
         return y.argmax(axis=-1)
     if y.ndim not in (1, 2) or y.size != len(y):

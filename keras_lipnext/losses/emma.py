@@ -45,6 +45,9 @@ class CertifiedLoss(keras.losses.Loss):
     def bind(self, head, lipschitz_constant=1.0, progress=None):
         """Takes the pairwise constants from `head`, read anew at each call.
 
+        The binding is not saved: in a model that is no `CertifiableModel`, bind again after
+        loading, `model.loss.bind(model.head)`.
+
         Args:
             head: Built layer whose `kernel`, shape (d, classes), makes the logits.
             lipschitz_constant: Nominal Lipschitz constant K of what comes before the head.

@@ -81,7 +81,8 @@ def fast_exp(d):
             One order serves the whole batch, chosen from its largest member.
 
     Returns:
-        Tensor of the shape and dtype of `d`: orthogonal to within `TOLERANCE` epsilons.
+        Tensor of the shape and dtype of `d`. The truncation error is below `TOLERANCE` epsilons;
+        rounding adds some that grow with n and with the number of squarings.
 
     Raises:
         ValueError: if the matrices are not square.

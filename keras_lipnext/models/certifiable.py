@@ -16,6 +16,16 @@ from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.training_state import Schedule, TrainingState
 
 
+def reject_unknown(model, kwargs, known):
+    """Raises for keyword arguments that Keras would silently drop."""
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} does not know the arguments {unknown}. See "
+            f"help(keras_lipnext.{type(model).__name__}) for those it takes."
+        )
+
+
 @keras.saving.register_keras_serializable("keras_lipnext")
 class CertifiableModel(keras.Model):
     """A functional classifier that knows its Lipschitz constants.
@@ -52,16 +62,18 @@ class CertifiableModel(keras.Model):
 
     def __init__(self, *args, **kwargs):
         # From 3.12 on Keras rebuilds a functional subclass of this signature from its graph.
+        reject_unknown(self, kwargs, ("inputs", "outputs", "name", "trainable"))
         super().__init__(*args, **kwargs)
         self._nominal_constant = nominal_constant(self)
         head = layer_chain(self)[-1]
-        if not is_linear_head(head):
+        if not is_linear_head(head) or len(self.output_shape) != 2:
             raise ValueError(
-                "A CertifiableModel ends in a linear head that makes the logits, "
-                "keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
-                f"'{head.name}' ({type(head).__name__}). Softmax belongs into the loss."
+                "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
+                "classes), keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
+                f"'{head.name}' ({type(head).__name__}), output shape {self.output_shape}. "
+                "Softmax belongs into the loss."
             )
-        self._cosine_from = None
+        self._cosine = False
         self._in_training = False
         self._state = TrainingState(head.units)
 
@@ -92,13 +104,15 @@ class CertifiableModel(keras.Model):
                 if isinstance(metric, CertifiedMetric):
                     metric.bind(lambda: self._state.distances.value)
         super().compile(*arguments.args, **arguments.kwargs)
-        self._cosine_from = None
+        self._cosine = False
         self._requested_jit = config.get("jit_compile", "auto")
 
     def _bound_copy(self, loss):
         if not isinstance(loss, CertifiedLoss):
             return loss
-        copy = type(loss).from_config(loss.get_config())
+        # Not copy.copy: Keras' objects copy by serialisation, which drops the dtype.
+        copy = object.__new__(type(loss))
+        vars(copy).update(vars(loss))
         return copy.bind(self.head, self._nominal_constant, self._training_progress)
 
     def _training_progress(self):
@@ -116,7 +130,7 @@ class CertifiableModel(keras.Model):
     def fit(self, *args, **kwargs):
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps."""
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
-        schedule = Schedule(self._state, self._cosine_from)
+        schedule = Schedule(self._state, self._cosine)
         callbacks = arguments.arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
@@ -134,8 +148,8 @@ class CertifiableModel(keras.Model):
         return {**config, "jit_compile": self._requested_jit} if config else config
 
     def compile_from_config(self, config):
-        cosine_from = self._cosine_from
+        cosine = self._cosine
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self._cosine_from = cosine_from
+        self._cosine = cosine
         if self.built:
             self.optimizer.build(self.trainable_variables)

@@ -1,10 +1,10 @@
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.layers._channels import number, positive_integer, resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.certifiable import CertifiableModel
+from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import PRESETS
 from keras_lipnext.optimizers import ManifoldAdam
 
@@ -40,8 +40,9 @@ class LipNeXt(CertifiableModel):
         input_shape: (height, width, channels) of the images, channels first if so configured.
             Values in [0, 1].
         num_classes: Number of classes, at least 2.
-        patch_size: Side of a patch in pixels. None takes the smallest divisor >= 2 of height and
-            width that leaves at most 14 x 14 patches.
+        patch_size: Side of a patch in pixels. None takes the smallest divisor >= 2 of the images'
+            sides that leaves at most 14 x 14 patches; if `width` channels cannot hold such
+            patches, the largest they can hold.
         depth: Number of blocks; overrides the size's.
         width: Number of channels; overrides the size's.
         shift_ratio: Share of the channels that a block shifts in each of four directions;
@@ -51,9 +52,9 @@ class LipNeXt(CertifiableModel):
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
             shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
         temperature: EMMA's temperature.
-        learning_rate: ManifoldAdam's learning rate. Each `fit` decays it from this value by a
-            cosine, epoch by epoch, and puts it back; compile the model yourself for another
-            schedule.
+        learning_rate: ManifoldAdam's learning rate, a float. Each `fit` multiplies it by a factor
+            that falls from 1 to 0 along a cosine, epoch by epoch; compile the model yourself for
+            another schedule.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
         dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
             pooling and the head stay in float32 under a mixed one.
@@ -87,6 +88,14 @@ class LipNeXt(CertifiableModel):
         name=None,
         **kwargs,
     ):
+        reject_unknown(self, kwargs, ("trainable",))
+        for argument, value in (
+            ("epsilon", epsilon),
+            ("temperature", temperature),
+            ("learning_rate", learning_rate),
+        ):
+            if not 0 < number(argument, value) < float("inf"):
+                raise ValueError(f"`{argument}` must be positive. Received: {argument}={value!r}")
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
@@ -98,8 +107,9 @@ class LipNeXt(CertifiableModel):
             raise ValueError(
                 f"`num_classes` must be at least 2. Received: num_classes={num_classes}"
             )
-        image_size = _image_size(tuple(input_shape), data_format)
-        patch_size = patch_size or _default_patch_size(*image_size)
+        sizes = _image_sizes(input_shape, data_format)
+        if patch_size is None:
+            patch_size = _default_patch_size(*sizes, width)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         shared = {"data_format": data_format, "dtype": policy}
 
@@ -137,7 +147,7 @@ class LipNeXt(CertifiableModel):
                 loss=EMMA(3 * epsilon, temperature=temperature),
                 metrics=["accuracy", CertifiedAccuracy(epsilon)],
             )
-            self._cosine_from = learning_rate
+            self._cosine = True
 
     def _parts(self):
         """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
@@ -153,7 +163,7 @@ class LipNeXt(CertifiableModel):
             "name": self.name,
             **self._config,
             "frozen": [path for path, part in self._parts().items() if not part.trainable],
-            "cosine_decay": self._cosine_from is not None,
+            "cosine_decay": self._cosine,
         }
 
     @classmethod
@@ -165,7 +175,7 @@ class LipNeXt(CertifiableModel):
         for path, part in model._parts().items():
             if path in frozen:
                 part.trainable = False
-        model._cosine_from = config["learning_rate"] if cosine_decay else None
+        model._cosine = cosine_decay
         return model
 
 
@@ -181,28 +191,30 @@ def _preset(size, depth, width, shift_ratio):
     return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
 
 
-def _image_size(input_shape, data_format):
-    """(height, width) of images of this shape."""
-    if len(input_shape) != 3:
+def _image_sizes(input_shape, data_format):
+    """(height, width, channels) of images of this shape."""
+    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
         raise ValueError(
             "`input_shape` is (height, width, channels), or (channels, height, width) with "
-            f"data_format='channels_first'. Received: input_shape={input_shape}"
+            f"data_format='channels_first'. Received: input_shape={input_shape!r}"
         )
-    size = input_shape[:2] if data_format == "channels_last" else input_shape[1:]
-    if None in size:
+    if None in input_shape:
         raise ValueError(
-            "LipNeXt holds a bias for each position and needs a known height and width. "
-            f"Received: input_shape={input_shape}"
+            "LipNeXt holds a bias for each position and needs a known height, width and number of "
+            f"channels. Received: input_shape={input_shape}"
         )
-    return size
+    first, *others = input_shape
+    return (first, *others) if data_format == "channels_last" else (*others, first)
 
 
-def _default_patch_size(height, width):
-    for patch_size in range(2, min(height, width) + 1):
-        divides = height % patch_size == width % patch_size == 0
-        if divides and max(height, width) <= 14 * patch_size:
-            return patch_size
-    raise ValueError(
-        f"No patch size divides images of {height} x {width} pixels into at most 14 x 14 patches. "
-        "Crop or pad the images, or give `patch_size`."
-    )
+def _default_patch_size(height, width, channels, units):
+    """Smallest side >= 2 that leaves at most 14 x 14 patches, else the largest that fits."""
+    divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+    fitting = [p for p in divisors if p * p * channels <= units]
+    few = [p for p in fitting if p >= 2 and max(height, width) <= 14 * p]
+    if not fitting:
+        raise ValueError(
+            f"`width` must be at least the images' number of channels, {channels}. Received: "
+            f"width={units}"
+        )
+    return few[0] if few else fitting[-1]

@@ -48,32 +48,35 @@ class Schedule(keras.callbacks.Callback):
     """Keeps count of the share of the training done, and decays the learning rate by a cosine.
 
     Progress runs from 0 to 1 over the epochs of one `fit`, step by step where the number of steps
-    is known: from the second epoch on if the data does not tell. With `cosine_from`, each epoch's
-    learning rate is the cosine's value at its middle.
+    is known: from the second epoch on if the data does not tell. With `cosine`, the optimizer's
+    `decay` factor is, in each epoch, the cosine's value at the epoch's middle.
     """
 
     async_safe = True  # counting batches need not wait for the device
 
-    def __init__(self, state, cosine_from=None):
+    def __init__(self, state, cosine=False):
         super().__init__()
         self.state = state
-        self.cosine_from = cosine_from
+        self.cosine = cosine
         self.steps = None
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs, steps = self.params["epochs"], self.params.get("steps") or self.steps
         self.state.progress.assign(min(epoch / epochs, 1.0))
         self.state.increment.assign(1 / (epochs * steps) if steps else 0.0)
-        if self.cosine_from is not None:
-            angle = math.pi * (epoch + 0.5) / epochs
-            self.model.optimizer.learning_rate = self.cosine_from * (1 + math.cos(angle)) / 2
+        if self.cosine:
+            self._set_decay((1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2)
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps = batch + 1
 
     def finish(self):
-        """Full progress, and the learning rate put back; also after an interrupted training."""
+        """Full progress, and no decay; also after an interrupted training."""
         self.state.progress.assign(1.0)
         self.state.increment.assign(0.0)
-        if self.cosine_from is not None and self.model is not None:
-            self.model.optimizer.learning_rate = self.cosine_from
+        if self.cosine and self.model is not None:
+            self._set_decay(1.0)
+
+    def _set_decay(self, factor):
+        optimizer = self.model.optimizer
+        getattr(optimizer, "inner_optimizer", optimizer).decay.assign(factor)

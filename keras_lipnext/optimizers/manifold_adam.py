@@ -35,7 +35,7 @@ class ManifoldAdam(ManifoldOptimizer):
             rotation, in radians, of each plane of coordinates in one step.
         euclidean_learning_rate: Float or `LearningRateSchedule` for the other variables. None uses
             `learning_rate`. A float is constant: callbacks that change `learning_rate` do not
-            change it.
+            change it; the cosine of `LipNeXt.fit` multiplies both.
         beta_1, beta_2, epsilon: As in `keras.optimizers.Adam`.
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].

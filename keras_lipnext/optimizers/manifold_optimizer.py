@@ -39,7 +39,20 @@ class ManifoldOptimizer(keras.optimizers.Adam):
             raise ValueError(
                 f"`lookahead_step` must be in (0, 1]. Received: lookahead_step={lookahead_step!r}"
             )
+        if kwargs.pop("amsgrad", False):
+            raise ValueError(
+                "The manifold optimizers have no AMSGrad variant. Received: amsgrad=True"
+            )
+        if not isinstance(
+            euclidean_learning_rate, keras.optimizers.schedules.LearningRateSchedule | None
+        ):
+            number("euclidean_learning_rate", euclidean_learning_rate)
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+        # Multiplies both learning rates. A training loop's schedule sets it: unlike changing
+        # `learning_rate`, that survives an interruption and leaves the user's rate alone.
+        self.decay = self.add_variable(
+            (), initializer="ones", aggregation="only_first_replica", name="decay"
+        )
         self.euclidean_learning_rate = euclidean_learning_rate
         self.lookahead_period = lookahead_period
         self.lookahead_step = lookahead_step
@@ -61,16 +74,18 @@ class ManifoldOptimizer(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         x = backend.value(variable)
+        decay = ops.cast(self.decay, "float32")
         if self.lookahead_period:
             # The slow weights start at the value before the first step, whenever that is taken.
             slow = ops.where(self.iterations == 0, x, backend.value(self._slow[index]))
         if self._on_manifold[index]:
             # In half precision 0.999 is 1, and no matrix is orthogonal.
             dtype = at_least_float32(keras.backend.standardize_dtype(x.dtype))
-            arguments = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
+            arguments = (ops.cast(a, dtype) for a in (x, gradient, learning_rate * decay))
             self.assign(variable, self.manifold_step(*arguments, index))
         else:
-            super().update_step(gradient, variable, self._euclidean_rate(learning_rate))
+            rate = ops.cast(self._euclidean_rate(learning_rate), "float32")
+            super().update_step(gradient, variable, rate * decay)
         if self.lookahead_period:
             self._look_ahead(slow, variable, index)
 

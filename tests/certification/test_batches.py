@@ -54,6 +54,7 @@ def data_sets(x, y):
         "torch stream": (torch.utils.data.DataLoader(Stream(), batch_size=7),),
         "PyDataset": (Sequence(),),
         "generator": (batches(),),
+        "list of batches": (list(batches()),),
     }
 
 
@@ -70,6 +71,7 @@ def data_sets(x, y):
         "torch stream",
         "PyDataset",
         "generator",
+        "list of batches",
     ],
 )
 def test_data_of_every_kind(name, trained, digits):

@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -35,6 +37,12 @@ def test_products_of_known_norms():
     norms = [np.linalg.norm(np.asarray(d.get_weights()[0], "float64"), 2) for d in (first, second)]
     assert bound.constant == pytest.approx(2.5 * norms[0] * norms[1] * 0.25, rel=1e-8)
     assert bound.head is None
+
+
+def test_the_product_is_rounded_up():
+    for scale in (0.1, 0.7, 1.3, 1.9):
+        model = functional(*(keras.layers.Rescaling(scale) for _ in range(12)))
+        assert Fraction(lipschitz_bound(model).constant) >= Fraction(scale) ** 12
 
 
 def test_a_linear_last_layer_is_the_head():

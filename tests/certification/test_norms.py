@@ -1,9 +1,11 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_lipnext.certification.norms import gamma, spectral_norm_bound
+from keras_lipnext.certification.norms import _is_below, gamma, spectral_norm_bound
 
 KINDS = ["random", "rank one", "repeated rows", "orthogonal", "drifted", "bfloat16", "diagonal"]
 
@@ -57,6 +59,28 @@ def test_exact_norms():
         (np.full((1, 1), 5e-324), 5e-324),
     ]:
         assert norm <= spectral_norm_bound(w) <= norm * (1 + 1e-9) + 1e-323
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_is_above_exact_norms(seed):
+    """Integer matrices of rank one: ||u v^T||^2 = |u|^2 |v|^2 in exact arithmetic.
+
+    The eigenvalue solver's own answer falls below it in a tenth of the cases.
+    """
+    rng = np.random.default_rng(seed)
+    u, v = rng.integers(-1000, 1000, 40), rng.integers(-1000, 1000, 30)
+    exact = int((u.astype(object) ** 2).sum()) * int((v.astype(object) ** 2).sum())
+    bound = spectral_norm_bound(np.outer(u, v).astype("float64"))
+    assert Fraction(bound) ** 2 >= exact
+
+
+def test_the_cholesky_test_refuses_what_is_too_small():
+    for n in range(2, 60):
+        gram = np.ones((n, n))  # largest eigenvalue n, exactly
+        assert not _is_below(gram, n * (1 - 1e-9), 0.0)
+        assert not _is_below(gram, float(n), 0.0)  # equality cannot be proven in rounding
+        assert _is_below(gram, n * (1 + 1e-9), 0.0)
+        assert not _is_below(gram, n * (1 + 1e-9), 2e-9 * n)  # nor past the Gram matrix's error
 
 
 def test_sees_one_changed_entry():

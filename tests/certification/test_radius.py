@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -24,6 +26,16 @@ def test_pairwise_distances():
     reference = np.linalg.norm(wide[:, :, None] - wide[:, None, :], axis=0)
     assert (exact >= reference).all()
     np.testing.assert_allclose(exact, reference, rtol=1e-14)
+
+
+def test_distances_are_rounded_up():
+    kernel = np.random.default_rng(0).normal(size=(30, 12))
+    distances = pairwise_distances_float64(kernel)
+    columns = [[Fraction(v) for v in column] for column in kernel.T]
+    for i in range(12):
+        for j in range(12):
+            exact = sum((a - b) ** 2 for a, b in zip(columns[i], columns[j]))
+            assert Fraction(float(distances[i, j])) ** 2 >= exact
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1e-300, 1e170])

@@ -46,6 +46,22 @@ def test_far_from_the_manifold(shape, scale, seed):
     np.testing.assert_allclose(result, numpy_polar(x), atol=1e-13 * conditioning)
 
 
+def test_every_switching_point_reaches_working_precision():
+    """Just below a threshold the fewest steps have the most to do."""
+    for distance in np.geomspace(1e-9, 0.9, 120):
+        x = near_stiefel((4, 4), distance, 1)
+        with backend.float64_scope():
+            result = to_numpy(polar(x))
+        assert np.abs(result.T @ result - np.eye(4)).max() < 5e-15
+
+
+def test_a_batch_takes_as_many_steps_as_its_worst_member():
+    x = np.stack([near_stiefel((4, 4), d, 1) for d in (0.0, 0.3, 1e-5, 0.8)])
+    with backend.float64_scope():
+        result = to_numpy(polar(x))
+    np.testing.assert_allclose(result, numpy_polar(x), atol=2e-14)
+
+
 @pytest.mark.parametrize("distance", [0.0, 1e-5, 1e-3, 0.03, 0.1, 0.3, 0.6, 0.9])
 def test_float32_reaches_working_precision(distance):
     x = near_stiefel((64, 32), distance, 0).astype("float32")

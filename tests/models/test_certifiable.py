@@ -183,13 +183,45 @@ def test_an_interrupted_fit_leaves_no_trace(digits):
             verbose=0,
         )
     assert float(to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.02)
+    assert float(to_numpy(model.optimizer.decay)) == 1
     assert float(to_numpy(model._state.progress)) == 1
 
 
 def test_the_head_must_be_linear():
     inputs = keras.Input((6,))
-    with pytest.raises(ValueError, match=r"ends in a linear head.*\(MaxMin\). Softmax belongs"):
+    with pytest.raises(ValueError, match=r"ends in a linear head.*\(MaxMin\).*Softmax belongs"):
         lip.CertifiableModel(inputs, lip.layers.MaxMin()(inputs))
+    images = keras.Input((4, 4, 6))
+    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):
+        lip.CertifiableModel(images, lip.layers.NormalizedDense(3)(images))
+
+
+def test_unknown_arguments_are_named():
+    inputs = keras.Input((6,))
+    with pytest.raises(ValueError, match=r"does not know the arguments \['foo'\]"):
+        lip.CertifiableModel(inputs, lip.layers.NormalizedDense(3)(inputs), foo=1)
+
+
+def test_a_nominal_constant_other_than_one_reaches_loss_and_metric():
+    inputs = keras.Input((6,))
+    x = lip.layers.OrthogonalDense(6)(keras.layers.Rescaling(2.0)(inputs))
+    model = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(4)(x))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 6)).astype("float32"), rng.integers(0, 4, 200)
+    loss = lip.losses.CertifiedCrossEntropy(0.3, ramp=0)
+    model.compile("sgd", loss, metrics=[lip.metrics.CertifiedRadius()])
+    logs = model.evaluate(x, y, return_dict=True, verbose=0)
+    certificate = lip.certify(model, x, y, verbose=0)
+    assert certificate.lipschitz_bound == pytest.approx(2, rel=1e-5)
+    radii = np.where(certificate.correct, certificate.radii, 0)
+    assert logs["certified_radius"] == pytest.approx(radii.mean(), rel=1e-4)
+    kernel = to_numpy(model.head.kernel)
+    distances = 2 * np.linalg.norm(kernel[:, :, None] - kernel[:, None, :], axis=0)
+    logits = to_numpy(model(x))
+    worst = logits + 0.3 * distances[y]
+    worst = worst - worst[np.arange(200), y][:, None]
+    expected = np.log(np.exp(worst).sum(axis=1)).mean()
+    assert logs["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_layers_whose_constant_can_grow_are_refused():

@@ -61,13 +61,20 @@ def test_cosine_decay(digits):
     rates = []
 
     def note(epoch, logs):
-        rates.append(float(to_numpy(model.optimizer.learning_rate)))
+        optimizer = model.optimizer
+        decay = float(to_numpy(getattr(optimizer, "decay", 1.0)))
+        rates.append(float(to_numpy(optimizer.learning_rate)) * decay)
 
     callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
     model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
     expected = 0.01 * (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4))
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    assert float(to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.02)
+    assert float(to_numpy(model.optimizer.decay)) == 1
+    # It multiplies the rate the optimizer has, whoever set it.
+    rates.clear()
+    model.optimizer.learning_rate = 0.004
+    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
+    np.testing.assert_allclose(rates, expected / 5, rtol=1e-5)
     # A model the user compiles keeps the rate it was given.
     rates.clear()
     model.compile(lip.optimizers.ManifoldAdam(0.003), lip.losses.EMMA(0.3))
@@ -132,6 +139,12 @@ def test_depth_and_width():
 def test_default_patch_sizes(shape, patch):
     model = lip.LipNeXt(depth=1, width=1024, input_shape=(*shape, 1), num_classes=3)
     assert model.get_layer("patch_embedding").patch_size == patch
+
+
+def test_default_patches_fit_the_width():
+    assert lip.LipNeXt(size="tiny", depth=1).get_layer("patch_embedding").patch_size == 4
+    odd = lip.LipNeXt(depth=1, width=16, input_shape=(29, 29, 3), num_classes=3)
+    assert odd.get_layer("patch_embedding").patch_size == 1
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
@@ -222,9 +235,18 @@ def test_summary_counts(capsys):
         ({"padding": "edge"}, r"`padding` must be"),
         ({"patch_size": 8}, r"units >= patch_size\^2 \* channels = 64. Received: units=16"),
         ({"patch_size": 3}, r"not a multiple of 3"),
+        ({"patch_size": 0}, r"`patch_size` must be a positive integer"),
+        ({"num_class": 3}, r"LipNeXt does not know the arguments \['num_class'\]"),
+        ({"learning_rate": None}, r"`learning_rate` must be a number"),
+        ({"epsilon": -0.1}, r"`epsilon` must be positive. Received: epsilon=-0.1"),
+        ({"temperature": 0}, r"`temperature` must be positive"),
+        ({"input_shape": 8}, r"`input_shape` is \(height, width, channels\).*Received"),
         ({"input_shape": (8, 8)}, r"`input_shape` is \(height, width, channels\)"),
-        ({"input_shape": (None, 8, 1), "patch_size": None}, r"needs a known height and width"),
-        ({"input_shape": (31, 37, 1), "patch_size": None}, r"No patch size divides images of 31"),
+        ({"input_shape": (None, 8, 1)}, r"needs a known height, width and number of channels"),
+        (
+            {"input_shape": (8, 8, 99), "patch_size": None},
+            r"at least.*channels, 99. Received: width",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):

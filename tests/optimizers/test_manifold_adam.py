@@ -362,6 +362,27 @@ def test_frozen_kernels_stay():
     np.testing.assert_array_equal(to_numpy(model.layers[1].kernel), before)
 
 
+def test_decay_multiplies_both_rates():
+    with backend.float64_scope():
+        halved, half = make_variables(), make_variables()
+        optimizer = ManifoldAdam(0.05, euclidean_learning_rate=0.2)
+        optimizer.decay.assign(0.5)
+        train(optimizer, halved, 3)
+        train(ManifoldAdam(0.025, euclidean_learning_rate=0.1), half, 3)
+        for a, b in zip(halved, half):
+            np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
+
+
+def test_amsgrad_is_refused():
+    with pytest.raises(ValueError, match=r"no AMSGrad"):
+        ManifoldAdam(amsgrad=True)
+
+
+def test_bad_euclidean_learning_rate():
+    with pytest.raises(ValueError, match=r"`euclidean_learning_rate` must be a number"):
+        ManifoldAdam(euclidean_learning_rate="fast")
+
+
 @pytest.mark.parametrize("period", [0, -1, 2.5, True])
 def test_bad_lookahead_period(period):
     with pytest.raises(ValueError, match=r"positive integer or None. Received: lookahead_period="):
