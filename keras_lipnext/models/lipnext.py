@@ -169,13 +169,13 @@ class LipNeXt(CertifiableModel):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        frozen, cosine_decay = config.pop("frozen"), config.pop("cosine_decay")
+        frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
         # What the model was compiled with is saved, and restored, apart from its config.
         model = cls(**config, compile=False)
         for path, part in model._parts().items():
             if path in frozen:
                 part.trainable = False
-        model._cosine = cosine_decay
+        model._cosine = cosine_decay  # takes effect once the model is compiled from its config
         return model
 
 

@@ -212,6 +212,8 @@ def test_config_round_trip():
     assert copy.get_config() == model.get_config()
     assert copy.name == "net"
     assert not copy.compiled
+    by_hand = lip.LipNeXt.from_config({"input_shape": (8, 8, 1), "num_classes": 3})
+    assert by_hand.output_shape == (None, 3)
 
 
 def test_summary_counts(capsys):
