@@ -9,12 +9,15 @@ import keras
 import numpy as np
 
 import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
 
 if __name__ == "__main__":
     model_file, data_file, result_file = sys.argv[1:]
     model = keras.models.load_model(model_file)
     data = np.load(data_file)
     certificate = lip.certify(model, data["x"], data["y"], verbose=0)
+    weights_hash = certificate.evidence.weights_hash
+    logits = Float64Twin(model)(data["x"])
     iterations = int(model.optimizer.iterations)
     loss = model.fit(data["x"], data["y"], epochs=1, verbose=0).history["loss"]
     np.savez(
@@ -22,6 +25,9 @@ if __name__ == "__main__":
         radii=certificate.radii,
         predictions=certificate.predictions,
         lipschitz_bound=certificate.lipschitz_bound,
+        logits=logits,
+        allowances=certificate.error_allowances,
+        weights_hash=weights_hash,
         iterations=iterations,
         loss=loss,
         backend=keras.backend.backend(),

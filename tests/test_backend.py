@@ -59,3 +59,21 @@ def test_gradient():
 def test_value_of_a_variable():
     variable = keras.Variable(np.ones((2, 2)))
     np.testing.assert_array_equal(to_numpy(backend.value(variable)), np.ones((2, 2)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX runs on TPUs")
+def test_tpus_are_refused(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(RuntimeError, match="no IEEE float64"), backend.float64_scope():
+        pass
+
+
+def test_compiled_functions_read_the_variables_anew():
+    variable = keras.Variable(np.ones(3, "float32"))
+    doubled = backend.compiled(lambda x: x * variable.value, [variable])
+    x = keras.ops.convert_to_tensor(np.arange(3, dtype="float32"))
+    np.testing.assert_allclose(to_numpy(doubled(x)), [0, 1, 2])
+    variable.assign(np.full(3, 5.0, "float32"))
+    np.testing.assert_allclose(to_numpy(doubled(x)), [0, 5, 10])

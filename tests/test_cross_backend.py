@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from data import small_lipnext
 
+from keras_lipnext.certification.float64 import Float64Twin
+
 BACKENDS = ("jax", "torch", "tensorflow")
 
 
@@ -23,12 +25,12 @@ def saved(digits, tmp_path_factory):
     model.save(folder / "model.keras")
     x, y = x_test[:200], y_test[:200]
     np.savez(folder / "data.npz", x=x, y=y)
-    return folder, model, model.certify(x, y, verbose=0)
+    return folder, model, model.certify(x, y, verbose=0), Float64Twin(model)(x)
 
 
 @pytest.mark.parametrize("other", [b for b in BACKENDS if b != keras.backend.backend()])
 def test_same_certificate_on_another_backend(other, saved):
-    folder, model, certificate = saved
+    folder, model, certificate, logits = saved
     script = pathlib.Path(__file__).with_name("certify_file.py")
     files = [str(folder / name) for name in ("model.keras", "data.npz", f"{other}.npz")]
     done = subprocess.run(
@@ -45,6 +47,11 @@ def test_same_certificate_on_another_backend(other, saved):
     # In float64 they agree far below the 1e-6 asked for.
     np.testing.assert_allclose(result["radii"], certificate.radii, atol=1e-12)
     assert certificate.radii.max() > 0.1
+    # The same bits, by their hash; logits within what each side allows for rounding.
+    assert str(result["weights_hash"]) == certificate.evidence.weights_hash
+    allowed = certificate.error_allowances + result["allowances"]
+    assert (abs(result["logits"] - logits).max(axis=1) <= allowed).all()
+    np.testing.assert_array_equal(result["radii"] > 0, certificate.radii > 0)
     assert float(result["lipschitz_bound"]) == pytest.approx(certificate.lipschitz_bound, rel=1e-9)
     assert int(result["iterations"]) == int(model.optimizer.iterations)
     assert np.isfinite(result["loss"]).all()

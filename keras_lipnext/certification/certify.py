@@ -4,72 +4,97 @@ import keras
 import numpy as np
 
 from keras_lipnext.certification.batches import class_labels, numpy_batches
+from keras_lipnext.certification.evidence import Evidence, Extremes, low_precision
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import lipschitz_bound
+from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
+from keras_lipnext.certification.norms import gamma
 from keras_lipnext.certification.radius import (
     certified_radii_float64,
     pairwise_distances_float64,
 )
 from keras_lipnext.certification.report import Certificate
+from keras_lipnext.certification.rounding import (
+    forward_errors,
+    head_allowances,
+    input_norms,
+    logit_allowances,
+)
+from keras_lipnext.certification.rules import Bound, Context, size
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
 
 
-def certify(model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto"):
+def certify(
+    model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto", expected_hash=None
+):
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
     The Lipschitz constant K is an upper bound proven from the stored weights; logits are evaluated
-    in float64; the radius of a sample predicted as class i is
+    in float64, and what rounding can have done to their differences, E, is subtracted. The radius
+    of a sample predicted as class i is
 
-        min_{j != i} (z_i - z_j) / (K ||w_i - w_j||)
+        min_{j != i} max(0, z_i - z_j - E_ij) / (K ||w_i - w_j||)
 
-    for a linear head with weight vectors w, and `min_j (z_i - z_j) / (sqrt(2) K)` without one,
-    where K covers the logits. Ties and non-finite logits have radius 0. Inputs are taken as real
-    numbers, whatever the dtype of the model's input.
+    for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
+    one, where K covers the logits. Ties and non-finite logits have radius 0. Inputs are taken as
+    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
+    float16 is certified from its stored weights, and the samples on which its own low-precision
+    prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
-            Lipschitz constant is known (`certification.lipschitz_rule` adds to them).
+            Lipschitz constant is known (`certification.lipschitz_rule` adds to them). Softmax at
+            its end is left out: it keeps the order of the logits.
         x: Inputs: an array; or a data set that yields `inputs` or `(inputs, labels)` batches
             (tf.data.Dataset, torch DataLoader, keras PyDataset, iterable).
         y: Labels for an array `x`, integers or one-hot. None certifies predictions only.
         epsilons: Radii for which to report certified robust accuracy, in units of the inputs.
         batch_size: Samples evaluated at once, for arrays.
-        verbose: 0 for silence, "auto" or 1 for a progress bar.
+        verbose: 0 for silence, "auto" or 1 for progress bars.
+        expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
 
     Returns:
         `Certificate`.
 
     Raises:
         ValueError: for a layer that has no known constant (naming it), weights that are not
-            finite, inputs or labels that do not fit the model, negative epsilons.
+            finite, inputs or labels that do not fit the model, negative epsilons, a model of
+            another hash than expected.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
     batches, total = numpy_batches(x, y, batch_size)
-    bound = lipschitz_bound(model)
+    certifiable = read(model)
+    bound = lipschitz_bound(model, verbose=1 if verbose else 0)
     classes = model.output_shape[-1]
-    if len(model.output_shape) != 2 or classes < 2:
+    if len(model.output_shape) != 2 or classes is None or classes < 2:
         raise ValueError(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
             f"Received: output_shape={model.output_shape}"
         )
-    twin = Float64Twin(model)
-    distances = _distances(bound, classes)
+    evidence = Evidence.of(model, certifiable, bound, expected_hash)
+    evaluation = _Evaluation(certifiable, bound, classes)
+    own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
-    predictions, radii, labels = [], [], []
+    predictions, radii, allowances, labels = [], [], [], []
+    differing, extremes, padded = 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
-        batch_predictions, batch_radii = certified_radii_float64(twin(inputs), distances)
-        predictions.append(batch_predictions)
-        radii.append(batch_radii)
         if batch_labels is not None:
             if len(batch_labels) != len(inputs):
                 raise ValueError(
                     f"A batch has {len(inputs)} inputs and {len(batch_labels)} labels."
                 )
             labels.append(class_labels(batch_labels, classes))
+        padded = padded or len(inputs)
+        found = evaluation(inputs, padded)
+        for results, part in zip((predictions, radii, allowances), found):
+            results.append(part)
+        extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
+        if own_precision:
+            own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
+            differing += int((own.argmax(axis=-1) != found[0]).sum())
         if progress:
             progress.update(index + 1)
     if not predictions:
@@ -82,16 +107,70 @@ def certify(model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto")
         labels=np.concatenate(labels) if labels else None,
         epsilons=epsilons,
         lipschitz_bound=bound.constant,
+        error_allowances=np.concatenate(allowances),
+        low_precision_differences=differing if own_precision else None,
+        evidence=evidence,
+        extremes=extremes.found(),
     )
 
 
-def _distances(bound, classes):
-    """K ||w_i - w_j||, rounded up."""
-    if bound.head is None:
-        distances = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
-    else:
-        kernel = keras.ops.convert_to_numpy(bound.head.kernel)
-        if not np.isfinite(np.asarray(kernel, "float64")).all():
-            raise ValueError(f"Layer '{bound.head.name}' has weights that are NaN or infinite.")
-        distances = pairwise_distances_float64(kernel)
-    return bound.constant * distances * (1 + 2.0**-52)
+class _Evaluation:
+    """Predictions, radii and error allowances of batches of one model."""
+
+    def __init__(self, certifiable, bound, classes):
+        self._certifiable = certifiable
+        self._twin = Float64Twin(certifiable)
+        self._bounds = {}
+        self._kernel = None
+        head = certifiable.head
+        if head is None:
+            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
+        else:
+            self._kernel = Context(head).array(head.operation.kernel)
+            self._pairs = pairwise_distances_float64(self._kernel)
+        self._distances = bound.constant * self._pairs * (1 + 2.0**-52)
+
+    def __call__(self, inputs, padded):
+        """(predictions, radii, allowances of the deciding class), shape (samples,) each.
+
+        A batch of fewer than `padded` samples is filled up: another size would be compiled anew.
+        """
+        inputs = np.asarray(inputs, "float64")
+        count = len(inputs)
+        full = inputs
+        if 0 < count < padded:
+            full = np.concatenate([inputs, np.repeat(inputs[:1], padded - count, axis=0)])
+        logits = self._twin(full)[:count]
+        with np.errstate(all="ignore"):
+            errors = self._allowances(inputs, logits)
+            predictions, radii, deciding = certified_radii_float64(logits, self._distances, errors)
+        return predictions, radii, errors[np.arange(count), deciding]
+
+    def _allowances(self, inputs, logits):
+        body = self._certifiable.body
+        errors = forward_errors(body, self._known_bounds(inputs), input_norms(inputs))
+        r, d = errors[body.output]
+        if self._kernel is None:
+            return logit_allowances(logits, d)
+        return head_allowances(logits, self._kernel, self._pairs, r, d)
+
+    def _known_bounds(self, inputs):
+        """The bounds of the steps, for inputs of this size."""
+        size_of_inputs = inputs.shape[1:]
+        if size_of_inputs not in self._bounds:
+            shapes = self._twin.shapes(inputs)
+            self._bounds[size_of_inputs] = [
+                tuple(self._measured(step, part, shapes) for part in parts)
+                for step in self._certifiable.body.steps
+                for parts in [step_bounds(step, Context(step, shapes))]
+            ]
+        return self._bounds[size_of_inputs]
+
+    def _measured(self, step, part, shapes):
+        """The bound with an estimate of offset and rounding, where only the constant was stated."""
+        if part.offset is not None:
+            return part
+        offset = self._twin.at_zero(step, shapes) * (1 + 2.0**-20)
+        entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
+        relative = 16 * gamma(entries + 64)
+        return Bound(part.constant, offset, relative * part.constant, relative * offset)

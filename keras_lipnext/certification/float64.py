@@ -4,39 +4,54 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.lipschitz import layer_chain
+from keras_lipnext.certification.activations import (
+    ACTIVATION_LAYERS,
+    find_activation,
+    is_softmax,
+    operation_activation,
+)
+from keras_lipnext.certification.graph import Value
+from keras_lipnext.certification.layer_rules import IDENTITIES
+from keras_lipnext.certification.lipschitz import read
 from keras_lipnext.layers._channels import title
 
 
 class Float64Twin:
-    """Evaluates `model` in float64, on any backend, whatever its dtype policy.
+    """Evaluates the logits of `model` in float64, on any backend, whatever its dtype policy.
 
     The layers are rebuilt from their configurations with dtype float64 and given the stored
-    weights, which float64 holds exactly. `predict` and `fit` would cast inputs to float32, so
-    batches go to the layers directly.
+    weights, which float64 holds exactly; activations are evaluated by the formulas in
+    activations.py. `predict` and `fit` would cast inputs to float32, so batches go to the layers
+    directly, compiled as a whole on JAX and TensorFlow.
+
+    Args:
+        model: A Keras model, or the `Certifiable` read from it.
     """
 
     def __init__(self, model):
-        self._input, *chain = layer_chain(model)
+        certifiable = read(model) if isinstance(model, keras.Model) else model
+        self._input_shape = certifiable.graph.input_shape
+        self._output = certifiable.head.outputs[0] if certifiable.head else certifiable.body.output
+        self._shapes = {}
+        twins, self._program = {}, []
         with backend.float64_scope():
-            tensor = inputs = keras.Input(batch_shape=self._input.batch_shape, dtype="float64")
-            for index, layer in enumerate(chain):
-                twin = type(layer).from_config(_float64_config(layer, f"{index}_{layer.name}"))
-                tensor = twin(tensor)
-                for target, source in zip(twin.weights, layer.weights, strict=True):
-                    if keras.backend.standardize_dtype(target.dtype) != "float64":
-                        raise ValueError(
-                            f"{title(layer)} built its weight "
-                            f"'{target.path}' in {target.dtype} although its dtype is float64: it "
-                            "cannot be evaluated exactly enough to certify."
-                        )
-                    target.assign(np.asarray(keras.ops.convert_to_numpy(source), "float64"))
-            self._model = keras.Model(inputs, tensor)
+            for step in certifiable.steps:
+                layer = step.operation
+                if id(layer) not in twins:
+                    twins[id(layer)] = _evaluation(step, len(twins))
+                self._program.append((step, twins[id(layer)]))
+        built = {id(f): f for f in twins.values() if isinstance(f, keras.layers.Layer)}
+        self.variables = [v for layer in built.values() for v in layer.weights]
+        self._compiled = backend.compiled(self.tensor, self.variables)
 
     def __call__(self, x):
-        """Outputs for one batch, a NumPy float64 array."""
+        """Logits for one batch, a NumPy float64 array."""
+        return self.call(self._compiled, x)
+
+    def call(self, compiled, x):
+        """What a function made by `backend.compiled` answers to a batch of inputs, in NumPy."""
         x = np.asarray(x, "float64")
-        expected = tuple(self._input.batch_shape)
+        expected = self._input_shape
         if x.ndim != len(expected) or any(
             n is not None and n != m for n, m in zip(expected[1:], x.shape[1:])
         ):
@@ -44,7 +59,7 @@ class Float64Twin:
                 f"The model takes inputs of shape {expected}. Received: a batch of shape {x.shape}"
             )
         with backend.float64_scope(), backend.inference_scope():
-            outputs = self.tensor(keras.ops.convert_to_tensor(x, dtype="float64"))
+            outputs = compiled(keras.ops.convert_to_tensor(x, dtype="float64"))
             outputs = keras.ops.convert_to_numpy(outputs)
         if outputs.dtype != np.float64 or len(outputs) != len(x):
             raise ValueError(
@@ -54,11 +69,105 @@ class Float64Twin:
         return outputs
 
     def tensor(self, x):
-        """Outputs for a float64 tensor of the backend, differentiable."""
-        return self._model(x, training=False)
+        """Logits for a float64 tensor of the backend, differentiable."""
+        values, shapes = {0: x}, {0: tuple(x.shape)}
+        for step, function in self._program:
+            args, kwargs = keras.tree.map_structure(
+                lambda a: values[a.index] if isinstance(a, Value) else _float64_constant(a),
+                (step.args, step.kwargs),
+            )
+            outputs = keras.tree.flatten(function(*args, **kwargs))
+            for index, output in zip(step.outputs, outputs, strict=True):
+                values[index], shapes[index] = output, tuple(output.shape)
+        self._shapes[tuple(x.shape[1:])] = shapes
+        return values[self._output]
+
+    def shapes(self, x):
+        """{index of a value of the graph: its shape} for a batch that was evaluated."""
+        return self._shapes[tuple(np.shape(x)[1:])]
+
+    def at_zero(self, step, shapes):
+        """||f(0)|| of one step, evaluated in float64."""
+        function = next(f for s, f in self._program if s is step)
+        with backend.float64_scope(), backend.inference_scope():
+            zeros = {i: keras.ops.zeros((1, *shapes[i][1:]), dtype="float64") for i in step.inputs}
+            args, kwargs = keras.tree.map_structure(
+                lambda a: zeros[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
+            )
+            outputs = keras.tree.flatten(function(*args, **kwargs))
+            outputs = [keras.ops.convert_to_numpy(output) for output in outputs]
+        return float(np.sqrt(sum(np.linalg.norm(output) ** 2 for output in outputs)))
+
+
+def _evaluation(step, index):
+    """What evaluates a step on float64 tensors: a layer rebuilt in float64, or a function."""
+    operation = step.operation
+    if type(operation) in IDENTITIES or step.kind in ("Cast", "StopGradient"):
+        return lambda x, **kwargs: x
+    if not isinstance(operation, keras.layers.Layer):
+        if step.kind == "Clip":
+            return _clip(operation)
+        activation = operation_activation(operation)
+        return activation.function if activation else operation.call
+    activation = find_activation(operation)
+    if type(operation) in ACTIVATION_LAYERS and activation:
+        function = activation.function
+        return lambda x, **kwargs: function(x)
+    return _float64_layer(step, activation, index)
+
+
+def _float64_layer(step, activation, index):
+    layer = step.operation
+    twin = type(layer).from_config(_float64_config(layer, f"layer_{index}"))
+    inputs = {
+        i: keras.KerasTensor(shape, dtype="float64")
+        for i, shape in zip(step.inputs, step.input_shapes)
+    }
+    args, kwargs = keras.tree.map_structure(
+        lambda a: inputs[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
+    )
+    twin(*args, **kwargs)
+    for target, source in zip(twin.weights, layer.weights, strict=True):
+        if keras.backend.standardize_dtype(target.dtype) != "float64":
+            raise ValueError(
+                f"{title(layer)} built its weight '{target.path}' in {target.dtype} although its "
+                "dtype is float64: it cannot be evaluated exactly enough to certify."
+            )
+        target.assign(np.asarray(keras.ops.convert_to_numpy(source), "float64"))
+    if activation:
+        twin.activation = activation.function
+    elif is_softmax(getattr(layer, "activation", None)):
+        twin.activation = keras.activations.linear  # the head in front of its softmax
+    # These are no weights, and Keras would round them to float32 on some backends.
+    numbers = {
+        keras.layers.Normalization: ("mean", "variance"),
+        keras.layers.Rescaling: ("scale", "offset"),
+    }
+    for name in numbers.get(type(layer), ()):
+        values = np.asarray(keras.ops.convert_to_numpy(getattr(layer, name)), "float64")
+        setattr(twin, name, keras.ops.convert_to_tensor(values, dtype="float64"))
+    return twin
 
 
 def _float64_config(layer, name):
     """Configuration of the twin. TensorFlow would pass Python floats on as float32."""
+
     config = {k: np.float64(v) if type(v) is float else v for k, v in layer.get_config().items()}
     return {**config, "name": name, "dtype": "float64"}
+
+
+def _float64_constant(value):
+    """Constants of operations: floating point ones as float64 tensors, all else as it is."""
+    if type(value) is not float:
+        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            return value
+        value = keras.ops.convert_to_numpy(value)
+        if value.dtype.kind in "iub":
+            return value
+    return keras.ops.convert_to_tensor(np.asarray(value, "float64"), dtype="float64")
+
+
+def _clip(operation):
+    """Its limits are attributes, which some backends round to float32."""
+    low, high = (_float64_constant(v) for v in (operation.x_min, operation.x_max))
+    return lambda x: keras.ops.minimum(keras.ops.maximum(x, low), high)

@@ -1,46 +1,168 @@
-"""The Lipschitz constant of a model: the product of its layers' constants along the graph."""
+"""The Lipschitz constant of a model, from those of its steps along the graph."""
 
 import dataclasses
+import numbers
 
 import keras
-from keras.src.models.functional import Functional
 
 from keras_lipnext import layers
-from keras_lipnext.certification.norms import spectral_norm_bound
-from keras_lipnext.certification.rules import layer_constant, refusal
-from keras_lipnext.layers._channels import title
-from keras_lipnext.manifolds import Stiefel
+from keras_lipnext.certification import (  # noqa: F401  (importing them registers their rules)
+    layer_rules,
+    merging_rules,
+    operation_rules,
+    pooling_rules,
+)
+from keras_lipnext.certification.activations import is_softmax
+from keras_lipnext.certification.graph import Graph, Step, trace, unusual_arguments
+from keras_lipnext.certification.rounding import combined, underflow
+from keras_lipnext.certification.rules import (
+    Bound,
+    Context,
+    NominalContext,
+    find_rule,
+    refusal,
+)
+
+_UP = 1 + 2.0**-51
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConstant:
+    """Lipschitz constant of one step of a model.
+
+    Attributes:
+        name: Path of the layer, "block_0/dense".
+        kind: Name of its class.
+        constant: Of the layer alone.
+        total: Of everything from the model's input to the layer's output.
+        proven: Whether the constant follows from the stored weights by a rule of this library.
+            If not, it was declared by whoever wrote the layer.
+        reads: Names of the layers whose outputs it reads; "input" is the model's input.
+    """
+
+    name: str
+    kind: str
+    constant: float
+    total: float
+    proven: bool
+    reads: tuple
 
 
 @dataclasses.dataclass(frozen=True)
 class LipschitzBound:
-    """Proven l2 Lipschitz bound of a model's body, everything before the linear head.
+    """Upper bound of the l2 Lipschitz constant of a model's body, everything before the head.
 
     Attributes:
-        constant: Float, the product of the layers' constants, rounded up.
-        constants: Tuple of (layer name, class name, constant), in order.
-        head: The linear layer that makes the logits, or None; then `constant` covers the logits.
+        constant: Float, rounded up.
+        layers: Tuple of `LayerConstant`, in the order of evaluation.
+        head: Name of the linear layer that makes the logits, or None; then `constant` covers the
+            logits.
+        notes: Tuple of sentences on what was read in a special way.
     """
 
     constant: float
-    constants: tuple
-    head: keras.layers.Layer | None
+    layers: tuple
+    head: str | None
+    notes: tuple = ()
+
+    @property
+    def declared(self):
+        """Names of the layers whose constants are declared, not proven."""
+        return tuple(layer.name for layer in self.layers if not layer.proven)
 
     def __str__(self):
-        width = max(len(name) for name, _, _ in self.constants)
-        rows = [f"{name:<{width}}  {kind:<16}  {c:.12f}" for name, kind, c in self.constants]
-        head = self.head.name if self.head else "none: the constant covers the logits"
-        return "\n".join(
-            [*rows, f"Lipschitz constant of the body: {self.constant:.12f}", f"head: {head}"]
+        width = max([len(layer.name) for layer in self.layers], default=5)
+        kinds = max([len(layer.kind) for layer in self.layers], default=5)
+        lines = [f"{'layer':<{width}}  {'class':<{kinds}}  {'constant':>15}  {'input to here':>15}"]
+        for layer in self.layers:
+            several = f"  reads {', '.join(layer.reads)}" if len(layer.reads) > 1 else ""
+            declared = "" if layer.proven else "  declared, not proven"
+            lines.append(
+                f"{layer.name:<{width}}  {layer.kind:<{kinds}}  {layer.constant:>15.12g}  "
+                f"{layer.total:>15.12g}{several}{declared}"
+            )
+        lines.append(f"Lipschitz constant of the body: {self.constant:.12g}")
+        lines.append(f"head: {self.head or 'none: the constant covers the logits'}")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclasses.dataclass(frozen=True)
+class Certifiable:
+    """A model as certificates read it: the graph of its body, and the linear head behind it."""
+
+    graph: Graph
+    body: Graph
+    head: Step | None
+    notes: tuple
+
+    @property
+    def steps(self):
+        return self.body.steps + ((self.head,) if self.head else ())
+
+
+def read(model):
+    """`Certifiable` of a model. Softmax at its end is left out, with a note."""
+    graph, notes = trace(model), ()
+    makers = {i: step for step in graph.steps for i in step.outputs}
+    last, output = makers.get(graph.output), graph.output
+    while last is not None and _only_orders(last):
+        notes += (
+            f"The model ends in softmax (layer '{last.name}'). It keeps the order of the logits: "
+            "those in front of it are certified, and its predictions with them.",
         )
+        if getattr(last.operation, "activation", None) and len(last.operation.weights):
+            break  # a Dense layer with softmax as its activation is the head itself
+        output = last.inputs[0]
+        last = makers.get(output)
+    head = last if last is not None and _is_head(last) else None
+    needed, steps = {head.inputs[0] if head else output}, []
+    for step in reversed(graph.steps):
+        if step is not head and not needed.isdisjoint(step.outputs):
+            steps.append(step)
+            needed.update(step.inputs)
+    body = dataclasses.replace(
+        graph, steps=tuple(reversed(steps)), output=head.inputs[0] if head else output
+    )
+    return Certifiable(graph, body, head, notes)
 
 
-def lipschitz_bound(model):
+def _only_orders(step):
+    """Whether the step only turns logits into shares: softmax over the last axis of vectors."""
+    operation = step.operation
+    if len(step.input_shapes) != 1 or len(step.output_shapes[0]) != 2:
+        return False
+    if unusual_arguments(operation, step.args, step.kwargs):
+        return False
+    if type(operation) in (keras.layers.Activation, keras.layers.Dense):
+        return is_softmax(operation.activation)
+    named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
+    keras_own = type(operation).__module__.startswith("keras.src.")
+    return named and keras_own
+
+
+def _is_head(step):
+    """Whether the step is a plain linear map of vectors, so that pairwise constants apply."""
+    layer = step.operation
+    if find_rule(step) is None or not find_rule(step).proven or len(step.output_shapes[0]) != 2:
+        return False
+    if unusual_arguments(layer, step.args, step.kwargs) or getattr(layer, "lora_enabled", False):
+        return False
+    if type(layer) is layers.NormalizedDense:
+        return True
+    return (
+        type(layer) in (keras.layers.Dense, layers.OrthogonalDense)
+        and (layer.activation is keras.activations.linear or is_softmax(layer.activation))
+        and not getattr(layer, "quantization_mode", None)
+    )
+
+
+def lipschitz_bound(model, verbose=0):
     """Proves an upper bound of the model's l2 Lipschitz constant from its stored weights.
 
     Args:
-        model: Built functional or Sequential Keras model (nested ones included) in which each
-            layer has one input and one output.
+        model: Built functional or Sequential Keras model, nested ones included, of one input and
+            one output.
+        verbose: 1 for a progress bar over the layers, 0 for silence.
 
     Returns:
         `LipschitzBound`.
@@ -49,114 +171,71 @@ def lipschitz_bound(model):
         ValueError: naming the layer, if one has no known constant or weights without a norm; if
             the model is not built or not a graph of layers.
     """
-    return _bound(layer_chain(model), _proven_norm)
+    certifiable = read(model)
+    steps = certifiable.body.steps
+    progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
+    bounds = []
+    for step in steps:
+        bounds.append(step_bounds(step, Context(step)))
+        if progress:
+            progress.add(1)
+    return bound_of(certifiable, bounds)
 
 
-def nominal_constant(model):
+def bound_of(certifiable, bounds):
+    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body."""
+    body = certifiable.body
+    totals, names, constants = {0: 1.0}, {0: "input"}, []
+    for step, parts in zip(body.steps, bounds):
+        constant = 1.0
+        for part in parts:
+            constant *= part.constant * _UP
+        total = combined(parts[0].combine, [totals[i] for i in step.inputs]) * constant * _UP
+        for i in step.outputs:
+            totals[i], names[i] = total, step.name
+        rule = find_rule(step)
+        reads = tuple(names[i] for i in step.inputs)
+        constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
+    total = float(totals[body.output])
+    if not (2.0**-1000 < total < 2.0**1000):
+        raise ValueError(
+            f"The product of the layers' Lipschitz constants is {total}: no radius follows."
+        )
+    head = certifiable.head.name if certifiable.head else None
+    return LipschitzBound(total, tuple(constants), head, certifiable.notes)
+
+
+def nominal_constant(certifiable):
     """Lipschitz constant by construction: every marked kernel counts as exactly orthogonal.
 
     For losses and metrics in training. A layer whose norm training can change has none: an error.
     """
-    return _bound(layer_chain(model), _nominal_norm).constant
+    bounds = [step_bounds(step, NominalContext(step)) for step in certifiable.body.steps]
+    return bound_of(certifiable, bounds).constant
 
 
-def _proven_norm(layer, kernel):
-    try:
-        norm = spectral_norm_bound(keras.ops.convert_to_numpy(kernel))
-    except ValueError as error:
-        raise ValueError(f"{title(layer)}: {error}") from error
-    if norm == 0:
-        raise ValueError(
-            f"{title(layer)} has an all-zero kernel: the model is "
-            "constant, or its weights were not loaded."
-        )
-    return norm
-
-
-def _nominal_norm(layer, kernel):
-    if not isinstance(getattr(kernel, "constraint", None), Stiefel):
+def step_bounds(step, context):
+    """The `Bound`s of the parts of one step; ValueError if its constant is unknown."""
+    rule = find_rule(step)
+    if rule is None:
+        if isinstance(step.operation, keras.layers.Layer):
+            raise refusal(step.title, "no Lipschitz constant is known for its class")
         raise refusal(
-            layer, "its norm is free to grow in training, so that its nominal constant is unknown"
+            f"Operation '{step.name}' ({step.kind})",
+            "no Lipschitz constant is known for this operation of keras.ops",
         )
-    return 1.0
-
-
-def _bound(chain, norm):
-    head = chain[-1] if is_linear_head(chain[-1]) else None
-    constants, product = [], 1.0
-    for layer in chain[:-1] if head else chain:
-        constant = layer_constant(layer, norm)
-        constants.append((layer.name, type(layer).__name__, constant))
-        product *= constant * (1 + 2.0**-52)
-    if not (2.0**-1000 < product < 2.0**1000):
-        raise ValueError(
-            f"The product of the layers' Lipschitz constants is {product}: no radius follows."
-        )
-    return LipschitzBound(product, tuple(constants), head)
-
-
-def is_linear_head(layer):
-    """Whether the layer is a plain linear map of vectors, so that pairwise constants apply."""
-    if type(layer) is layers.NormalizedDense:
-        return True
-    return (
-        type(layer) in (keras.layers.Dense, layers.OrthogonalDense)
-        and layer.activation is keras.activations.linear
-        and not getattr(layer, "quantization_mode", None)
-    )
-
-
-def layer_chain(model):
-    """The layers a sample passes, nested models unrolled, from the input layer to the output."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"Expected a keras.Model. Received: {model!r} of type {type(model).__name__}"
-        )
-    outputs = getattr(model, "outputs", None)
-    if outputs is None or getattr(model, "inputs", None) is None:
-        raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) has no graph to certify: it is "
-            "subclassed or not built. Build it as a functional model, "
-            "keras_lipnext.CertifiableModel(inputs, outputs), or call a Sequential model on data "
-            "first."
-        )
-    if type(model).call not in (Functional.call, keras.Sequential.call):
-        raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) overrides `call`: what it computes is "
-            "not its graph of layers, and cannot be certified. Express it as layers of a "
-            "functional model."
-        )
-    if len(outputs) != 1 or len(model.inputs) != 1:
-        raise ValueError(
-            f"Model '{model.name}' must have one input and one output to be certified. Received: "
-            f"{len(model.inputs)} inputs and {len(outputs)} outputs."
-        )
-    chain, tensor = [], outputs[0]
-    while True:
-        history = tensor._keras_history
-        operation = history.operation
-        if isinstance(operation, keras.layers.InputLayer):
-            return [operation, *reversed(chain)]
-        if isinstance(operation, keras.Model):
-            chain.extend(reversed(layer_chain(operation)[1:]))
-        else:
-            chain.append(operation)
-        node = operation._inbound_nodes[history.node_index]
-        if not isinstance(operation, keras.layers.Layer):
-            raise refusal(operation, "it is an operation, not a layer (for x / 255 use Rescaling)")
-        if len(node.input_tensors) != 1:
-            raise refusal(operation, "it combines several tensors")
-        if unusual := _unusual_arguments(node):
-            raise refusal(operation, f"it is called with {unusual}, not as at inference")
-        tensor = node.input_tensors[0]
-
-
-def _unusual_arguments(node):
-    """Arguments of a layer's call beside the tensor that can change what it computes."""
-    harmless = {"training": (None, False), "mask": (None,)}
-    named = {
-        name: value
-        for name, value in node.arguments.kwargs.items()
-        if not any(value is default for default in harmless.get(name, (None,)))
-    }
-    return [*node.arguments.args[1:], *(f"{name}={value!r}" for name, value in named.items())]
+    is_layer = isinstance(step.operation, keras.layers.Layer)
+    unusual = unusual_arguments(step.operation, step.args, step.kwargs) if is_layer else ()
+    if unusual:
+        raise context.refusal(f"it is called with {unusual}, not as at inference")
+    answer = rule.function(step.operation, context)
+    if isinstance(answer, numbers.Real):
+        # Its rounding is estimated when certifying, and as little proven as the constant.
+        answer = Bound(float(answer), offset=None)
+    parts = (answer,) if isinstance(answer, Bound) else tuple(answer)
+    for part in parts:
+        if not part.constant >= 0:
+            raise context.refusal(f"its Lipschitz constant was stated as {part.constant}")
+    shapes = (*context.input_shapes, context.output_shape)
+    flushed = Bound(1.0, absolute=underflow(shapes, max(part.constant for part in parts)))
+    return (*parts, flushed)

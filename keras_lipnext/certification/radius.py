@@ -62,22 +62,33 @@ def certified_radii(logits, distances):
     return ops.where(finite & (radii > 0), radii, 0)
 
 
-def certified_radii_float64(logits, distances):
-    """As `certified_radii`, in NumPy float64, rounded down; returns (predictions, radii).
+def certified_radii_float64(logits, distances, allowances=0.0):
+    """As `certified_radii`, in NumPy float64, rounded down.
 
-    The prediction is -1 where a logit is not finite.
+    Args:
+        logits: Shape (batch, classes), float64.
+        distances: `K ||w_i - w_j||`, rounded up, shape (classes, classes).
+        allowances: E_ij, shape (batch, classes): what the computed margin between the predicted
+            class and each other may exceed the exact one by.
+
+    Returns:
+        (predictions, radii, deciding): `min_j max(0, z_i - z_j - E_ij) / (K ||w_i - w_j||)`, the
+        prediction, -1 where a logit is not finite or beyond 2^1000, and the class j that decides,
+        each of shape (batch,).
     """
     logits = np.asarray(logits, "float64")
     rows = np.arange(len(logits))
     predictions = np.argmax(logits, axis=-1)
-    finite = np.isfinite(logits).all(axis=-1)
-    safe = np.where(finite[:, None], logits, 0)
-    margins = safe[rows, predictions][:, None] - safe
+    # Beyond 2^1000 differences and quotients may overflow: such logits count as infinite.
+    finite = (np.abs(logits) < 2.0**1000).all(axis=-1)
     needed = distances[predictions]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(needed > 0, margins / needed, 0.0)
-    ratios[rows, predictions] = np.inf
-    radii = ratios.min(axis=-1)
-    # One rounding each in the margin, the quotient and this product.
-    radii = np.where(finite & (radii > 0), radii * (1 - 4 * 2.0**-53), 0.0)
-    return np.where(finite, predictions, -1), radii
+    safe = np.where(finite[:, None], logits, 0)
+    with np.errstate(all="ignore"):
+        margins = safe[rows, predictions][:, None] - safe - allowances
+        ratios = np.where((needed > 0) & (margins > 0), margins / needed, 0.0)
+        ratios[rows, predictions] = np.inf
+        deciding = ratios.argmin(axis=-1)
+        # One rounding each in the two differences, the quotient and this product.
+        radii = np.minimum(ratios[rows, deciding] * (1 - 8 * 2.0**-53), 2.0**1000)
+    radii = np.where(finite & (radii > 0), radii, 0.0)
+    return np.where(finite, predictions, -1), radii, deciding

@@ -1,28 +1,33 @@
-"""The `Certificate`: what `certify` found, as numbers, a table and a plot."""
+"""The `Certificate`: what `certify` found, as numbers, text, figures, a page and JSON."""
 
 import dataclasses
+import json
+import math
+import pathlib
 
 import numpy as np
 
-PROMISE = (
-    "Promised: the function the stored weights define keeps its prediction for every l2 "
-    "perturbation of the input below the sample's radius. K is an upper bound proven from the "
-    "weights; logits were evaluated in float64.",
-    "Not promised: execution in float32 or below, the rounding of the float64 evaluation itself "
-    "(not subtracted), preprocessing outside the model, or that a label is right.",
-)
+from keras_lipnext.certification import page, plots, wording
+from keras_lipnext.certification.evidence import Evidence
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Certified predictions of a model on data.
+    """Certified predictions of a model on data. `print` shows it as a table.
 
     Attributes:
         predictions: Integers, shape (n,); -1 where a logit was not finite.
         radii: Float64, shape (n,): proven l2 radius of each prediction, in units of the inputs.
         labels: Integers, shape (n,), or None.
         epsilons: Tuple of floats, the radii reported.
-        lipschitz_bound: Float, the proven Lipschitz constant K of the model's body.
+        lipschitz_bound: Float, the Lipschitz constant K of the model's body: proven, but for the
+            layers that `evidence.bound.declared` names.
+        error_allowances: Float64, shape (n,), or None: what rounding can have done to the
+            difference of logits that decides each radius, in units of the logits. It is subtracted.
+        low_precision_differences: On how many samples the model's own prediction, computed in
+            bfloat16 or float16, is another one. None for a model that computes in float32 or above.
+        evidence: `Evidence`: the model's hash, its layers' constants, versions; or None.
+        extremes: Tuple of `Sample`, those of smallest and largest radii, by increasing radius.
     """
 
     predictions: np.ndarray
@@ -30,6 +35,10 @@ class Certificate:
     labels: np.ndarray | None
     epsilons: tuple
     lipschitz_bound: float
+    error_allowances: np.ndarray | None = None
+    low_precision_differences: int | None = None
+    evidence: Evidence | None = None
+    extremes: tuple = ()
 
     @property
     def correct(self):
@@ -53,8 +62,48 @@ class Certificate:
         """{epsilon: share of predictions, right or wrong, with radius > epsilon}."""
         return {e: float((self.radii > e).mean()) for e in self.epsilons}
 
+    @property
+    def error_allowance(self):
+        """{"median": E, "largest": E} over the samples, in units of the logits; None if unknown.
+
+        Samples whose logits are not finite have none; their radius is 0.
+        """
+        if self.error_allowances is None:
+            return None
+        known = self.error_allowances[~np.isnan(self.error_allowances)]
+        if not len(known):
+            return {"median": math.nan, "largest": math.nan}
+        return {"median": float(np.median(known)), "largest": float(known.max())}
+
+    @property
+    def per_class(self):
+        """One dictionary a class that occurs: per true class, or per predicted one without labels.
+
+        Keys: "class", "samples", "clean_accuracy" (None without labels), "certified_accuracy"
+        (shares of the class by epsilon; of its predictions, right or wrong, without labels) and
+        "median_radius". Class -1 holds predictions from logits that were not finite.
+        """
+        groups = self.predictions if self.labels is None else self.labels
+        right = np.ones(len(groups), bool) if self.labels is None else self.correct
+        rows = []
+        for number in np.unique(groups):
+            member = groups == number
+            radii, correct = self.radii[member], right[member]
+            rows.append(
+                {
+                    "class": int(number),
+                    "samples": int(member.sum()),
+                    "clean_accuracy": None if self.labels is None else float(correct.mean()),
+                    "certified_accuracy": {
+                        e: float((correct & (radii > e)).mean()) for e in self.epsilons
+                    },
+                    "median_radius": float(np.median(radii)),
+                }
+            )
+        return rows
+
     def to_dict(self):
-        """Summary of built-in types, for JSON."""
+        """Everything but the arrays, in built-in types. Floats can be infinite or NaN."""
         return {
             "samples": len(self.radii),
             "clean_accuracy": self.clean_accuracy,
@@ -62,34 +111,46 @@ class Certificate:
             "certified_share": self.certified_share,
             "mean_radius": float(self.radii.mean()),
             "median_radius": float(np.median(self.radii)),
-            "lipschitz_bound": self.lipschitz_bound,
-            "promise": list(PROMISE),
+            "lipschitz_bound": float(self.lipschitz_bound),
+            "error_allowance": self.error_allowance,
+            "low_precision_differences": self.low_precision_differences,
+            "per_class": self.per_class,
+            "evidence": None if self.evidence is None else evidence_dict(self.evidence),
+            "promise": list(wording.promise(self)),
         }
 
-    def _rows(self):
-        """(quantity, value) pairs."""
-        rows = [("samples", str(len(self.radii)))]
-        if self.labels is not None:
-            rows.append(("clean accuracy", f"{self.clean_accuracy:.2%}"))
-            accuracy, name = self.certified_accuracy, "certified robust accuracy"
-        else:
-            accuracy, name = self.certified_share, "share of predictions certified"
-        rows += [(f"{name} at epsilon = {e:.4g}", f"{accuracy[e]:.2%}") for e in self.epsilons]
-        rows.append(("median radius", f"{np.median(self.radii):.4g}"))
-        rows.append(("Lipschitz constant K, proven", f"{self.lipschitz_bound:.9f}"))
-        return rows
+    def to_json(self, path):
+        """Writes `to_dict()` as JSON.
+
+        JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan". Keys are
+        strings, epsilons too.
+
+        Args:
+            path: File name.
+        """
+        write_json(self.to_dict(), path)
 
     def __str__(self):
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        table = [f"{name:<{width}}  {value:>12}" for name, value in rows]
-        return "\n".join([*table, *PROMISE])
+        return wording.text(self)
 
     def to_markdown(self):
-        """The table in Markdown."""
-        rows = ["| quantity | value |", "| --- | ---: |"]
-        rows += [f"| {name} | {value} |" for name, value in self._rows()]
-        return "\n".join([*rows, "", *(f"{sentence}\n" for sentence in PROMISE)])
+        """The certificate in Markdown: the table, per class, what it rests on and promises."""
+        return wording.markdown(self)
+
+    def to_html(self, path):
+        """Writes the certificate as one HTML file that needs no other file and no script.
+
+        With the curve of certified accuracy, the radii, each class, the samples of smallest and
+        largest radii (as pictures, if the inputs are images of 1 or 3 channels), what is promised,
+        and each layer's constant.
+
+        Args:
+            path: File name.
+
+        Raises:
+            ImportError: if jinja2 or matplotlib is not installed.
+        """
+        pathlib.Path(path).write_text(page.html(self), encoding="utf-8")
 
     def plot(self, path):
         """Writes the curve of certified robust accuracy against epsilon as an image.
@@ -100,38 +161,61 @@ class Certificate:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "`plot` needs matplotlib: pip install 'keras_lipnext[plot]'"
-            ) from error
-        counted = self.radii if self.labels is None else self.radii[self.correct]
-        label = "predictions certified" if self.labels is None else "certified robust accuracy"
-        finite = counted[np.isfinite(counted)]
-        limit = max([*finite, *self.epsilons, 1e-12]) * 1.02
-        # A step down at each radius: exactly the share of samples with radius > epsilon.
-        edges = np.concatenate([[0.0], np.sort(finite), [limit]])
-        counts = np.array([(counted > e).sum() for e in edges]) / len(self.radii)
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.step(edges, 100 * counts, where="post", color="black", label=label)
-        if self.labels is not None:
-            clean = 100 * self.clean_accuracy
-            axes.axhline(clean, color="0.5", linestyle="--", label=f"clean accuracy {clean:.1f} %")
-        shares = self.certified_accuracy or self.certified_share
-        for epsilon in self.epsilons:
-            share = 100 * shares[epsilon]
-            axes.plot(epsilon, share, "o", color="black")
-            axes.annotate(
-                f"{share:.1f} %", (epsilon, share), xytext=(6, 4), textcoords="offset points"
-            )
-        axes.set(
-            xlabel="epsilon: l2 norm of the perturbation, in units of the inputs",
-            ylabel=f"{label} (%)",
-            xlim=(0, limit),
-            ylim=(0, 104),
-        )
-        axes.grid(color="0.9")
-        axes.legend(loc="lower left")
-        figure.savefig(path, dpi=150)
+        plots.save(plots.accuracy_curve(self), path)
+
+    def plot_radii(self, path):
+        """Writes a histogram of the radii, right and wrong predictions apart, as an image.
+
+        Args:
+            path: File name; its extension chooses the format (.png, .pdf, .svg).
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        plots.save(plots.radius_histogram(self), path)
+
+
+def evidence_dict(evidence):
+    """`Evidence` in built-in types."""
+    bound = evidence.bound
+    return {
+        "model": evidence.model,
+        "parameters": int(evidence.parameters),
+        "weights_hash": evidence.weights_hash,
+        "dtypes": list(evidence.dtypes),
+        "input_shape": list(evidence.input_shape),
+        "backend": evidence.backend,
+        "versions": dict(evidence.versions),
+        "how_proven": wording.how_proven(bound),
+        "layers": [
+            {
+                "name": layer.name,
+                "class": layer.kind,
+                "constant": float(layer.constant),
+                "total": float(layer.total),
+                "proven": layer.proven,
+                "reads": list(layer.reads),
+            }
+            for layer in bound.layers
+        ],
+        "head": bound.head,
+        "notes": list(bound.notes),
+    }
+
+
+def write_json(value, path):
+    """Writes nested built-in or NumPy values as standard JSON."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,138 +1,248 @@
-"""Lipschitz constants of layers: one rule a layer class.
+"""One rule a layer class: its Lipschitz constant, and the rounding of its float64 evaluation.
 
-A rule is a function `rule(layer, norm) -> float`: an upper bound of the l2 Lipschitz constant of
-the layer at inference, over the whole tensor. `norm(layer, kernel)` bounds the kernel's spectral
-norm: proven from the stored values when certifying, nominal (1 on the manifold) when training.
+A rule is a function `rule(layer, context)` that answers with a `Bound`, a sequence of them (applied
+one after the other), or a number, the l2 Lipschitz constant over the whole tensor at inference.
+`context` knows the shapes and measures weights: proven from the stored values when certifying,
+nominal (1 on the manifold) when training.
 
-Rules belong to the exact class: a subclass may compute something else.
+Rules belong to the exact class: a subclass may compute something else. Operations of `keras.ops`
+have rules under their name.
 """
 
+import dataclasses
+import math
+import numbers
+
 import keras
+import numpy as np
 
-from keras_lipnext import layers
-from keras_lipnext.layers._channels import title
+from keras_lipnext.certification.convolutions import (
+    convolution_norm_bound,
+    depthwise_norm_bound,
+)
+from keras_lipnext.certification.norms import spectral_norm_bound
+from keras_lipnext.manifolds import Stiefel
 
-_RULES = {}
+# Twice the unit roundoff of float64: what one operation may be off by, relatively. The factor 2
+# leaves room for what a compiler may do to an expression, as multiplying by a reciprocal.
+ROUNDING = 2.0**-52
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What is known of a map f between tensors, in l2 norms over the whole tensor of a sample.
+
+    Attributes:
+        constant: ||f(x) - f(y)|| <= constant ||x - y||.
+        offset: ||f(0)|| <= offset. None if only the constant was stated: then it is measured, and
+            the rounding estimated.
+        relative, absolute: the float64 evaluation of f(x) is off by at most
+            relative ||x|| + absolute.
+        combine: How the norms of several inputs act: "hypot" if f reads them as one tensor, "sum"
+            if it adds them up, "mean" if it averages them.
+    """
+
+    constant: float
+    offset: float = 0.0
+    relative: float = 0.0
+    absolute: float = 0.0
+    combine: str = "hypot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A registered rule and whether it comes with the library, and so counts as proven."""
+
+    function: object
+    proven: bool
+
+
+_LAYERS, _OPERATIONS = {}, {}
 
 
 def lipschitz_rule(*classes):
     """Decorator that registers the rule of one or more layer classes.
 
+    A rule of your own is a claim of yours: reports say "declared, not proven" of its layers, and
+    estimate their rounding unless the rule answers with a `Bound`. A single layer class can
+    declare its constant as well, by an attribute `lipschitz_constant`.
+
     Example:
 
     ```python
     @keras_lipnext.certification.lipschitz_rule(MyScaling)
-    def my_scaling(layer, norm):
+    def my_scaling(layer, context):
         return abs(layer.factor)
     ```
-    """
 
-    def register(rule):
-        for cls in classes:
-            _RULES[cls] = rule
-        return rule
+    In a rule, `context.norm(kernel)` bounds the spectral norm of a matrix of the layer,
+    `context.convolution_norm(kernel, strides, groups)` that of a convolution, and
+    `context.input_shape` is known.
+    """
+    return _register(_LAYERS, classes, proven=False)
+
+
+def library_rule(*classes):
+    """As `lipschitz_rule`, for the library's own rules, which are proofs."""
+    return _register(_LAYERS, classes, proven=True)
+
+
+def operation_rule(*names):
+    """As `library_rule`, for operations of `keras.ops` by the names of their classes."""
+    return _register(_OPERATIONS, names, proven=True)
+
+
+def _register(rules, keys, proven):
+    def register(function):
+        for key in keys:
+            rules[key] = Rule(function, proven)
+        return function
 
     return register
 
 
-def layer_constant(layer, norm):
-    """Upper bound of the layer's Lipschitz constant; ValueError if its class is unknown."""
-    rule = _RULES.get(type(layer))
-    if rule is None:
-        raise refusal(layer, "no Lipschitz constant is known for its class")
-    return float(rule(layer, norm))
+def find_rule(step):
+    """The `Rule` for a step of a graph, or None."""
+    operation = step.operation
+    if not isinstance(operation, keras.layers.Layer):
+        ours = type(operation).__module__.startswith("keras.src.ops.")
+        return _OPERATIONS.get(type(operation).__name__) if ours else None
+    if "call" in vars(operation) or "__call__" in vars(operation):
+        return None  # an instance whose call was replaced is not what its class says
+    rule = _LAYERS.get(type(operation))
+    declared = getattr(operation, "lipschitz_constant", None)
+    if rule is None and isinstance(declared, numbers.Real):
+        return Rule(lambda layer, context: declared, proven=False)
+    return rule
 
 
-def refusal(layer, reason):
-    """The error for a layer that cannot be certified, with the ways out."""
+def refusal(name, reason):
+    """The error for a step that cannot be certified, with the ways out."""
     return ValueError(
-        f"{title(layer)} cannot be certified: {reason}. Replace it by "
-        "a layer from keras_lipnext.layers, or register the Lipschitz constant of its class with "
-        "@keras_lipnext.certification.lipschitz_rule."
+        f"{name} cannot be certified: {reason}. Replace it by a layer whose Lipschitz constant is "
+        "known, as those of keras_lipnext.layers; or state its constant: "
+        "@keras_lipnext.certification.lipschitz_rule for its class, or an attribute "
+        "`lipschitz_constant` of a layer of your own."
     )
 
 
-# Activations of slope bounded by the constant, with no jump.
-_ACTIVATIONS = {
-    keras.activations.linear: 1.0,
-    keras.activations.relu: 1.0,
-    keras.activations.relu6: 1.0,
-    keras.activations.elu: 1.0,
-    keras.activations.softplus: 1.0,
-    keras.activations.softsign: 1.0,
-    keras.activations.tanh: 1.0,
-    keras.activations.hard_tanh: 1.0,
-    keras.activations.sigmoid: 0.25,
-}
+class Context:
+    """What a rule may ask: shapes, and proven measures of the stored weights.
+
+    Attributes:
+        step: The step of the graph.
+        input_shape, output_shape: Without the batch axis, None where unknown.
+        input_shapes: Those of all inputs.
+    """
+
+    def __init__(self, step, shapes=None):
+        self.step = step
+        shapes = shapes or dict(
+            zip(step.inputs + step.outputs, step.input_shapes + step.output_shapes)
+        )
+        self.input_shapes = tuple(shapes[i][1:] for i in step.inputs)
+        self.input_shape = self.input_shapes[0]
+        self.output_shape = shapes[step.outputs[0]][1:]
+
+    def refusal(self, reason):
+        return refusal(self.step.title, reason)
+
+    def array(self, weight):
+        """The stored values in float64; ValueError if one is not finite."""
+        array = np.asarray(keras.ops.convert_to_numpy(weight), "float64")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{self.step.title} has weights that are NaN or infinite.")
+        return array
+
+    def norm(self, kernel):
+        """Upper bound of the spectral norm of a matrix."""
+        return self._proven(spectral_norm_bound, kernel)
+
+    def convolution_norm(self, kernel, strides=1, groups=1):
+        """Upper bound of the norm of a convolution, kernel (*spatial, inputs, outputs)."""
+        return self._proven(convolution_norm_bound, kernel, strides, groups)
+
+    def depthwise_norm(self, kernel, strides=1):
+        """Upper bound of the norm of a depthwise convolution."""
+        return self._proven(depthwise_norm_bound, kernel, strides)
+
+    def largest(self, values):
+        """Largest magnitude of a factor that multiplies entries."""
+        return float(np.abs(self.array(values)).max(initial=0.0))
+
+    def offset_norm(self, values, shape=None):
+        """Norm of what is broadcast and added to a tensor of `shape`, the output's by default."""
+        shape = self.output_shape if shape is None else shape
+        values = self.array(values)
+        repeats = max(size(shape) / max(values.size, 1), 1.0)
+        return _norm(values) * math.sqrt(repeats) * (1 + (values.size + 8) * ROUNDING)
+
+    def absolute_norm(self, kernel):
+        """Upper bound of the norm of the kernel's magnitudes, kernel (*spatial, inputs, outputs).
+
+        ||A||_2 <= sqrt(||A||_1 ||A||_inf): the largest sums over what one input feeds and over
+        what one output reads.
+        """
+        magnitudes = np.abs(self.array(kernel))
+        magnitudes = magnitudes.reshape(-1, *magnitudes.shape[-2:])
+        reads = magnitudes.sum(axis=(0, 1)).max()
+        feeds = magnitudes.sum(axis=(0, 2)).max()
+        return float(np.sqrt(reads) * np.sqrt(feeds) * (1 + magnitudes.size * ROUNDING))
+
+    def _proven(self, bound, kernel, *arguments):
+        values = self.array(kernel)
+        try:
+            norm = bound(values, *arguments)
+        except ValueError as error:
+            raise ValueError(f"{self.step.title}: {error}") from error
+        if norm == 0:
+            raise ValueError(
+                f"{self.step.title} has an all-zero kernel: the model is constant, or its weights "
+                "were not loaded."
+            )
+        return norm
 
 
-def activation_constant(layer):
-    constant = _ACTIVATIONS.get(layer.activation)
-    if constant is None:
-        name = getattr(layer.activation, "__name__", layer.activation)
-        raise refusal(layer, f"no Lipschitz constant is known for its activation {name!r}")
-    return constant
+class NominalContext(Context):
+    """In training: kernels marked as orthonormal have norm 1, whatever else is free to change."""
+
+    def norm(self, kernel):
+        if not isinstance(getattr(kernel, "constraint", None), Stiefel):
+            raise self._free()
+        return 1.0
+
+    def convolution_norm(self, kernel, strides=1, groups=1):
+        raise self._free()
+
+    def depthwise_norm(self, kernel, strides=1):
+        raise self._free()
+
+    def array(self, weight):
+        if isinstance(weight, keras.Variable):
+            raise self._free()
+        return super().array(weight)
+
+    def offset_norm(self, values, shape=None):
+        return 0.0  # no constant depends on it
+
+    def absolute_norm(self, kernel):
+        return 0.0  # rounding is no matter of training
+
+    def _free(self):
+        return self.refusal(
+            "its norm is free to grow in training, so that its nominal constant is unknown"
+        )
 
 
-@lipschitz_rule(
-    keras.layers.InputLayer,
-    keras.layers.Identity,
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    layers.BetaAbs,
-    layers.L2Pool,
-    layers.MaxMin,
-    layers.PositionalBias,
-    layers.SpatialShift,
-)
-def _one(layer, norm):
-    return 1.0
+def size(shape):
+    """Number of entries of a tensor; infinite where a side is unknown."""
+    return math.inf if None in shape else math.prod(shape)
 
 
-@lipschitz_rule(keras.layers.Activation)
-def _activation(layer, norm):
-    return activation_constant(layer)
-
-
-@lipschitz_rule(keras.layers.ReLU)
-def _relu(layer, norm):
-    if layer.threshold != 0:
-        raise refusal(layer, f"it jumps at its threshold {layer.threshold}")
-    return max(1.0, abs(layer.negative_slope))
-
-
-@lipschitz_rule(keras.layers.Rescaling)
-def _rescaling(layer, norm):
-    if not isinstance(layer.scale, (int, float)):
-        raise refusal(layer, "its scale is not one number")
-    return abs(layer.scale)
-
-
-@lipschitz_rule(layers.OrthogonalDense, keras.layers.Dense)
-def _dense(layer, norm):
-    if getattr(layer, "quantization_mode", None):
-        raise refusal(layer, f"it is quantized ({layer.quantization_mode})")
-    return norm(layer, layer.kernel) * activation_constant(layer)
-
-
-@lipschitz_rule(layers.NormalizedDense, layers.PatchEmbedding)
-def _kernel_norm(layer, norm):
-    return norm(layer, layer.kernel)
-
-
-@lipschitz_rule(layers.ShiftMixing)
-def _shift_mixing(layer, norm):
-    # With A = S - I, E = R R^T - I and s >= ||R||: T^T T <= I + R^T A^T E A R, and ||A|| <= 2, so
-    # ||T||^2 <= 1 + 4 s^2 max(s^2 - 1, 0). Both paddings.
-    square = norm(layer, layer.kernel) ** 2
-    return (1 + 4 * square * max(square - 1, 0.0)) ** 0.5 * (1 + 8 * 2.0**-53)
-
-
-@lipschitz_rule(layers.LipNeXtBlock)
-def _block(layer, norm):
-    constant = 1.0
-    for part in layer.parts:
-        constant *= layer_constant(part, norm) * (1 + 2.0**-52)
-    return constant
+def _norm(values):
+    """||values||, not rounded; inf past the largest float."""
+    largest = np.abs(values).max(initial=0.0)
+    if largest == 0 or not np.isfinite(largest):
+        return float(largest)
+    exponent = int(np.frexp(largest)[1])
+    return float(np.ldexp(np.linalg.norm(np.ldexp(values, -exponent)), exponent))

@@ -4,12 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext.certification.certify import certify
-from keras_lipnext.certification.lipschitz import (
-    is_linear_head,
-    layer_chain,
-    lipschitz_bound,
-    nominal_constant,
-)
+from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
 from keras_lipnext.certification.radius import pairwise_distances
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.metrics.certified import CertifiedMetric
@@ -64,15 +59,18 @@ class CertifiableModel(keras.Model):
         # From 3.12 on Keras rebuilds a functional subclass of this signature from its graph.
         reject_unknown(self, kwargs, ("inputs", "outputs", "name", "trainable"))
         super().__init__(*args, **kwargs)
-        self._nominal_constant = nominal_constant(self)
-        head = layer_chain(self)[-1]
-        if not is_linear_head(head) or len(self.output_shape) != 2:
+        certifiable = read(self)
+        self._nominal_constant = nominal_constant(certifiable)
+        if certifiable.head is None or certifiable.notes:
+            last = self.outputs[0]._keras_history.operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
                 "classes), keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
-                f"'{head.name}' ({type(head).__name__}), output shape {self.output_shape}. "
+                f"'{last.name}' ({type(last).__name__}), output shape {self.output_shape}. "
                 "Softmax belongs into the loss."
             )
+        head = certifiable.head.operation
+        self._find_head = lambda: head  # as an attribute Keras would track and save it twice
         self._cosine = False
         self._in_training = False
         self._state = TrainingState(head.units)
@@ -80,7 +78,7 @@ class CertifiableModel(keras.Model):
     @property
     def head(self):
         """The linear layer that makes the logits."""
-        return layer_chain(self)[-1]
+        return self._find_head()
 
     def lipschitz_bound(self):
         """Proven Lipschitz bound; see `keras_lipnext.certification.lipschitz_bound`."""

@@ -29,9 +29,9 @@ def test_radii_follow_the_per_pair_rule(certified, trained):
             if j != k
         )
         assert certificate.predictions[i] == k
-        assert certificate.radii[i] == pytest.approx(
-            nominal / certificate.lipschitz_bound, rel=1e-12
-        )
+        allowance = certificate.error_allowances[i] / (2**0.5 * 0.1)
+        exact = nominal / certificate.lipschitz_bound
+        assert exact - allowance <= certificate.radii[i] <= exact
         # The proof of K costs less than 0.01 % of the radius.
         assert nominal * (1 - 1e-4) < certificate.radii[i] <= nominal
 
@@ -61,7 +61,7 @@ def difference_slopes(model, x, orthogonal=False):
     slopes = {}
     with backend.float64_scope():
         if orthogonal:  # float32 kernels are orthonormal to 1e-7 only
-            for kernel in twin._model.weights:
+            for kernel in twin.variables:
                 if isinstance(kernel.constraint, lip.manifolds.Stiefel):
                     kernel.assign(lip.manifolds.stiefel.projx(kernel))
         x = keras.ops.convert_to_tensor(x, dtype="float64")
@@ -251,6 +251,6 @@ def test_equal_weight_vectors_have_radius_zero():
 def test_the_sqrt_2_rule_would_be_unsound():
     """The per-pair rule is not margin / (sqrt(2) K max|w|), which overstates opposed classes."""
     logits, kernel = np.array([[1.0, -1.0]]), np.array([[1.0, -1.0]])
-    _, radii = certified_radii_float64(logits, pairwise_distances_float64(kernel))
+    _, radii, _ = certified_radii_float64(logits, pairwise_distances_float64(kernel))
     assert radii[0] == pytest.approx(1.0)  # x = 1 reaches the boundary at 0
     assert radii[0] < 2 / np.sqrt(2)

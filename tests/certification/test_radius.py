@@ -65,7 +65,7 @@ def test_radii_equal_brute_force_and_are_rounded_down(classes, seed):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(8, classes))
     distances = pairwise_distances_float64(rng.normal(size=(9, classes)))
-    predictions, radii = certified_radii_float64(logits, distances)
+    predictions, radii, _ = certified_radii_float64(logits, distances)
     expected = np.array([brute_force(z, distances) for z in logits])
     np.testing.assert_array_equal(predictions, logits.argmax(axis=1))
     assert (radii <= expected).all()
@@ -77,6 +77,7 @@ def test_radii_equal_brute_force_and_are_rounded_down(classes, seed):
 
 FAIL_CLOSED = [
     ("tie", [1.0, 1.0, 0.0]),
+    ("all equal", [0.0, 0.0, 0.0]),
     ("NaN logit", [2.0, np.nan, 0.0]),
     ("all NaN", [np.nan] * 3),
     ("+inf logit", [np.inf, 0.0, 0.0]),
@@ -88,7 +89,7 @@ FAIL_CLOSED = [
 @pytest.mark.parametrize("name, logits", FAIL_CLOSED)
 def test_fail_closed(name, logits):
     distances = np.ones((3, 3)) - np.eye(3)
-    predictions, radii = certified_radii_float64([logits], distances)
+    predictions, radii, _ = certified_radii_float64([logits], distances)
     assert radii[0] == 0
     assert (predictions[0] == -1) == (not np.isfinite(logits).all())
     with backend.float64_scope():
@@ -96,8 +97,35 @@ def test_fail_closed(name, logits):
         assert to_numpy(certified_radii(*tensors))[0] == 0
 
 
+def test_allowances_are_subtracted_and_the_deciding_class_named():
+    distances = np.ones((3, 3)) - np.eye(3)
+    logits = np.array([[3.0, 2.0, 1.0]] * 3)
+    allowances = np.array([[9.0, 0.25, 0.0], [9.0, 0.0, 1.5], [9.0, 1.25, 0.0]])
+    _, radii, deciding = certified_radii_float64(logits, distances, allowances)
+    np.testing.assert_allclose(radii, [0.75, 0.5, 0.0], rtol=1e-14)
+    assert (radii[:2] < [0.75, 0.5]).all()
+    np.testing.assert_array_equal(deciding, [1, 2, 1])
+
+
+@pytest.mark.parametrize("allowance", [np.nan, np.inf])
+def test_an_allowance_without_bound_certifies_nothing(allowance):
+    _, radii, _ = certified_radii_float64([[1.0, 0.0]], np.ones((2, 2)), np.array([[0, allowance]]))
+    assert radii[0] == 0
+
+
+def test_overflow_never_enlarges_a_radius():
+    """Distances or margins past what doubles hold: a finite radius, or none."""
+    tiny = np.full((2, 2), 1e-310)
+    _, radii, _ = certified_radii_float64([[1.0, 0.0]], tiny)
+    assert 0 < radii[0] <= 2.0**1000
+    huge = np.full((2, 2), 1e10)
+    predictions, radii, _ = certified_radii_float64([[1.7e308, -1.7e308]], huge)
+    assert radii[0] == 0
+    assert predictions[0] == -1
+
+
 def test_equal_weight_vectors_give_no_certificate():
     distances = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    _, radii = certified_radii_float64([[1.0 + 1e-15, 1.0, 0.0], [0, 0, 5.0]], distances)
+    _, radii, _ = certified_radii_float64([[1.0 + 1e-15, 1.0, 0.0], [0, 0, 5.0]], distances)
     assert radii[0] == 0
     assert radii[1] == pytest.approx(5.0)

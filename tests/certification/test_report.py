@@ -1,21 +1,59 @@
 import builtins
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_lipnext.certification import Certificate
+from keras_lipnext.certification.evidence import Evidence, Sample
+from keras_lipnext.certification.lipschitz import LayerConstant, LipschitzBound
 
 
-def certificate(labels=True, radii=(0.5, 0.2, 0.0, 0.9)):
+def certificate(labels=True, radii=(0.5, 0.2, 0.0, 0.9), **kwargs):
     return Certificate(
         predictions=np.array([0, 1, 2, 1]),
         radii=np.array(radii),
         labels=np.array([0, 1, 2, 0]) if labels else None,
         epsilons=(0.1, 0.4),
         lipschitz_bound=1.0000005,
+        **kwargs,
     )
+
+
+def evidence(names=("stem", "dense"), declared=(), dtypes=("float32",), branch=False, **kwargs):
+    reads = ("input", names[0]) if branch else ("input",)
+    constants = tuple(
+        LayerConstant(name, "Dense", 1.25, 1.5, name not in declared, reads) for name in names
+    )
+    found = {
+        "model": "lip",
+        "parameters": 1234,
+        "weights_hash": "ab" * 32,
+        "dtypes": dtypes,
+        "input_shape": (None, 8, 8, 1),
+        "backend": "torch",
+        "versions": {"keras_lipnext": "0.1.0", "keras": "3.15.1"},
+        "bound": LipschitzBound(1.0000005, constants, "head", ("A note on softmax.",)),
+    }
+    return Evidence(**(found | kwargs))
+
+
+def full(image=True, **kwargs):
+    """A certificate of `certify`'s, with all that belongs to it."""
+    shape = (4, 4, 1) if image else (4,)
+    samples = tuple(
+        Sample(i, np.full(shape, i / 4, "float32"), i % 3, 0, radius)
+        for i, radius in enumerate((0.0, 0.2, 0.5, 0.9))
+    )
+    arguments = {
+        "error_allowances": np.array([1e-12, 3e-12, np.nan, 2e-12]),
+        "evidence": evidence(),
+        "extremes": samples,
+    }
+    return certificate(**(arguments | kwargs))
 
 
 def test_numbers():
@@ -23,11 +61,45 @@ def test_numbers():
     assert c.clean_accuracy == 0.75
     assert c.certified_accuracy == {0.1: 0.5, 0.4: 0.25}
     assert c.certified_share == {0.1: 0.75, 0.4: 0.5}
+    assert c.error_allowance is None
+
+
+def test_error_allowance_passes_over_samples_that_have_none():
+    assert full().error_allowance == {"median": 2e-12, "largest": 3e-12}
+    unknown = full(error_allowances=np.full(4, np.nan)).error_allowance
+    assert math.isnan(unknown["largest"])
+    infinite = full(error_allowances=np.array([1e-12, np.inf, np.nan, 1e-12])).error_allowance
+    assert infinite == {"median": 1e-12, "largest": np.inf}
 
 
 def test_an_epsilon_equal_to_the_radius_is_not_certified():
     c = certificate(radii=(0.1, 0.1, 0.1, 0.1))
     assert c.certified_accuracy[0.1] == 0
+
+
+def test_per_class():
+    by_class = {row["class"]: row for row in certificate().per_class}
+    assert by_class.keys() == {0, 1, 2}
+    assert by_class[0] == {
+        "class": 0,
+        "samples": 2,
+        "clean_accuracy": 0.5,
+        "certified_accuracy": {0.1: 0.5, 0.4: 0.5},
+        "median_radius": pytest.approx(0.7),
+    }
+    assert by_class[2]["certified_accuracy"] == {0.1: 0.0, 0.4: 0.0}
+    # The classes' shares, weighted by their sizes, are the whole's.
+    for epsilon, share in certificate().certified_accuracy.items():
+        parts = [r["samples"] * r["certified_accuracy"][epsilon] for r in by_class.values()]
+        assert sum(parts) / 4 == share
+
+
+def test_per_predicted_class_without_labels():
+    rows = certificate(labels=False).per_class
+    assert [row["class"] for row in rows] == [0, 1, 2]
+    assert [row["samples"] for row in rows] == [1, 2, 1]
+    assert rows[1]["certified_accuracy"] == {0.1: 1.0, 0.4: 0.5}
+    assert rows[1]["clean_accuracy"] is None
 
 
 def test_table():
@@ -36,10 +108,73 @@ def test_table():
     assert "75.00%" in text
     assert "certified robust accuracy at epsilon = 0.4" in text
     assert "25.00%" in text
+    assert "Lipschitz constant K, proven" in text
     assert "1.000000500" in text
     assert "Promised:" in text
     assert "Not promised:" in text
     assert "share of predictions certified" in str(certificate(labels=False))
+
+
+def test_text_says_what_it_rests_on():
+    text = str(full())
+    lines = text.splitlines()
+    assert "K: product over 2 layers, proven from the stored weights" in lines
+    assert f"weights: sha256 {'ab' * 32}" in lines
+    assert "model: lip, 1,234 parameters, input (None, 8, 8, 1)" in lines
+    assert "dtype: float32" in lines
+    assert "evaluated: in float64 on torch, keras_lipnext 0.1.0, keras 3.15.1" in lines
+    assert "note: A note on softmax." in lines
+    (median,) = [line for line in lines if line.startswith("error allowance E of the logits, med")]
+    assert median.split()[-1] == "2e-12"
+    (largest,) = [line for line in lines if line.startswith("error allowance E of the logits, lar")]
+    assert largest.split()[-1] == "3e-12"
+    assert "what rounding can have done to them, E, is subtracted" in text
+    assert "low precision" not in text
+
+
+@pytest.mark.parametrize(
+    "bound, sentence",
+    [
+        (evidence(names=()), "K: no layer in front of the head"),
+        (evidence(names=("a",)), "K: product over 1 layer, proven from the stored weights"),
+        (evidence(branch=True), "K: combined along the graph of 2 layers, proven from"),
+        (
+            evidence(("a", "b", "c"), declared=("a", "c")),
+            "K: product over 3 layers; declared, not proven, for: a, c",
+        ),
+    ],
+)
+def test_how_the_constant_was_proven(bound, sentence):
+    assert sentence in str(full(evidence=bound))
+
+
+def test_declared_constants_are_not_called_proven():
+    text = str(full(evidence=evidence(declared=("dense",))))
+    assert "Lipschitz constant K, partly declared" in text
+    assert "if what was declared, not proven, for dense is true" in text
+    assert "proven from the weights" not in text
+    assert "proven from the stored weights" not in text
+
+
+@pytest.mark.parametrize("dtypes", [("mixed_bfloat16",), ("bfloat16", "float32")])
+def test_low_precision(dtypes):
+    text = str(full(evidence=evidence(dtypes=dtypes), low_precision_differences=3))
+    assert (
+        "The model computes in bfloat16: the certificate speaks of its stored weights in real "
+        "arithmetic, not of what bfloat16 execution predicts; the two differ on 3 of 4 samples."
+    ) in text
+    assert "predictions that differ in bfloat16" in text
+    assert "predictions that differ in low precision" in str(
+        certificate(low_precision_differences=0)
+    )
+
+
+def test_names_stay_on_one_line():
+    forged = "a\nclean accuracy 100.00%\x1b[31m"
+    text = str(full(evidence=evidence((forged,), declared=(forged,), model=forged)))
+    assert "\nclean accuracy 100.00%" not in text
+    assert "\x1b" not in text
+    assert "a\\nclean accuracy 100.00%\\x1b[31m" in text
 
 
 def test_dictionary_is_json():
@@ -51,24 +186,96 @@ def test_dictionary_is_json():
     assert certificate(labels=False).to_dict()["certified_accuracy"] is None
 
 
+def test_dictionary_holds_the_evidence():
+    summary = full(low_precision_differences=1).to_dict()
+    assert summary["error_allowance"] == {"median": 2e-12, "largest": 3e-12}
+    assert summary["low_precision_differences"] == 1
+    assert summary["per_class"] == certificate().per_class
+    found = summary["evidence"]
+    assert found["weights_hash"] == "ab" * 32
+    assert found["dtypes"] == ["float32"]
+    assert found["versions"]["keras"] == "3.15.1"
+    assert found["backend"] == "torch"
+    assert found["parameters"] == 1234
+    assert found["head"] == "head"
+    assert found["layers"][1] == {
+        "name": "dense",
+        "class": "Dense",
+        "constant": 1.25,
+        "total": 1.5,
+        "proven": True,
+        "reads": ["input"],
+    }
+    assert certificate().to_dict()["evidence"] is None
+
+
+def test_json_file_knows_no_nan(tmp_path):
+    infinite = full(
+        radii=(np.inf, 0.2, 0.0, 0.9),
+        error_allowances=np.full(4, np.nan),
+        evidence=evidence(parameters=np.int64(7)),
+    )
+    infinite = dataclasses.replace(infinite, epsilons=(np.float32(0.5),))
+    path = tmp_path / "certificate.json"
+    infinite.to_json(path)
+
+    def refuse(token):
+        raise AssertionError(token)
+
+    summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert summary["mean_radius"] == "inf"
+    assert summary["error_allowance"] == {"median": "nan", "largest": "nan"}
+    assert summary["evidence"]["parameters"] == 7
+    assert summary["certified_accuracy"] == {"0.5": 0.25}
+
+
 def test_markdown():
     text = certificate().to_markdown()
     assert text.startswith("| quantity | value |\n| --- | ---: |\n| samples | 4 |")
     assert "| clean accuracy | 75.00% |" in text
+    assert "\n\n| class | samples | clean accuracy | CRA(0.1) | CRA(0.4) | median radius |" in text
+    assert "\n| 0 | 2 | 50.00% | 50.00% | 50.00% | 0.7 |" in text
+    assert "\n\nNot promised: " in text
+    unlabelled = certificate(labels=False).to_markdown()
+    assert "| predicted class | samples | certified(0.1) | certified(0.4) | median" in unlabelled
 
 
+def test_markdown_shows_names_as_they_are():
+    text = full(evidence=evidence(model="a|b<script>*c*")).to_markdown()
+    assert "- model: a\\|b&lt;script&gt;\\*c\\*, 1,234 parameters" in text
+    assert f"- weights: sha256 {'ab' * 32}" in text
+
+
+FIGURES = [Certificate.plot, Certificate.plot_radii]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("radii", [(0.5, 0.2, 0.0, 0.9), (np.inf, 0.2, 0.0, 0.9), (0,) * 4])
-def test_plot(labels, radii, tmp_path):
-    path = tmp_path / "curve.png"
-    certificate(labels, radii).plot(path)
+def test_figures(draw, labels, radii, tmp_path):
+    path = tmp_path / "figure.png"
+    draw(certificate(labels, radii), path)
     with Image.open(path) as image:
         assert image.size == (900, 600)
-        pixels = np.asarray(image.convert("L"))
-    assert (pixels < 50).sum() > 500  # something is drawn in black
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (pixels.sum(axis=-1) < 150).sum() > 500  # something is drawn in black
+    assert (np.ptp(pixels, axis=-1) <= 2).all()  # nothing hangs on colour
 
 
-def test_plot_without_matplotlib(monkeypatch, tmp_path):
+def test_histogram_counts_every_finite_radius():
+    from keras_lipnext.certification.plots import radius_histogram
+
+    figure = radius_histogram(certificate(radii=(np.inf, 0.2, 0.0, 0.9)))
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert sum(bar.get_height() for bar in axes.patches) == 3
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert {"correct (2)", "wrong (1)"} < set(labels)
+    assert "infinite" in axes.get_title()
+    assert "units of the inputs" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_figures_without_matplotlib(draw, monkeypatch, tmp_path):
     real_import = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -78,4 +285,5 @@ def test_plot_without_matplotlib(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'keras_lipnext\[plot\]'"):
-        certificate().plot(tmp_path / "curve.png")
+        draw(certificate(), tmp_path / "curve.png")
+    assert "clean accuracy" in str(certificate())

@@ -51,6 +51,25 @@ def test_custom_model():
     assert max(map(float, defects)) < 2e-6
 
 
+def test_attacks_stay_above_the_certificate(tmp_path):
+    """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
+    size = ["--samples", "30", "--steps", "8", "--restarts", "1", "--epochs", "4"]
+    text = run("attack.py", *size, "--epsilons", "0.1", "0.4", "--output", str(tmp_path / "out"))
+    rows = re.findall(r"\| ([0-9.]+) \| ([0-9.]+)% \| ([0-9.]+)% \|", text)
+    assert [float(epsilon) for epsilon, _, _ in rows] == [0.1, 0.4]
+    clean = float(re.search(r"clean accuracy ([0-9.]+)%", text).group(1))
+    for _, certified, empirical in rows:
+        assert float(certified) <= float(empirical) <= clean
+    # The attacks do their work: at the larger epsilon they break what they cannot at the smaller.
+    assert float(rows[1][2]) < float(rows[0][2])
+    assert float(re.search(r"certified radius: ([0-9.]+) at the least", text).group(1)) >= 1
+    assert "flipped inside 0.999 of their radius: 0\n" in text
+    assert {"DDN", "PGD", "APGD-CE", "APGD-DLR", "APGD-T"} <= set(re.findall(r"\] (\S+):", text))
+    assert "| 0.4 |" in (tmp_path / "out" / "robust_accuracy.md").read_text()
+    with Image.open(tmp_path / "out" / "robust_accuracy.png") as image:
+        assert image.size == (900, 600)
+
+
 def test_help():
-    for script in ("quickstart.py", "custom_model.py"):
+    for script in ("quickstart.py", "custom_model.py", "attack.py"):
         assert "--epochs" in run(script, "--help")

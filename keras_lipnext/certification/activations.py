@@ -1,0 +1,199 @@
+"""Activations: their Lipschitz constants, and how they are evaluated in float64.
+
+Keras passes some of their constants on as float32 on TensorFlow (the slope of leaky_relu, the
+coefficient of gelu), so that certificates evaluate the formulas written here.
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lipnext.certification.rules import ROUNDING, Bound, size
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A function of one real variable, applied entry by entry.
+
+    Attributes:
+        function: Its evaluation on float64 tensors.
+        constant: Upper bound of its slope's magnitude; it has no jump.
+        at_zero: Upper bound of its magnitude at 0.
+        ulps: Its float64 evaluation at x is off by at most ulps * 2^-53 * (constant |x| + at_zero);
+            0 if exact. tests/certification/test_activations.py measures less than half of it.
+    """
+
+    function: object
+    constant: float = 1.0
+    at_zero: float = 0.0
+    ulps: float = 64.0
+
+    def bound(self, shape):
+        """`Bound` of its application to a tensor of this shape, without batch axis."""
+        offset = self.at_zero * math.sqrt(size(shape)) if self.at_zero else 0.0
+        rounding = self.ulps * ROUNDING / 2
+        return Bound(self.constant, offset, rounding * self.constant, rounding * offset)
+
+
+def leaky_relu(slope):
+    """max(x, 0) + slope * min(x, 0)."""
+    return Activation(
+        lambda x: ops.maximum(x, 0) + ops.minimum(x, 0) * np.float64(slope),
+        max(1.0, abs(slope)),
+        ulps=4.0,
+    )
+
+
+def elu(alpha):
+    """x for positive x, alpha (exp(x) - 1) for others."""
+    return Activation(
+        lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * np.float64(alpha),
+        max(1.0, abs(alpha)),
+    )
+
+
+def celu(alpha):
+    """x for positive x, alpha (exp(x / alpha) - 1) for others."""
+    alpha = np.float64(alpha)
+    return Activation(lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha)
+
+
+def gelu(approximate):
+    """x Phi(x), or its approximation by tanh."""
+    if approximate:
+        inner, cubic = np.float64(math.sqrt(2 / math.pi)), np.float64(0.044715)
+        # The largest slope is 1.128993..., near 1.42.
+        return Activation(
+            lambda x: x * (1 + ops.tanh(inner * (x + cubic * (x * x * x)))) / 2, 1.1289931
+        )
+    # The slope Phi(x) + x phi(x) is largest at sqrt(2).
+    return Activation(lambda x: x * (1 + ops.erf(x / np.float64(math.sqrt(2)))) / 2, 1.1289042)
+
+
+def clipped_relu(negative_slope, max_value):
+    """`keras.layers.ReLU` without a threshold."""
+    slope = np.float64(negative_slope)
+
+    def function(x):
+        positive = ops.maximum(x, 0)
+        if max_value is not None:
+            positive = ops.minimum(positive, np.float64(max_value))
+        return positive + ops.minimum(x, 0) * slope if slope else positive
+
+    return Activation(function, max(1.0, abs(negative_slope)), ulps=4.0 if slope else 0.0)
+
+
+def _softplus(x):
+    return ops.maximum(x, 0) + ops.log1p(ops.exp(-ops.abs(x)))
+
+
+_SELU_ALPHA, _SELU_SCALE = np.float64(1.6732632423543772), np.float64(1.0507009873554805)
+
+_FUNCTIONS = {
+    "linear": Activation(lambda x: x, ulps=0.0),
+    "relu": clipped_relu(0.0, None),
+    "relu6": clipped_relu(0.0, 6.0),
+    "leaky_relu": leaky_relu(0.2),
+    "elu": elu(1.0),
+    "celu": celu(1.0),
+    "selu": Activation(
+        lambda x: (ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * _SELU_ALPHA) * _SELU_SCALE,
+        1.7580994,
+    ),
+    "gelu": gelu(False),
+    "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394),
+    "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991),
+    "softplus": Activation(_softplus, at_zero=0.6931472),
+    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472),
+    "squareplus": Activation(lambda x: (x + ops.sqrt(x * x + 4)) / 2, at_zero=1.0),
+    "softsign": Activation(lambda x: x / (1 + ops.abs(x))),
+    "soft_shrink": Activation(
+        lambda x: ops.maximum(x - 0.5, 0) + ops.minimum(x + 0.5, 0), ulps=4.0
+    ),
+    "tanh": Activation(ops.tanh),
+    "tanh_shrink": Activation(lambda x: x - ops.tanh(x)),
+    "hard_tanh": Activation(lambda x: ops.minimum(ops.maximum(x, -1), 1), ulps=0.0),
+    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5),
+    "hard_sigmoid": Activation(
+        lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1 / 6 + 1e-9, at_zero=0.5
+    ),
+    "sparse_sigmoid": Activation(
+        lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1), 0.5, at_zero=0.5
+    ),
+    "hard_silu": Activation(lambda x: x * ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1.5),
+}
+
+# Operations of `keras.ops`, by the names of their classes.
+OPERATION_ACTIVATIONS = {
+    "Relu": _FUNCTIONS["relu"],
+    "Relu6": _FUNCTIONS["relu6"],
+    "LeakyRelu": lambda operation: leaky_relu(operation.negative_slope),
+    "Elu": lambda operation: elu(operation.alpha),
+    "Celu": lambda operation: celu(operation.alpha),
+    "Selu": _FUNCTIONS["selu"],
+    "Gelu": lambda operation: gelu(operation.approximate),
+    "Silu": _FUNCTIONS["silu"],
+    "Softplus": _FUNCTIONS["softplus"],
+    "LogSigmoid": _FUNCTIONS["log_sigmoid"],
+    "Softsign": _FUNCTIONS["softsign"],
+    "Tanh": _FUNCTIONS["tanh"],
+    "TanhShrink": _FUNCTIONS["tanh_shrink"],
+    "HardTanh": _FUNCTIONS["hard_tanh"],
+    "Sigmoid": _FUNCTIONS["sigmoid"],
+    "HardSigmoid": _FUNCTIONS["hard_sigmoid"],
+    "SparseSigmoid": _FUNCTIONS["sparse_sigmoid"],
+    "HardSilu": _FUNCTIONS["hard_silu"],
+    "Sin": Activation(ops.sin),
+    "Arctan": Activation(ops.arctan),
+}
+
+_ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in _FUNCTIONS.items()}
+
+
+# Layers that are nothing but an activation, and what each is.
+ACTIVATION_LAYERS = {
+    keras.layers.Activation: lambda layer: _ACTIVATIONS.get(layer.activation),
+    keras.layers.ReLU: lambda layer: clipped_relu(layer.negative_slope, layer.max_value),
+    keras.layers.LeakyReLU: lambda layer: leaky_relu(layer.negative_slope),
+    keras.layers.ELU: lambda layer: elu(layer.alpha),
+}
+
+
+def find_activation(layer):
+    """The `Activation` that a layer is or ends in, or None."""
+    known = ACTIVATION_LAYERS.get(type(layer))
+    return known(layer) if known else _ACTIVATIONS.get(getattr(layer, "activation", None))
+
+
+def activation_of(layer, context):
+    """As `find_activation`; ValueError if there is none."""
+    activation = find_activation(layer)
+    if activation is None and is_softmax(layer.activation):
+        raise context.refusal(INNER_SOFTMAX)
+    if activation is None:
+        name = getattr(layer.activation, "__name__", layer.activation)
+        raise context.refusal(
+            f"no Lipschitz constant is known for its activation {name!r} (known: "
+            f"{', '.join(sorted(_FUNCTIONS))})"
+        )
+    return activation
+
+
+INNER_SOFTMAX = (
+    "softmax inside a network has no useful constant; at the end of a model, over the classes, it "
+    "is recognised and the logits in front of it are certified"
+)
+
+
+def is_softmax(function):
+    """Whether the activation only makes shares of logits, keeping their order."""
+    return function in (keras.activations.softmax, keras.activations.log_softmax)
+
+
+def operation_activation(operation):
+    """The `Activation` that an operation of `keras.ops` is, or None."""
+    known = OPERATION_ACTIVATIONS.get(type(operation).__name__)
+    return known(operation) if callable(known) else known

@@ -1,0 +1,123 @@
+"""What a certificate rests on, for the report: the weights' hash, versions, constants, samples."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_lipnext.certification.lipschitz import LipschitzBound
+from keras_lipnext.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What was certified, and with what.
+
+    Attributes:
+        model: Name of the model.
+        parameters: Number of its weights.
+        weights_hash: SHA-256 of its layers' configurations and stored weights, in hex.
+        dtypes: The dtype policies of its layers.
+        input_shape: With batch axis.
+        backend: Keras backend that evaluated it.
+        versions: {package: version}.
+        bound: `LipschitzBound`, with the constant of each layer.
+    """
+
+    model: str
+    parameters: int
+    weights_hash: str
+    dtypes: tuple
+    input_shape: tuple
+    backend: str
+    versions: dict
+    bound: LipschitzBound
+
+    @classmethod
+    def of(cls, model, certifiable, bound, expected_hash=None):
+        """Collects the evidence; ValueError if the model has another hash than expected."""
+        weights_hash = certifiable.graph.digest()
+        if expected_hash is not None and expected_hash != weights_hash:
+            raise ValueError(
+                f"The model's hash is {weights_hash}, not the {expected_hash} expected: these are "
+                "other weights or another architecture."
+            )
+        backend = keras.backend.backend()
+        return cls(
+            model=model.name,
+            parameters=model.count_params(),
+            weights_hash=weights_hash,
+            dtypes=policies(certifiable),
+            input_shape=certifiable.graph.input_shape,
+            backend=backend,
+            versions={
+                "keras_lipnext": __version__,
+                "keras": keras.__version__,
+                backend: _version(backend),
+                "numpy": np.__version__,
+            },
+            bound=bound,
+        )
+
+
+def _version(package):
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def policies(certifiable):
+    """Names of the dtype policies of the model's layers, sorted."""
+    layers = [s.operation for s in certifiable.steps if isinstance(s.operation, keras.layers.Layer)]
+    return tuple(sorted({layer.dtype_policy.name for layer in layers}))
+
+
+def low_precision(certifiable):
+    """Whether a layer computes in less than float32."""
+    return any("16" in name or "8" in name for name in policies(certifiable))
+
+
+class Extremes:
+    """Collects the samples of smallest and largest radii, batch by batch, in bounded memory."""
+
+    def __init__(self, count=8):
+        self._count = count
+        self._samples, self._offset = [], 0
+
+    def update(self, inputs, predictions, radii, labels):
+        """Takes one batch."""
+        order = np.argsort(radii, kind="stable")
+        for k in {*order[: self._count], *order[-self._count :]}:
+            label = None if labels is None else int(labels[k])
+            self._samples.append(
+                Sample(
+                    self._offset + int(k),
+                    np.array(inputs[k]),
+                    int(predictions[k]),
+                    label,
+                    float(radii[k]),
+                )
+            )
+        self._samples.sort(key=lambda s: (s.radius, s.index))
+        del self._samples[self._count : -self._count]
+        self._offset += len(inputs)
+
+    def found(self):
+        """Tuple of `Sample`, by increasing radius."""
+        return tuple(self._samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample: its place in the data, its input, prediction, label (or None) and radius."""
+
+    index: int
+    input: np.ndarray
+    prediction: int
+    label: int | None
+    radius: float

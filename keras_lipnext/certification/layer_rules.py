@@ -1,0 +1,258 @@
+"""The rules of this library's layers and of those of Keras that have a Lipschitz constant."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_lipnext import layers
+from keras_lipnext.certification.activations import ACTIVATION_LAYERS, INNER_SOFTMAX, activation_of
+from keras_lipnext.certification.norms import gamma
+from keras_lipnext.certification.rounding import TINY, added, linear, scaled
+from keras_lipnext.certification.rules import ROUNDING, Bound, library_rule, size
+
+kl = keras.layers
+
+# At inference these return their input; tests/certification/test_layer_rules.py runs each.
+IDENTITIES = (
+    kl.ActivityRegularization,
+    kl.AlphaDropout,
+    kl.AugMix,
+    kl.Dropout,
+    kl.GaussianDropout,
+    kl.GaussianNoise,
+    kl.Identity,
+    kl.RandAugment,
+    kl.RandomBrightness,
+    kl.RandomColorDegeneration,
+    kl.RandomColorJitter,
+    kl.RandomContrast,
+    kl.RandomElasticTransform,
+    kl.RandomErasing,
+    kl.RandomFlip,
+    kl.RandomGaussianBlur,
+    kl.RandomGrayscale,
+    kl.RandomHue,
+    kl.RandomInvert,
+    kl.RandomPerspective,
+    kl.RandomPosterization,
+    kl.RandomRotation,
+    kl.RandomSaturation,
+    kl.RandomSharpness,
+    kl.RandomShear,
+    kl.RandomTranslation,
+    kl.RandomZoom,
+    kl.SpatialDropout1D,
+    kl.SpatialDropout2D,
+    kl.SpatialDropout3D,
+)
+
+
+@library_rule(*IDENTITIES)
+@library_rule(kl.Flatten, kl.Reshape, kl.Permute)
+@library_rule(kl.ZeroPadding1D, kl.ZeroPadding2D, kl.ZeroPadding3D)
+@library_rule(kl.Cropping1D, kl.Cropping2D, kl.Cropping3D)
+@library_rule(layers.BetaAbs, layers.MaxMin, layers.SpatialShift)
+def exact(layer, context):
+    """Permutes, drops, repeats no entry, or changes signs: nothing is rounded."""
+    return Bound(1.0)
+
+
+# This library's layers.
+
+
+@library_rule(layers.L2Pool)
+def l2_pool(layer, context):
+    """sqrt(sum x^2 + epsilon), channel by channel: half the rounding of the sum."""
+    positions = size(context.input_shape) / size(context.output_shape)
+    channels = size(context.output_shape)
+    offset = math.sqrt(layer.epsilon * channels)
+    rounding = (positions + 8) * ROUNDING
+    # Squares below the smallest number vanish: entries of 1e-154 do no harm.
+    vanishing = math.sqrt(size(context.input_shape)) * 2.0**-500
+    return Bound(1.0, offset, rounding, rounding * offset + vanishing)
+
+
+@library_rule(layers.PositionalBias)
+def positional_bias(layer, context):
+    return added(context, layer.bias)
+
+
+@library_rule(layers.NormalizedDense)
+def normalized_dense(layer, context):
+    yield linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
+    if layer.bias is not None:
+        yield added(context, layer.bias)
+
+
+@library_rule(layers.PatchEmbedding)
+def patch_embedding(layer, context):
+    return linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
+
+
+@library_rule(layers.ShiftMixing)
+def shift_mixing(layer, context):
+    """x + (S - I)(x R) R^T.
+
+    With A = S - I, E = R R^T - I and s >= ||R||: T^T T <= I + R^T A^T E A R, and ||A|| <= 2, so
+    ||T||^2 <= 1 + 4 s^2 max(s^2 - 1, 0). Both paddings.
+    """
+    s = context.norm(layer.kernel)
+    square = s * s
+    constant = (1 + 4 * square * max(square - 1, 0.0)) ** 0.5 * (1 + 4 * ROUNDING)
+    # In units of the input's norm, each factor 2 for the rounding of what was rounded before:
+    magnitude = context.absolute_norm(layer.kernel)
+    channels, moving = layer.kernel.shape
+    rows = 2 * gamma(channels + 2) * magnitude  # x R
+    difference = 2 * rows + 4 * ROUNDING * s  # (S - I)(x R), of norm at most 2 s
+    product = s * difference + 4 * gamma(moving + 2) * magnitude * (s + difference)
+    total = product + 2 * ROUNDING * (1 + 2 * square + product)  # the last addition
+    shape = context.output_shape
+    return Bound(
+        constant,
+        relative=total + TINY * channels * moving,
+        absolute=TINY * channels * (1 + magnitude) ** 2 * size(shape),
+    )
+
+
+# Dense and convolution layers.
+
+
+def activated(layer, context):
+    return activation_of(layer, context).bound(context.output_shape)
+
+
+@library_rule(layers.OrthogonalDense, kl.Dense)
+def dense(layer, context):
+    _check_plain(layer, context)
+    yield linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
+    if layer.bias is not None:
+        yield added(context, layer.bias)
+    yield activated(layer, context)
+
+
+@library_rule(kl.Conv1D, kl.Conv2D, kl.Conv3D)
+def convolution(layer, context):
+    _check_plain(layer, context)
+    kernel = layer.kernel
+    norm = context.convolution_norm(kernel, layer.strides, layer.groups)
+    yield linear(context, norm, kernel, math.prod(kernel.shape[:-1]))
+    yield from _bias_and_activation(layer, context)
+
+
+@library_rule(kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
+def transposed_convolution(layer, context):
+    """The adjoint of a convolution with kernel (*spatial, outputs, inputs), cropped."""
+    _check_plain(layer, context)
+    kernel = layer.kernel
+    if max(layer.dilation_rate) > 1 and max(layer.strides) > 1:
+        raise context.refusal("it has both strides and dilation")
+    norm = context.convolution_norm(kernel, layer.strides)
+    yield linear(context, norm, kernel, math.prod(kernel.shape) // kernel.shape[-2])
+    yield from _bias_and_activation(layer, context)
+
+
+@library_rule(kl.DepthwiseConv1D, kl.DepthwiseConv2D)
+def depthwise_convolution(layer, context):
+    _check_plain(layer, context)
+    kernel = layer.kernel
+    norm = context.depthwise_norm(kernel, layer.strides)
+    yield linear(context, norm, kernel, math.prod(kernel.shape[:-2]))
+    yield from _bias_and_activation(layer, context)
+
+
+@library_rule(kl.SeparableConv1D, kl.SeparableConv2D)
+def separable_convolution(layer, context):
+    _check_plain(layer, context)
+    depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
+    norm = context.depthwise_norm(depthwise, layer.strides)
+    yield linear(context, norm, depthwise, math.prod(depthwise.shape[:-2]))
+    norm = context.convolution_norm(pointwise)
+    yield linear(context, norm, pointwise, pointwise.shape[-2])
+    yield from _bias_and_activation(layer, context)
+
+
+def _bias_and_activation(layer, context):
+    if layer.bias is not None:
+        yield added(context, layer.bias)
+    yield activated(layer, context)
+
+
+def _check_plain(layer, context):
+    if getattr(layer, "quantization_mode", None):
+        raise context.refusal(f"it is quantized ({layer.quantization_mode})")
+    if getattr(layer, "lora_enabled", False):
+        raise context.refusal("it holds a LoRA beside its kernel: merge it first")
+
+
+# Activation layers.
+
+
+@library_rule(*ACTIVATION_LAYERS)
+def activation_layer(layer, context):
+    if getattr(layer, "threshold", 0) != 0:
+        raise context.refusal(f"it jumps at its threshold {layer.threshold}")
+    return activation_of(layer, context).bound(context.output_shape)
+
+
+@library_rule(kl.PReLU)
+def parametric_relu(layer, context):
+    constant = max(1.0, context.largest(layer.alpha))
+    return Bound(constant, relative=4 * ROUNDING * constant)
+
+
+@library_rule(kl.Softmax)
+def softmax(layer, context):
+    raise context.refusal(INNER_SOFTMAX)
+
+
+# Scaling of inputs and channels.
+
+
+@library_rule(kl.Rescaling)
+def rescaling(layer, context):
+    yield scaled(context, np.asarray(layer.scale, "float64"))
+    yield added(context, np.asarray(layer.offset, "float64"))
+
+
+@library_rule(kl.Normalization)
+def normalization(layer, context):
+    """(x - mean) / max(std, epsilon): divided by the smallest standard deviation."""
+    mean, variance = context.array(layer.mean), context.array(layer.variance)
+    deviation = np.sqrt(variance)
+    if not (deviation > 2 * keras.backend.epsilon()).all():
+        raise context.refusal(f"its smallest standard deviation is {deviation.min()}")
+    if layer.invert:
+        yield scaled(context, deviation * (1 + 4 * ROUNDING))
+        yield added(context, mean)
+        return
+    factors = 1 / deviation
+    largest = context.largest(factors) * (1 + 8 * ROUNDING)
+    offset = context.offset_norm(mean)
+    yield Bound(1.0, offset, ROUNDING, ROUNDING * offset)
+    yield Bound(largest, relative=8 * ROUNDING * largest)
+
+
+@library_rule(kl.BatchNormalization)
+def batch_normalization(layer, context):
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta, of the moving statistics."""
+    if layer.renorm:
+        raise context.refusal("batch renormalisation keeps statistics of its own")
+    mean, variance = context.array(layer.moving_mean), context.array(layer.moving_variance)
+    total = variance + layer.epsilon
+    if not (total > 0).all():
+        raise context.refusal(f"its variance + epsilon is {total.min()}, not positive")
+    scale = 1 / np.sqrt(total)
+    if layer.scale:
+        scale = scale * context.array(layer.gamma)
+    beta = context.array(layer.beta) if layer.center else np.zeros_like(mean)
+    largest = context.largest(scale) * (1 + 8 * ROUNDING)
+    # Backends compute x s + (beta - mean s) or (x - mean) s + beta: both within this.
+    magnitude = context.offset_norm(np.abs(beta) + np.abs(mean * scale))
+    rounding = 16 * ROUNDING
+    yield Bound(
+        largest,
+        context.offset_norm(beta - mean * scale) + rounding * magnitude,
+        rounding * largest,
+        rounding * magnitude,
+    )

@@ -1,0 +1,143 @@
+"""Forward error of the float64 evaluation: what rounding can do to the logits.
+
+For every value z of the graph two numbers a sample are carried along, over the whole tensor:
+r >= ||z||, of the exact value, and D >= ||computed z - z||. A `Bound` takes them to
+
+    r' = constant r + offset,      D' = constant D + relative (r + D) + absolute,
+
+since the operation is applied to the computed value, whose norm is at most r + D.
+[Higham, Accuracy and Stability of Numerical Algorithms, chapter 3]
+"""
+
+import math
+
+import numpy as np
+
+from keras_lipnext.certification.norms import gamma
+from keras_lipnext.certification.rules import ROUNDING, Bound, size
+
+# Above every number that underflows, times what one operation may multiply it by: backends may
+# flush subnormal numbers to zero.
+TINY = 2.0**-960
+# The rounding of the bookkeeping itself: a handful of operations on positive numbers a step.
+_UP = 1 + 16 * ROUNDING
+
+
+def linear(context, norm, kernel, terms):
+    """`Bound` of a product with a kernel (*spatial, inputs, outputs), without bias.
+
+    Args:
+        norm: Upper bound of the operator's norm.
+        terms: Number of products that are summed for one output, in any order.
+    """
+    magnitude = context.absolute_norm(kernel)
+    underflow = TINY * terms * (1 + magnitude)
+    return Bound(
+        norm,
+        relative=2 * gamma(terms + 2) * magnitude + TINY * size(kernel.shape),
+        absolute=underflow * size(context.output_shape),
+    )
+
+
+def added(context, values):
+    """`Bound` of adding a constant tensor to one of the output's shape."""
+    offset = context.offset_norm(values)
+    return Bound(1.0, offset, ROUNDING, ROUNDING * offset)
+
+
+def scaled(context, factors):
+    """`Bound` of multiplying entry by entry with broadcast factors."""
+    largest = context.largest(factors) * (1 + ROUNDING)
+    return Bound(largest, relative=2 * ROUNDING * largest)
+
+
+def combined(how, values):
+    """Norm of the joint input of an operation from the norms of its inputs, rounded up."""
+    if len(values) == 1:
+        return values[0]
+    if how == "sum":
+        return sum(values) * _UP
+    if how == "mean":
+        return sum(values) / len(values) * _UP
+    # An array's norm is safe from over- and underflow only after scaling.
+    scale = np.maximum.reduce(values)
+    with np.errstate(invalid="ignore"):
+        ratios = [np.where(scale > 0, v / np.where(scale > 0, scale, 1), 0.0) for v in values]
+    return np.sqrt(sum(x * x for x in ratios)) * scale * _UP
+
+
+def forward_errors(graph, bounds, norms):
+    """(r, D) of every value, arrays of shape (samples,).
+
+    Args:
+        graph: `Graph`.
+        bounds: For each step, the sequence of `Bound` of its parts, with known shapes.
+        norms: Upper bounds of the inputs' norms, shape (samples,).
+
+    Returns:
+        {index of the value: (r, D)}.
+    """
+    state = {0: (norms, np.zeros_like(norms))}
+    for step, parts in zip(graph.steps, bounds):
+        r, d = (combined(parts[0].combine, [state[i][k] for i in step.inputs]) for k in (0, 1))
+        for part in parts:
+            r, d = (
+                (part.constant * r + part.offset) * _UP,
+                (part.constant * d + part.relative * (r + d) + part.absolute) * _UP,
+            )
+        for i in step.outputs:
+            state[i] = (r, d)
+    return state
+
+
+def underflow(shapes, constant):
+    """What flushing subnormal entries of inputs and outputs to zero may change."""
+    return TINY * (1 + constant) * sum(size(shape) for shape in shapes)
+
+
+def input_norms(x):
+    """Upper bounds of ||x||, for a batch of float64 inputs: shape (samples,)."""
+    flat = np.abs(x).reshape(len(x), -1)
+    scale = np.maximum(flat.max(axis=1, initial=0.0), 2.0**-900)
+    with np.errstate(invalid="ignore"):
+        norms = np.sqrt(((flat / scale[:, None]) ** 2).sum(axis=1)) * scale
+    return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + TINY
+
+
+def head_allowances(logits, kernel, distances, r, d):
+    """E_ij of the margins z_i - z_j of the predicted class i, shape (samples, classes).
+
+    Logits z_k = w_k . f + b_k of features with norm r and error d: the error of f acts through
+    w_i - w_j, each dot product adds its own rounding, each bias one more.
+
+    Args:
+        logits: Computed, shape (samples, classes).
+        kernel: Shape (features, classes), float64.
+        distances: ||w_i - w_j||, rounded up, shape (classes, classes).
+        r, d: Shape (samples,).
+    """
+    predictions = np.argmax(logits, axis=-1)
+    magnitudes = np.abs(kernel)
+    squares = magnitudes.T @ magnitudes
+    diagonal = np.diag(squares)
+    # || |w_i| + |w_j| ||
+    joint = np.sqrt(diagonal[:, None] + diagonal[None, :] + 2 * squares)
+    joint *= 1 + (len(kernel) + 8) * ROUNDING
+    terms = len(kernel)
+    errors = distances[predictions] * d[:, None]
+    errors += 2 * gamma(terms + 2) * joint[predictions] * (r + d)[:, None]
+    errors += TINY * terms * (1 + magnitudes.max(initial=0.0)) * (1 + r + d)[:, None]
+    return (errors + _last_roundings(logits, predictions)) * _UP
+
+
+def logit_allowances(logits, d):
+    """As `head_allowances`, without a linear head: D covers the logits themselves."""
+    predictions = np.argmax(logits, axis=-1)
+    errors = math.sqrt(2) * _UP * d[:, None]
+    return (errors + _last_roundings(logits, predictions)) * _UP
+
+
+def _last_roundings(logits, predictions):
+    """Adding the biases, and the subtraction z_i - z_j."""
+    own = np.abs(logits[np.arange(len(logits)), predictions])
+    return 2 * ROUNDING * (np.abs(logits) + own[:, None])

@@ -1,0 +1,266 @@
+"""The command `lipnext`: certifies a model file on data, or shows what it is made of."""
+
+import argparse
+import contextlib
+import importlib.util
+import pathlib
+import sys
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend
+from keras_lipnext.certification import wording
+from keras_lipnext.certification.certify import EPSILONS, certify
+from keras_lipnext.certification.evidence import Evidence
+from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
+from keras_lipnext.certification.report import evidence_dict, write_json
+from keras_lipnext.certification.rules import Context
+from keras_lipnext.loading import import_modules, load_data, load_model, range_warning
+from keras_lipnext.manifolds import Stiefel, stiefel
+from keras_lipnext.version import __version__
+
+_EPILOG = """\
+exit status: 0 if the model was certified; 1 if it cannot be, or a file is missing, damaged or of
+the wrong kind; 2 for a wrong command line. KERAS_BACKEND=jax|torch|tensorflow chooses what
+computes."""
+
+
+def main(arguments=None):
+    """Runs the command.
+
+    Args:
+        arguments: List of words; None takes those of the command line.
+
+    Returns:
+        Exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        _check_targets(options)
+        with _progress():
+            import_modules(options.modules)
+            model = load_model(options.model)
+            certifiable = read(model)
+        _check_hash(certifiable, options)
+        declared = options.run(model, certifiable, options)
+    except (ValueError, OSError, ImportError) as error:
+        return _failed(error)
+    except Exception as error:  # in a layer of someone else, say
+        return _failed(f"{type(error).__name__}: {error}")
+    if declared and options.strict:
+        return _failed("with --strict, every constant must be proven.")
+    return 0
+
+
+def _certify(model, certifiable, options):
+    x, y = load_data(options.data, certifiable.graph.input_shape, options.limit)
+    if message := range_warning(x, options.epsilons):
+        _warn(message)
+    with _progress() as verbose:
+        certificate = certify(
+            model, x, y, options.epsilons, options.batch_size, verbose, options.expect_hash
+        )
+    declared = wording.declared(certificate)
+    _warn_of(declared)
+    print(certificate)
+    if options.json:
+        certificate.to_json(options.json)
+    if options.markdown:
+        pathlib.Path(options.markdown).write_text(certificate.to_markdown(), encoding="utf-8")
+    if options.report:
+        certificate.to_html(options.report)
+    return declared
+
+
+def _inspect(model, certifiable, options):
+    try:
+        with _progress() as verbose:
+            bound = lipschitz_bound(model, verbose)
+    except ValueError as error:
+        raise ValueError("\n".join(_refusals(certifiable)) or str(error)) from error
+    summary = {
+        **evidence_dict(Evidence.of(model, certifiable, bound)),
+        "class": type(model).__name__,
+        "output_shape": list(model.output_shape),
+        "lipschitz_bound": bound.constant,
+        "declared": list(bound.declared),
+        "defects": _defects(certifiable),
+    }
+    _warn_of(bound.declared)
+    print(_inspection(summary))
+    if options.json:
+        write_json(summary, options.json)
+    return bound.declared
+
+
+def _inspection(summary):
+    """What `inspect` prints."""
+    header = ("layer", "class", "constant", "input to here", "|W'W - I|", "")
+    lines = [header]
+    for layer in summary["layers"]:
+        defect = summary["defects"].get(layer["name"])
+        lines.append(
+            (
+                wording.printable(layer["name"]),
+                wording.printable(layer["class"]),
+                f"{layer['constant']:.10g}",
+                f"{layer['total']:.10g}",
+                "" if defect is None else f"{defect:.1e}",
+                "" if layer["proven"] else "declared, not proven",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    table = [
+        "  ".join(
+            cell.ljust(width) if i in (0, 1, 5) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    ]
+    facts = {
+        "model": f"{summary['model']} ({summary['class']}), {summary['parameters']:,} parameters",
+        "shapes": f"{tuple(summary['input_shape'])} to {tuple(summary['output_shape'])}",
+        "dtype": ", ".join(summary["dtypes"]),
+        "weights": f"sha256 {summary['weights_hash']}",
+        "head": summary["head"] or "none: K covers the logits",
+        "K": f"{summary['lipschitz_bound']:.10g}, {summary['how_proven']}",
+    }
+    notes = [f"note: {note}" for note in summary["notes"]]
+    lines = [*(f"{name:<8} {fact}" for name, fact in facts.items()), *notes, "", *table]
+    return "\n".join(map(wording.printable, lines))
+
+
+def _defects(certifiable):
+    """{layer: largest entry of |W^T W - I|} of the kernels that are to be orthonormal."""
+    found = {}
+    with backend.float64_scope():
+        for step in certifiable.steps:
+            for weight in getattr(step.operation, "weights", ()):
+                if isinstance(weight.constraint, Stiefel):
+                    kernel = np.asarray(keras.ops.convert_to_numpy(weight), "float64")
+                    kernel = keras.ops.convert_to_tensor(kernel, dtype="float64")
+                    defect = float(stiefel.defect(kernel))
+                    found[step.name] = max(defect, found.get(step.name, 0.0))
+    return found
+
+
+def _refusals(certifiable):
+    """Why the model cannot be certified, a sentence for each layer that is to blame."""
+    for step in certifiable.body.steps:
+        try:
+            step_bounds(step, Context(step))
+        except ValueError as error:
+            yield str(error)
+
+
+def _check_hash(certifiable, options):
+    """Compares the model's hash before any long computation."""
+    if options.expect_hash is None:
+        return
+    found = certifiable.graph.digest()
+    if options.expect_hash != found:
+        raise ValueError(
+            f"{options.model}: its hash is {found}, not the {options.expect_hash} expected: these "
+            "are other weights or another architecture."
+        )
+
+
+def _check_targets(options):
+    """Whether the reports can be written, asked before any long computation."""
+    for path in (options.json, options.report, options.markdown):
+        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no such folder to write to.")
+    for package in ("jinja2", "matplotlib"):
+        if options.report and importlib.util.find_spec(package) is None:
+            raise ValueError(f"--report needs {package}: pip install 'keras_lipnext[plot]'")
+
+
+@contextlib.contextmanager
+def _progress():
+    """Sends what Keras prints to stderr: stdout is for the report. Gives the verbosity."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield int(sys.stderr.isatty())
+
+
+def _warn_of(declared):
+    if declared:
+        _warn(
+            f"not fully proven. The constants of {', '.join(declared)} were declared by whoever "
+            "wrote these layers; if one is too small, the radii do not hold."
+        )
+
+
+def _warn(message):
+    print(f"lipnext: WARNING: {wording.printable(message)}", file=sys.stderr)
+
+
+def _failed(error):
+    message = "\n".join(map(wording.printable, str(error).splitlines()))
+    print(f"lipnext: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _positive(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _hash(text):
+    text = text.lower()
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"a SHA-256 has 64 hexadecimal digits, got '{text}'")
+    return text
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="lipnext",
+        description="Certifies a model file on data, or shows what it is made of.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"keras_lipnext {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("model", metavar="model.keras", help="model file, as model.save writes")
+    common.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
+    common.add_argument(
+        "--expect-hash", type=_hash, metavar="SHA256", help="refuse a model of another hash"
+    )
+    common.add_argument(
+        "--strict", action="store_true", help="fail if a constant is declared, not proven"
+    )
+    common.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers layers or Lipschitz rules; this runs its code",
+    )
+    command = commands.add_parser(
+        "certify", parents=[common], help="certify predictions on data", epilog=_EPILOG
+    )
+    command.add_argument("data", metavar="data.npz", help="inputs x and, optional, labels y")
+    command.add_argument(
+        "--epsilons",
+        type=float,
+        nargs="+",
+        default=EPSILONS,
+        metavar="E",
+        help="l2 radii in units of the inputs (36/255 72/255 108/255)",
+    )
+    command.add_argument("--batch-size", type=_positive, default=256, metavar="N")
+    command.add_argument("--limit", type=_positive, metavar="N", help="take the first N samples")
+    command.add_argument("--report", metavar="FILE", help="write an HTML page")
+    command.add_argument("--markdown", metavar="FILE", help="write Markdown")
+    command.set_defaults(run=_certify)
+    command = commands.add_parser(
+        "inspect",
+        parents=[common],
+        help="show layers, constants and the weights' hash",
+        epilog=_EPILOG,
+    )
+    command.set_defaults(run=_inspect, report=None, markdown=None)
+    return parser

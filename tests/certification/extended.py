@@ -1,0 +1,424 @@
+"""Reference evaluation of certifiable models in 80-bit arithmetic, written in plain NumPy.
+
+It shares no code with the library or with Keras: what it disagrees with is a finding. On machines
+whose longdouble is float64 the tests that need it are skipped.
+"""
+
+import itertools
+import math
+
+import keras
+import mpmath
+import numpy as np
+
+from keras_lipnext.certification.graph import Value
+
+LONG = np.longdouble
+HAS_LONG = np.finfo(LONG).eps < 2.0**-60
+
+
+def wide(weight):
+    return np.asarray(keras.ops.convert_to_numpy(weight), "float64").astype(LONG)
+
+
+def elementwise(function):
+    """A function of one mpmath number, on arrays."""
+
+    def run(x):
+        with mpmath.workprec(100):
+            flat = [_to_long(function(_to_mp(v))) for v in x.reshape(-1)]
+        return np.array(flat, LONG).reshape(x.shape)
+
+    return run
+
+
+def _to_mp(value):
+    mantissa, exponent = np.frexp(value)
+    high = float(mantissa)
+    return mpmath.ldexp(mpmath.mpf(high) + mpmath.mpf(float(mantissa - LONG(high))), int(exponent))
+
+
+def _to_long(value):
+    high = float(value)
+    return LONG(high) + LONG(float(value - mpmath.mpf(high)))
+
+
+def c(value):
+    """A configured number: a double, exactly."""
+    return LONG(float(value))
+
+
+def _softplus(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-abs(x)))
+
+
+def leaky(slope):
+    return lambda x: np.where(x > 0, x, c(slope) * x)
+
+
+def elu(alpha):
+    return lambda x: np.where(x > 0, x, c(alpha) * np.expm1(np.minimum(x, 0)))
+
+
+def gelu_tanh(x):
+    inner = np.sqrt(LONG(2) / LONG(math.pi)) * (x + c(0.044715) * x**3)
+    return x * (1 + np.tanh(inner)) / 2
+
+
+ACTIVATIONS = {
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "leaky_relu": leaky(0.2),
+    "elu": elu(1.0),
+    "celu": elu(1.0),
+    "selu": lambda x: c(1.0507009873554805) * elu(1.6732632423543772)(x),
+    "gelu": elementwise(lambda x: x * mpmath.ncdf(x)),
+    "silu": lambda x: x * (1 + np.tanh(x / 2)) / 2,
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "squareplus": elementwise(lambda x: (x + mpmath.sqrt(x * x + 4)) / 2),
+    "softsign": lambda x: x / (1 + abs(x)),
+    "soft_shrink": lambda x: np.sign(x) * np.maximum(abs(x) - LONG(0.5), 0),
+    "tanh": np.tanh,
+    "tanh_shrink": lambda x: x - np.tanh(x),
+    "hard_tanh": lambda x: np.clip(x, -1, 1),
+    "sigmoid": lambda x: (1 + np.tanh(x / 2)) / 2,
+    "hard_sigmoid": lambda x: np.clip(x / 6 + LONG(0.5), 0, 1),
+    "sparse_sigmoid": lambda x: np.clip((x + 1) / 2, 0, 1),
+    "hard_silu": lambda x: x * np.clip(x / 6 + LONG(0.5), 0, 1),
+}
+
+
+def activated(layer, x):
+    name = layer.activation.__name__
+    return x if name in ("softmax", "log_softmax") else ACTIVATIONS[name](x)
+
+
+def dense(layer, x):
+    axis = getattr(layer, "axis", -1)
+    y = np.moveaxis(np.moveaxis(x, axis, -1) @ wide(layer.kernel), -1, axis)
+    if layer.bias is not None:
+        shape = [1] * y.ndim
+        shape[axis] = -1
+        y = y + wide(layer.bias).reshape(shape)
+    return activated(layer, y) if hasattr(layer, "activation") else y
+
+
+def patch_embedding(layer, x):
+    p = layer.patch_size
+    b, h, w, k = x.shape
+    x = x.reshape(b, h // p, p, w // p, p, k).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // p, w // p, p * p * k) @ wide(layer.kernel)
+
+
+def shifted(x, group, padding):
+    y = x.copy()
+    for i, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)]):
+        part = np.roll(x[..., i * group : (i + 1) * group], step, axis=axis)
+        if padding == "zero":
+            edge = [slice(None)] * 4
+            edge[axis] = 0 if step > 0 else -1
+            part[tuple(edge)] = 0
+        y[..., i * group : (i + 1) * group] = part
+    return y
+
+
+def spatial_shift(layer, x):
+    return shifted(x, round(layer.ratio * x.shape[-1]), layer.padding)
+
+
+def shift_mixing(layer, x):
+    kernel = wide(layer.kernel)
+    rows = x @ kernel
+    return x + (shifted(rows, kernel.shape[1] // 4, layer.padding) - rows) @ kernel.T
+
+
+def beta_abs(layer, x):
+    y = np.moveaxis(x.copy(), layer.axis, -1)
+    cut = round(layer.beta * y.shape[-1])
+    y[..., :cut] = abs(y[..., :cut])
+    return np.moveaxis(y, -1, layer.axis)
+
+
+def max_min(layer, x):
+    a, b = np.split(x, 2, axis=layer.axis)
+    return np.concatenate([np.maximum(a, b), np.minimum(a, b)], axis=layer.axis)
+
+
+def windows(x, size, strides, padding, dilation=None, fill=0):
+    """{tap: the entries under it}, over all positions; Keras' padding rules, channels last."""
+    dilation = dilation or (1,) * len(size)
+    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation)]
+    pads = [(0, 0)]
+    for n, k, s in zip(x.shape[1:-1], reach, strides):
+        total = max((-(-n // s) - 1) * s + k - n, 0) if padding == "same" else 0
+        total, before = (k - 1, k - 1) if padding == "causal" else (total, total // 2)
+        pads.append((before, total - before))
+    x = np.pad(x, [*pads, (0, 0)], constant_values=fill)
+    counts = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], reach, strides)]
+    for tap in itertools.product(*map(range, size)):
+        starts = [t * d for t, d in zip(tap, dilation)]
+        yield (
+            tap,
+            x[
+                (
+                    slice(None),
+                    *(slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, counts, strides)),
+                )
+            ],
+        )
+
+
+def convolve(x, kernel, strides, padding, dilation, groups=1):
+    out, size = 0, kernel.shape[:-2]
+    parts = np.split(kernel, groups, axis=-1)
+    for tap, entries in windows(x, size, strides, padding, dilation):
+        pieces = np.split(entries, groups, axis=-1)
+        out = out + np.concatenate([e @ w[tap] for e, w in zip(pieces, parts)], axis=-1)
+    return out
+
+
+def depthwise(x, kernel, strides, padding, dilation):
+    out = 0
+    for tap, entries in windows(x, kernel.shape[:-2], strides, padding, dilation):
+        out = out + entries[..., None] * kernel[tap]
+    return out.reshape(*out.shape[:-2], -1)
+
+
+def convolution(layer, x):
+    y = convolve(
+        x, wide(layer.kernel), layer.strides, layer.padding, layer.dilation_rate, layer.groups
+    )
+    return activated(layer, y if layer.bias is None else y + wide(layer.bias))
+
+
+def depthwise_convolution(layer, x):
+    y = depthwise(x, wide(layer.kernel), layer.strides, layer.padding, layer.dilation_rate)
+    return activated(layer, y if layer.bias is None else y + wide(layer.bias))
+
+
+def separable_convolution(layer, x):
+    kernel = wide(layer.depthwise_kernel)
+    y = depthwise(x, kernel, layer.strides, layer.padding, layer.dilation_rate)
+    y = y @ wide(layer.pointwise_kernel).reshape(y.shape[-1], -1)
+    return activated(layer, y if layer.bias is None else y + wide(layer.bias))
+
+
+def transposed_convolution(layer, x):
+    """Scatters each input entry over a window; cropped as Keras does for "valid" and "same"."""
+    kernel, strides = wide(layer.kernel), layer.strides
+    size = kernel.shape[:-2]
+    full = [(n - 1) * s + k for n, k, s in zip(x.shape[1:-1], size, strides)]
+    out = np.zeros((len(x), *full, kernel.shape[-2]), LONG)
+    for tap in itertools.product(*map(range, size)):
+        place = tuple(
+            slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, x.shape[1:-1], strides)
+        )
+        out[(slice(None), *place)] += x @ kernel[tap].T
+    if layer.padding == "same":
+        for axis, (n, s, k) in enumerate(zip(x.shape[1:-1], strides, size), start=1):
+            before = max(k - s, 0) // 2
+            out = np.take(out, range(before, before + n * s), axis=axis)
+    return activated(layer, out if layer.bias is None else out + wide(layer.bias))
+
+
+def max_pooling(layer, x):
+    taken = windows(x, layer.pool_size, layer.strides, layer.padding, fill=-np.inf)
+    return np.maximum.reduce([entries for _, entries in taken])
+
+
+def average_pooling(layer, x):
+    sums, counts = 0, 0
+    for array, ones in zip(
+        windows(x, layer.pool_size, layer.strides, layer.padding),
+        windows(np.ones_like(x), layer.pool_size, layer.strides, layer.padding),
+    ):
+        sums, counts = sums + array[1], counts + ones[1]
+    return sums / counts
+
+
+def batch_normalization(layer, x):
+    shape = [1] * x.ndim
+    shape[layer.axis] = -1
+    y = x - wide(layer.moving_mean).reshape(shape)
+    y = y / np.sqrt(wide(layer.moving_variance) + c(layer.epsilon)).reshape(shape)
+    if layer.scale:
+        y = y * wide(layer.gamma).reshape(shape)
+    return y + wide(layer.beta).reshape(shape) if layer.center else y
+
+
+def normalization(layer, x):
+    mean, deviation = wide(layer.mean), np.sqrt(wide(layer.variance))
+    return mean + x * deviation if layer.invert else (x - mean) / deviation
+
+
+def relu(layer, x):
+    top = np.inf if layer.max_value is None else c(layer.max_value)
+    return np.where(x > 0, np.minimum(x, top), c(layer.negative_slope) * x)
+
+
+def padded(layer, x):
+    return np.pad(x, [(0, 0), *np.reshape(layer.padding, (-1, 2)), (0, 0)])
+
+
+def cropped(layer, x):
+    crops = np.reshape(layer.cropping, (-1, 2))
+    return x[(slice(None), *(slice(a, n - b) for (a, b), n in zip(crops, x.shape[1:-1])))]
+
+
+def upsampled(layer, x):
+    for axis, times in enumerate(np.atleast_1d(layer.size), start=1):
+        x = np.repeat(x, times, axis=axis)
+    return x
+
+
+def identity(layer, x):
+    return x
+
+
+LAYERS = {
+    "Dense": dense,
+    "OrthogonalDense": dense,
+    "NormalizedDense": dense,
+    "PatchEmbedding": patch_embedding,
+    "PositionalBias": lambda layer, x: x + wide(layer.bias),
+    "ShiftMixing": shift_mixing,
+    "SpatialShift": spatial_shift,
+    "BetaAbs": beta_abs,
+    "MaxMin": max_min,
+    "L2Pool": lambda layer, x: np.sqrt((x**2).sum(axis=(1, 2)) + c(layer.epsilon)),
+    "Conv1D": convolution,
+    "Conv2D": convolution,
+    "Conv3D": convolution,
+    "DepthwiseConv1D": depthwise_convolution,
+    "DepthwiseConv2D": depthwise_convolution,
+    "SeparableConv1D": separable_convolution,
+    "SeparableConv2D": separable_convolution,
+    "Conv1DTranspose": transposed_convolution,
+    "Conv2DTranspose": transposed_convolution,
+    "MaxPooling1D": max_pooling,
+    "MaxPooling2D": max_pooling,
+    "AveragePooling1D": average_pooling,
+    "AveragePooling2D": average_pooling,
+    "GlobalMaxPooling2D": lambda layer, x: x.max(axis=(1, 2), keepdims=layer.keepdims),
+    "GlobalAveragePooling1D": lambda layer, x: x.mean(axis=1),
+    "GlobalAveragePooling2D": lambda layer, x: x.mean(axis=(1, 2), keepdims=layer.keepdims),
+    "BatchNormalization": batch_normalization,
+    "Normalization": normalization,
+    "Rescaling": lambda layer, x: (
+        x * np.asarray(layer.scale, "float64").astype(LONG)
+        + np.asarray(layer.offset, "float64").astype(LONG)
+    ),
+    "Activation": activated,
+    "ReLU": relu,
+    "LeakyReLU": lambda layer, x: leaky(layer.negative_slope)(x),
+    "ELU": lambda layer, x: elu(layer.alpha)(x),
+    "PReLU": lambda layer, x: np.where(x > 0, x, wide(layer.alpha) * x),
+    "Flatten": lambda layer, x: x.reshape(len(x), -1),
+    "Reshape": lambda layer, x: x.reshape(len(x), *layer.target_shape),
+    "Permute": lambda layer, x: x.transpose(0, *layer.dims),
+    "ZeroPadding1D": padded,
+    "ZeroPadding2D": padded,
+    "Cropping1D": cropped,
+    "Cropping2D": cropped,
+    "UpSampling1D": upsampled,
+    "UpSampling2D": upsampled,
+    "RepeatVector": lambda layer, x: np.repeat(x[:, None], layer.n, axis=1),
+    "Identity": identity,
+    "Dropout": identity,
+    "GaussianNoise": identity,
+}
+
+MERGES = {
+    "Add": lambda layer, xs: sum(xs),
+    "Subtract": lambda layer, xs: xs[0] - xs[1],
+    "Average": lambda layer, xs: sum(xs) / len(xs),
+    "Maximum": lambda layer, xs: np.maximum.reduce(xs),
+    "Minimum": lambda layer, xs: np.minimum.reduce(xs),
+    "Concatenate": lambda layer, xs: np.concatenate(xs, axis=layer.axis),
+}
+
+
+def axes(operation):
+    axis = operation.axis
+    return tuple(axis) if isinstance(axis, (list, tuple)) else axis
+
+
+OPERATIONS = {
+    "Add": lambda o, a, b: a + b,
+    "Subtract": lambda o, a, b: a - b,
+    "Multiply": lambda o, a, b: a * b,
+    "TrueDivide": lambda o, a, b: a / b,
+    "Divide": lambda o, a, b: a / b,
+    "Maximum": lambda o, a, b: np.maximum(a, b),
+    "Minimum": lambda o, a, b: np.minimum(a, b),
+    "Negative": lambda o, x: -x,
+    "Absolute": lambda o, x: abs(x),
+    "Abs": lambda o, x: abs(x),
+    "Copy": lambda o, x: x,
+    "StopGradient": lambda o, x: x,
+    "Cast": lambda o, x: x,
+    "Clip": lambda o, x: np.clip(x, c(o.x_min), c(o.x_max)),
+    "Reshape": lambda o, x: x.reshape(len(x), *o.newshape[1:]),
+    "Transpose": lambda o, x: x.transpose(o.axes),
+    "Moveaxis": lambda o, x: np.moveaxis(x, o.source, o.destination),
+    "Swapaxes": lambda o, x: np.swapaxes(x, o.axis1, o.axis2),
+    "Flip": lambda o, x: np.flip(x, axes(o)),
+    "Roll": lambda o, x: np.roll(x, o.shift, axes(o)),
+    "Squeeze": lambda o, x: np.squeeze(x, axes(o)),
+    "ExpandDims": lambda o, x: np.expand_dims(x, axes(o)),
+    "Concatenate": lambda o, xs: np.concatenate(xs, axis=o.axis),
+    "Stack": lambda o, xs: np.stack(xs, axis=o.axis),
+    "Split": lambda o, x: np.split(x, o.indices_or_sections, axis=o.axis),
+    "Pad": lambda o, x, constant_values=None: np.pad(x, o.pad_width),
+    "GetItem": lambda o, x, key: x[tuple(key) if isinstance(key, list) else key],
+    "Sum": lambda o, x: x.sum(axis=axes(o), keepdims=o.keepdims),
+    "Mean": lambda o, x: x.mean(axis=axes(o), keepdims=o.keepdims),
+    "Max": lambda o, x: x.max(axis=axes(o), keepdims=o.keepdims),
+    "Min": lambda o, x: x.min(axis=axes(o), keepdims=o.keepdims),
+    "Relu": lambda o, x: np.maximum(x, 0),
+    "Tanh": lambda o, x: np.tanh(x),
+    "Silu": lambda o, x: ACTIVATIONS["silu"](x),
+    "Gelu": lambda o, x: gelu_tanh(x) if o.approximate else ACTIVATIONS["gelu"](x),
+    "LeakyRelu": lambda o, x: leaky(o.negative_slope)(x),
+    "Elu": lambda o, x: elu(o.alpha)(x),
+    "Sin": lambda o, x: np.sin(x),
+}
+
+
+def _constant(value):
+    if isinstance(value, float):
+        return c(value)
+    array = hasattr(value, "dtype") and np.asarray(keras.ops.convert_to_numpy(value))
+    return array.astype("float64").astype(LONG) if array is not False else value
+
+
+def step_values(step, values):
+    """Outputs of one step, a list, from {index: array}."""
+    args, kwargs = keras.tree.map_structure(
+        lambda a: values[a.index] if isinstance(a, Value) else _constant(a),
+        (step.args, step.kwargs),
+    )
+    if not isinstance(step.operation, keras.layers.Layer):
+        outputs = OPERATIONS[step.kind](step.operation, *args, **kwargs)
+    elif step.kind in MERGES:
+        outputs = MERGES[step.kind](step.operation, args[0])
+    else:
+        outputs = LAYERS[step.kind](step.operation, args[0])
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def evaluate(certifiable, x):
+    """{index: array in longdouble} of every value of the model, softmax left out."""
+    values = {0: np.asarray(x, "float64").astype(LONG)}
+    for step in certifiable.steps:
+        values.update(zip(step.outputs, step_values(step, values)))
+    return values
+
+
+def logits(certifiable, x):
+    """The model's logits in longdouble."""
+    index = certifiable.head.outputs[0] if certifiable.head else certifiable.body.output
+    return evaluate(certifiable, x)[index]

@@ -1,0 +1,257 @@
+"""Random small classifiers of every kind of layer, and the checks that their certificates pass.
+
+`build(choose)` draws a model by `choose(options)`: from a seed, or from Hypothesis.
+"""
+
+import extended
+import keras
+import numpy as np
+from data import to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext import backend
+from keras_lipnext.certification.certify import _Evaluation
+from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.certification.lipschitz import lipschitz_bound, read
+from keras_lipnext.certification.radius import pairwise_distances_float64
+
+kl, ll = keras.layers, lip.layers
+
+ACTIVATIONS = ["linear", "relu", "tanh", "gelu", "silu", "softplus", "leaky_relu", "elu", "selu"]
+MODERATE = [1e-3, 0.5, 1.0, 3.0, 40.0]
+
+
+def seeded(seed):
+    """`choose` from a seed."""
+    rng = np.random.default_rng(seed)
+    return lambda options: options[int(rng.integers(len(options)))]
+
+
+def on_vectors(x, choose):
+    """One more step on vectors, (batch, n)."""
+    n = x.shape[-1]
+
+    def activation():
+        return choose(ACTIVATIONS)
+
+    def residual():
+        return kl.Add()([x, kl.Dense(n, activation=activation())(x)])
+
+    def nested():
+        inner = [keras.Input((n,)), kl.Dense(n, activation=activation()), kl.BatchNormalization()]
+        return keras.Sequential(inner)(x)
+
+    def twice():
+        layer = ll.OrthogonalDense(n, activation=activation())
+        return layer(kl.ReLU(negative_slope=0.2)(layer(x)))
+
+    def arithmetic():
+        constant = np.linspace(-2, 3, n).astype("float32")
+        return choose(
+            [
+                lambda: x * 0.3,
+                lambda: x / 7.0 - 1.5,
+                lambda: 1.0 - x,
+                lambda: x * constant,
+                lambda: x + constant,
+                lambda: keras.ops.maximum(x, 0.25),
+                lambda: keras.ops.abs(-x),
+                lambda: keras.ops.clip(x, -0.5, 2.0),
+                lambda: keras.ops.gelu(x),
+                lambda: keras.ops.flip(x, axis=1) - x[:, :1],
+            ]
+        )()
+
+    options = [
+        lambda: kl.Dense(choose([2, 5, 16, 32]), activation=activation())(x),
+        lambda: ll.OrthogonalDense(choose([2, 5, 16, 32]), activation=activation())(x),
+        lambda: ll.BetaAbs(choose([0.5, 1.0]))(x),
+        lambda: kl.Activation(activation())(x),
+        lambda: kl.PReLU(alpha_initializer="random_normal")(x),
+        lambda: kl.Rescaling(choose([-2.5, 0.1]), offset=0.7)(x),
+        lambda: kl.BatchNormalization()(x),
+        lambda: kl.Dropout(0.5)(x),
+        lambda: kl.Concatenate()([x, kl.Activation(activation())(x)]),
+        lambda: choose([kl.Subtract, kl.Average, kl.Maximum, kl.Minimum])()(
+            [x, kl.Dense(n, use_bias=False)(x)]
+        ),
+        residual,
+        nested,
+        twice,
+        arithmetic,
+    ]
+    if n % 2 == 0:
+        options.append(lambda: ll.MaxMin()(x))
+    return choose(options)()
+
+
+def on_images(x, choose):
+    """One more step on images, (batch, h, w, c)."""
+    _, h, w, c = x.shape
+    same = choose(["same", "valid"]) if min(h, w) >= 3 else "same"
+
+    def convolution():
+        groups = 2 if c % 2 == 0 and choose([False, True]) else 1
+        return kl.Conv2D(
+            choose([2, 4, 8]),
+            choose([1, 2, 3, (3, 2)]),
+            strides=choose([1, 1, 2]),
+            padding=same,
+            groups=groups,
+            activation=choose(ACTIVATIONS),
+        )(x)
+
+    options = [
+        convolution,
+        lambda: kl.DepthwiseConv2D(choose([2, 3]), padding=same, depth_multiplier=2)(x),
+        lambda: kl.SeparableConv2D(4, 3, padding=same)(x),
+        lambda: kl.Conv2DTranspose(3, 3, strides=2)(x) if h * w <= 36 else x,
+        lambda: kl.MaxPooling2D(choose([2, 3]), strides=choose([1, 2]), padding="same")(x),
+        lambda: kl.AveragePooling2D(2, strides=choose([1, 2]))(x) if min(h, w) >= 2 else x,
+        lambda: kl.ZeroPadding2D(1)(x),
+        lambda: kl.Cropping2D(((1, 0), (0, 1)))(x) if min(h, w) >= 2 else x,
+        lambda: kl.BatchNormalization()(x),
+        lambda: ll.PositionalBias()(x),
+        lambda: ll.OrthogonalDense(choose([4, 8]))(x),
+        lambda: kl.Add()([x, kl.Conv2D(c, 3, padding="same", activation="relu")(x)]),
+        lambda: keras.ops.roll(x, 1, axis=1) + x,
+        lambda: kl.Concatenate()([x, -x]),
+        lambda: kl.Permute((2, 1, 3))(x),
+    ]
+    if c % 4 == 0:
+        padding = choose(["circular", "zero"])
+        options += [
+            lambda: ll.LipNeXtBlock(1 / 4, 0.5, padding)(x),
+            lambda: ll.ShiftMixing(1 / 4, padding)(x),
+            lambda: ll.SpatialShift(1 / 4, padding)(x),
+        ]
+    if h % 2 == w % 2 == 0 and c <= 4:
+        options.append(lambda: ll.PatchEmbedding(2, 4 * c + 4)(x))
+    return choose(options)()
+
+
+def to_vectors(x, choose):
+    return choose(
+        [
+            kl.Flatten,
+            ll.L2Pool,
+            kl.GlobalAveragePooling2D,
+            kl.GlobalMaxPooling2D,
+        ]
+    )()(x)
+
+
+def build(choose, seed=0):
+    """A random classifier with random weights."""
+    image = choose([False, True])
+    shape = (choose([3, 4, 6]), 4, choose([1, 4])) if image else (choose([2, 7, 32]),)
+    inputs = keras.Input(shape)
+    x = inputs
+    depth = choose([1, 2, 3, 4, 5, 6])
+    for _ in range(depth):
+        x = on_images(x, choose) if image else on_vectors(x, choose)
+        if image and choose([False, False, True]):
+            x, image = to_vectors(x, choose), False
+    if image:
+        x = to_vectors(x, choose)
+    classes = choose([2, 3, 5])
+    head = choose(["dense", "normalized", "softmax", "softmax layer", "none"])
+    if head == "dense":
+        x = kl.Dense(classes)(x)
+    elif head == "normalized":
+        x = ll.NormalizedDense(classes)(x)
+    elif head == "none":
+        x = kl.Activation("tanh")(kl.Dense(classes)(x))
+    else:
+        x = kl.Dense(classes, activation="softmax" if head == "softmax" else None)(x)
+        x = kl.Softmax()(x) if head == "softmax layer" else x
+    model = keras.Model(inputs, x)
+    randomise(model, choose, seed)
+    return model
+
+
+def randomise(model, choose, seed):
+    """Weights as no initializer leaves them: drifted kernels, large and cancelling biases."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = np.asarray(to_numpy(weight), "float64")
+        noise = rng.normal(size=value.shape)
+        if "variance" in weight.name:
+            value = rng.uniform(0.05, 2, value.shape)
+        elif isinstance(weight.constraint, lip.manifolds.Stiefel):
+            value = value + choose([0, 1e-4, 0.03]) * noise
+        elif "kernel" in weight.name:
+            value = choose(MODERATE) * noise / np.sqrt(max(value.shape[0], 1))
+        else:
+            value = value + choose([0, 0.3, 3.0, 1e6]) * noise
+        weight.assign(value.astype("float32"))
+
+
+def gradient_of(twin, function):
+    """The gradient of a function of the twin's inputs, compiled where that saves time."""
+    gradient = backend.compiled(lambda t: backend.gradient(function, t), twin.variables)
+    if keras.backend.backend() == "jax":
+        return gradient
+    return lambda t: backend.gradient(function, t)
+
+
+def check(model, seed=0, samples=6):
+    """Raises AssertionError if anything the certificate says is false; returns what it measured.
+
+    In 80-bit arithmetic: every margin within its allowance; no slope above K; no other prediction
+    at 0.999 of a radius, along gradients and along random directions.
+    """
+    rng = np.random.default_rng(seed)
+    shape = model.input_shape[1:]
+    x = rng.normal(size=(samples, *shape)) * rng.choice([0.05, 1.0, 5.0])
+    certifiable = read(model)
+    bound = lipschitz_bound(model)
+    classes = model.output_shape[-1]
+    evaluation = _Evaluation(certifiable, bound, classes)
+    predictions, radii, _ = evaluation(x, samples)
+    twin = Float64Twin(certifiable)
+    exact = extended.logits(certifiable, x)
+    computed = twin(x)
+    rows = np.arange(samples)
+    errors = evaluation._allowances(x, computed)
+    top = computed.argmax(axis=1)
+    margin = computed[rows, top][:, None] - computed
+    exact_margin = exact[rows, top][:, None] - exact
+    assert (abs(margin - exact_margin) <= errors).all(), "a margin is off by more than E"
+    assert np.isfinite(errors).all()
+    certified = radii > 0
+    assert (exact.argmax(axis=1) == predictions)[certified].all(), "a certified prediction is wrong"
+
+    if certifiable.head is None:
+        pairs = np.full((classes, classes), np.sqrt(2.0))
+    else:
+        pairs = pairwise_distances_float64(to_numpy(certifiable.head.operation.kernel))
+    steepest = 0.0
+    for j in range(classes):
+        i = (j + 1 + seed % (classes - 1)) % classes
+
+        def difference(t, i=i, j=j):
+            logits = twin.tensor(t)
+            return logits[:, i] - logits[:, j]
+
+        slope = twin.call(gradient_of(twin, difference), x)
+        lengths = np.linalg.norm(slope.reshape(samples, -1), axis=1)
+        needed = bound.constant * pairs[i, j]
+        if needed > 0:
+            assert (lengths <= needed * (1 + 1e-9)).all(), "a slope exceeds K"
+            steepest = max(steepest, float(lengths.max() / needed))
+        lengths = lengths.reshape((-1,) + (1,) * len(shape))
+        directions = [slope / np.maximum(lengths, 1e-300), rng.normal(size=x.shape)]
+        for direction in directions:
+            flat = np.linalg.norm(direction.reshape(samples, -1), axis=1)
+            unit = direction / np.maximum(flat, 1e-300).reshape(lengths.shape)
+            for sign in (1, -1):
+                step = sign * 0.999 * np.minimum(radii, 1e12).reshape(lengths.shape) * unit
+                moved = extended.logits(certifiable, x + step).argmax(axis=1)
+                assert (moved == predictions)[certified].all(), "a certified prediction flipped"
+    return {
+        "certified": int(certified.sum()),
+        "samples": samples,
+        "steepest": steepest,
+        "kinds": [step.kind for step in certifiable.steps],
+    }

@@ -1,0 +1,117 @@
+"""Activations: constants and accuracy of the float64 evaluation, against mpmath."""
+
+import keras
+import mpmath
+import numpy as np
+import pytest
+from data import to_numpy
+
+from keras_lipnext import backend
+from keras_lipnext.certification import activations
+from keras_lipnext.certification.activations import _FUNCTIONS, celu, clipped_relu, elu, leaky_relu
+
+
+def _step(x, low, high):
+    return min(max(x, low), high)
+
+
+def _softplus(x):
+    return mpmath.log1p(mpmath.exp(-abs(x))) + max(x, 0)
+
+
+def _elu(alpha):
+    return lambda x: x if x > 0 else mpmath.mpf(alpha) * mpmath.expm1(x)
+
+
+EXACT = {
+    "linear": lambda x: x,
+    "relu": lambda x: max(x, 0),
+    "relu6": lambda x: _step(x, 0, 6),
+    "leaky_relu": lambda x: x if x > 0 else mpmath.mpf(0.2) * x,
+    "elu": _elu(1),
+    "celu": _elu(1),
+    "selu": lambda x: mpmath.mpf(1.0507009873554805) * _elu(1.6732632423543772)(x),
+    "gelu": lambda x: x * mpmath.ncdf(x),
+    "silu": lambda x: x / (1 + mpmath.exp(-x)),
+    "mish": lambda x: x * mpmath.tanh(_softplus(x)),
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "squareplus": lambda x: (x + mpmath.sqrt(x * x + 4)) / 2,
+    "softsign": lambda x: x / (1 + abs(x)),
+    "soft_shrink": lambda x: mpmath.sign(x) * max(abs(x) - mpmath.mpf(0.5), 0),
+    "tanh": mpmath.tanh,
+    "tanh_shrink": lambda x: x - mpmath.tanh(x),
+    "hard_tanh": lambda x: _step(x, -1, 1),
+    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
+    "hard_sigmoid": lambda x: _step(x / 6 + mpmath.mpf(0.5), 0, 1),
+    "sparse_sigmoid": lambda x: _step((x + 1) / 2, 0, 1),
+    "hard_silu": lambda x: x * _step(x / 6 + mpmath.mpf(0.5), 0, 1),
+    "gelu by tanh": lambda x: (
+        x * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + mpmath.mpf(0.044715) * x**3))) / 2
+    ),
+    "elu 1.7": _elu(1.7),
+    "celu 0.6": lambda x: x if x > 0 else mpmath.mpf(0.6) * mpmath.expm1(x / mpmath.mpf(0.6)),
+    "leaky_relu -1.2": lambda x: x if x > 0 else mpmath.mpf(-1.2) * x,
+    "clipped relu": lambda x: min(x, mpmath.mpf(0.7)) if x > 0 else mpmath.mpf(0.1) * x,
+}
+TABLE = {
+    **_FUNCTIONS,
+    "gelu by tanh": activations.gelu(True),
+    "elu 1.7": elu(1.7),
+    "celu 0.6": celu(0.6),
+    "leaky_relu -1.2": leaky_relu(-1.2),
+    "clipped relu": clipped_relu(0.1, 0.7),
+}
+POINTS = np.concatenate(
+    [
+        np.linspace(-40, 40, 401),
+        np.linspace(-4, 4, 801),
+        *(sign * np.logspace(-300, 8, 120) for sign in (1, -1)),
+    ]
+)
+
+
+def test_every_activation_of_the_table_is_checked():
+    assert set(TABLE) == set(EXACT)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_float64_evaluation(name):
+    """Off by less than half of what the allowance grants, at points of every size."""
+    entry = TABLE[name]
+    with backend.float64_scope():
+        computed = to_numpy(
+            entry.function(keras.ops.convert_to_tensor(POINTS.copy(), dtype="float64"))
+        )
+    assert computed.dtype == np.float64
+    with mpmath.workprec(200):
+        for x, y in zip(POINTS, computed):
+            error = abs(mpmath.mpf(float(y)) - EXACT[name](mpmath.mpf(float(x))))
+            allowed = entry.ulps / 2 * 2.0**-53 * (entry.constant * abs(x) + entry.at_zero)
+            assert error <= allowed + 2.0**-1021, (x, float(error / max(allowed, 1e-300)))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_constants_are_the_largest_slopes(name):
+    """Above the slope everywhere, and reached to a millionth."""
+    entry = TABLE[name]
+    with mpmath.workprec(200):
+        points = [mpmath.mpf(float(x)) for x in [*np.linspace(-9, 9, 1201), -1e4, 1e4]]
+        tiny = mpmath.mpf(2) ** -60
+
+        def slope(x):
+            return abs(EXACT[name](x + tiny) - EXACT[name](x)) / tiny
+
+        slopes = [slope(x) for x in points]
+        top = points[int(np.argmax([float(s) for s in slopes]))]
+        slopes += [slope(top + mpmath.mpf(k) / 4000) for k in range(-80, 81)]
+        assert entry.constant * (1 - 1e-6) <= max(slopes) <= entry.constant * (1 + 2.0**-50)
+        assert abs(EXACT[name](mpmath.mpf(0))) <= entry.at_zero
+
+
+@pytest.mark.parametrize("name", _FUNCTIONS)
+def test_they_are_what_keras_computes(name):
+    x = np.linspace(-5, 5, 201).astype("float32")
+    expected = to_numpy(getattr(keras.activations, name)(keras.ops.convert_to_tensor(x)))
+    actual = [float(EXACT[name](mpmath.mpf(float(v)))) for v in x]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-6)

@@ -1,0 +1,369 @@
+import itertools
+from fractions import Fraction
+from functools import reduce
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_lipnext.certification import convolutions, norms
+from keras_lipnext.certification.convolutions import (
+    _grid,
+    convolution_norm_bound,
+    depthwise_norm_bound,
+)
+
+ABOVE = 1 - 1e-14  # NumPy's singular values carry a rounding error
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    norms._CACHE.clear()
+
+
+def windows(size, taps, stride, dilation, padding):
+    """For each tap the 0/1 matrix from the entries of an axis to the outputs that read them."""
+    reach = (taps - 1) * dilation + 1
+    if padding == "same":  # TensorFlow's rule: the odd entry at the end
+        outputs = -(-size // stride)
+        before = max((outputs - 1) * stride + reach - size, 0) // 2
+    elif padding == "causal":
+        outputs, before = -(-size // stride), reach - 1
+    elif padding == "circular":
+        outputs, before = size // stride, reach // 2
+    else:
+        outputs, before = max((size - reach) // stride + 1, 0), 0
+    matrices = np.zeros((taps, outputs, size))
+    for t, p in itertools.product(range(taps), range(outputs)):
+        entry = p * stride + t * dilation - before
+        if padding == "circular":
+            entry %= size
+        if 0 <= entry < size:
+            matrices[t, p, entry] = 1
+    return matrices
+
+
+def ungrouped(kernel, groups):
+    """The block diagonal kernel that computes the same."""
+    *spatial, inputs, outputs = kernel.shape
+    full = np.zeros((*spatial, groups, inputs, groups, outputs // groups))
+    for g in range(groups):
+        full[..., g, :, g, :] = kernel.reshape(*spatial, inputs, groups, -1)[..., g, :]
+    return full.reshape(*spatial, inputs * groups, outputs)
+
+
+def operator(kernel, sizes, strides, dilations, padding, groups=1):
+    """The convolution's matrix, from flattened images to flattened images."""
+    kernel = ungrouped(kernel, groups)
+    spatial = kernel.shape[:-2]
+    axes = [windows(*a, padding) for a in zip(sizes, spatial, strides, dilations)]
+    return sum(
+        np.kron(reduce(np.kron, [axis[i] for axis, i in zip(axes, t)]), kernel[t].T)
+        for t in itertools.product(*map(range, spatial))
+    )
+
+
+def norm(matrix):
+    return np.linalg.norm(matrix, 2) if matrix.size else 0.0
+
+
+def supremum(kernel, strides=None, groups=1, points=64):
+    """Nearly the norm on infinite images: the symbol of the blocks, on a fine grid."""
+    kernel = ungrouped(kernel, groups)
+    spatial = kernel.shape[:-2]
+    strides = strides or (1,) * len(spatial)
+    symbols = 0
+    angles = np.stack(
+        np.meshgrid(*[2 * np.pi * np.arange(points) / points] * len(spatial), indexing="ij"), -1
+    ).reshape(-1, len(spatial))
+    phases = np.array(list(itertools.product(*map(range, strides))))
+    for t in itertools.product(*map(range, spatial)):
+        block = tuple(i // s for i, s in zip(t, strides))
+        place = (phases == [i % s for i, s in zip(t, strides)]).all(1)
+        waves = np.exp(1j * angles @ block)
+        symbols = symbols + waves[:, None, None] * np.kron(place[:, None], kernel[t])
+    return np.linalg.norm(symbols, 2, axis=(1, 2)).max()
+
+
+def random_kernel(shape, seed, smooth=False):
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=shape)
+    if smooth:  # symbols that are not flat, with the maximum off the grid
+        kernel = kernel.cumsum(0) * np.cos(rng.uniform(0, 3) * np.arange(shape[0])).reshape(
+            -1, *[1] * (len(shape) - 1)
+        )
+    return kernel
+
+
+def check(kernel, strides=None, groups=1):
+    strides = strides or (1,) * (kernel.ndim - 2)
+    bound = convolution_norm_bound(kernel, strides, groups)
+    truth = supremum(kernel, strides, groups)
+    assert truth * ABOVE <= bound <= 1.02 * truth
+    return bound
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 7),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.sampled_from([1, 1, 2]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_one_axis(taps, inputs, outputs, stride, dilation, groups, smooth, seed):
+    kernel = random_kernel((taps, inputs, outputs * groups), seed, smooth)
+    dilation = 1 if stride > 1 else dilation
+    bound = check(kernel, (stride,), groups)
+    assert convolution_norm_bound(kernel, stride, groups, dilation) == bound
+    for padding in ("valid", "same", "causal", "circular"):
+        for size in (1, 2, 3, 5, 7, 8, 12, 20):
+            if padding != "circular" or size % stride == 0:
+                matrix = operator(kernel, [size], [stride], [dilation], padding, groups)
+                assert norm(matrix) * ABOVE <= bound
+
+
+@settings(max_examples=30)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    st.integers(1, 2),
+    st.sampled_from([1, 1, 2]),
+    st.integers(0, 1000),
+)
+def test_two_axes(taps, inputs, outputs, strides, dilation, groups, seed):
+    kernel = random_kernel((*taps, inputs, outputs * groups), seed)
+    dilation = 1 if max(strides) > 1 else dilation
+    bound = check(kernel, strides, groups)
+    for padding in ("valid", "same", "circular"):
+        for sizes in ((1, 2), (4, 5), (6, 4)):
+            if padding != "circular" or not any(np.mod(sizes, strides)):
+                matrix = operator(kernel, sizes, strides, [dilation] * 2, padding, groups)
+                assert norm(matrix) * ABOVE <= bound
+
+
+def test_three_axes():
+    kernel = random_kernel((2, 2, 3, 2, 1), 0)
+    for strides in ((1, 1, 1), (2, 1, 3), (1, 2, 2)):
+        bound = convolution_norm_bound(kernel, strides)
+        truth = supremum(kernel, strides, points=24)
+        assert truth * ABOVE <= bound <= 1.02 * truth
+        for padding in ("same", "valid"):
+            assert norm(operator(kernel, (3, 4, 4), strides, (1, 1, 1), padding)) <= bound
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (2, 3, 4, 1), (4, 3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_depthwise(shape, stride):
+    kernel = random_kernel(shape, 0)
+    bound = depthwise_norm_bound(kernel, stride)
+    single = [convolution_norm_bound(kernel[..., c : c + 1, :], stride) for c in range(shape[-2])]
+    assert bound == pytest.approx(max(single), rel=3e-3)
+    spatial = shape[:-2]
+    truth = max(
+        supremum(kernel[..., c : c + 1, :], (stride,) * len(spatial)) for c in range(shape[-2])
+    )
+    assert truth * ABOVE <= bound <= 1.02 * truth
+    flat = kernel.reshape(*spatial, 1, -1)
+    matrix = operator(flat, [6] * len(spatial), [stride] * 2, [1] * 2, "same", groups=shape[-2])
+    assert norm(matrix) * ABOVE <= bound
+
+
+def test_many_depthwise_channels():
+    kernel = random_kernel((3, 3, 512, 1), 0)
+    truth = np.abs(np.fft.fft2(kernel, s=(64, 64), axes=(0, 1))).max()
+    assert truth * ABOVE <= depthwise_norm_bound(kernel) <= 1.02 * truth
+
+
+@pytest.mark.parametrize("points", [1e3, 1e12])
+def test_a_supremum_between_the_grid_points(points):
+    """W[t] turns by t phi: the symbol's norm is the number of taps, at theta = phi and -phi only.
+
+    The largest value on the grid falls below it; the factor 1 / cos has to make up for that.
+    """
+    fell_below = 0
+    for taps, phi in itertools.product((2, 3, 5, 8), np.linspace(0.1, 3, 12)):
+        t = np.arange(taps)
+        kernel = np.moveaxis(
+            np.array([[np.cos(t * phi), -np.sin(t * phi)], [np.sin(t * phi), np.cos(t * phi)]]),
+            -1,
+            0,
+        )
+        with mock.patch.object(convolutions, "_OPERATIONS", 3e5 * points):
+            _, factor = _grid([taps], 3e5)
+            symbol = convolutions._symbol_bound(kernel[None], [taps])
+        assert taps * ABOVE <= symbol <= taps * factor * 1.1
+        fell_below += symbol / factor < taps * ABOVE
+        if points < 1e6:  # two axes: the factor twice
+            plane = np.einsum("tab,scd->tsacbd", kernel, kernel).reshape(1, -1, 4, 4)
+            with mock.patch.object(convolutions, "_OPERATIONS", 3e5 * points):
+                assert taps**2 * ABOVE <= convolutions._symbol_bound(plane, [taps, taps])
+    assert fell_below > 20
+
+
+def test_the_grid_keeps_its_promise():
+    """Real polynomials that attain their maximum halfway between two points: the worst case."""
+    for degree in range(1, 9):
+        for cost in (1e3, 1e9, 1e11):
+            (n,), factor = _grid([degree + 1], cost)
+            assert n > degree
+            # cos(d (t - t0) / 2), t0 = pi / n, is largest at t0; on the grid it is 1 / factor, if
+            # its other maxima, 2 pi / d apart, are as far away from it.
+            grid = np.cos(degree * (2 * np.pi * np.arange(n) / n - np.pi / n) / 2)
+            assert factor * np.abs(grid).max() >= 1
+            assert n % degree or factor * np.abs(grid).max() <= 1 + 1e-12
+    sizes, factor = _grid([3, 1, 4], 1.0)
+    assert sizes[1] == 1
+    assert factor <= 1.001 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("strides, shape", [(1, (1, 1, 6, 5)), (3, (3, 3, 2, 7)), (4, (3, 2, 5))])
+def test_patches_and_pointwise_are_tight(strides, shape):
+    kernel = random_kernel(shape, 0)
+    truth = norm(kernel.reshape(-1, shape[-1]))
+    assert truth * ABOVE <= convolution_norm_bound(kernel, strides) <= truth * (1 + 1e-9)
+    kernel = np.concatenate([kernel, 2 * random_kernel(shape, 1)], -1)  # two groups
+    truth = 2 * norm(random_kernel(shape, 1).reshape(-1, shape[-1]))
+    assert truth * ABOVE <= convolution_norm_bound(kernel, strides, 2) <= truth * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_is_above_exact_norms(seed):
+    """Nonnegative integer taps of one channel: the norm is their sum. Patches: rank one."""
+    rng = np.random.default_rng(seed)
+    taps = rng.integers(0, 1000, (3, 3, 1, 1))
+    assert int(taps.sum()) <= Fraction(convolution_norm_bound(taps)) <= 1.01 * int(taps.sum())
+    u, v = rng.integers(-1000, 1000, 18), rng.integers(-1000, 1000, 8)
+    exact = int((u.astype(object) ** 2).sum()) * int((v.astype(object) ** 2).sum())
+    kernel = np.outer(u, v).reshape(3, 3, 2, 8)
+    assert Fraction(convolution_norm_bound(kernel, 3)) ** 2 >= exact
+    # One tap moved away: the same norm, a symbol that is constant on the torus.
+    kernel = np.zeros((3, 2, 8))
+    kernel[1] = np.outer(u[:2], v)
+    exact = int((u[:2].astype(object) ** 2).sum()) * int((v.astype(object) ** 2).sum())
+    assert Fraction(convolution_norm_bound(kernel)) ** 2 >= exact
+
+
+def test_each_bound_alone_is_sound():
+    for seed in range(10):
+        kernel = random_kernel((3, 2, 2, 3), seed)
+        truth = supremum(kernel)
+        with mock.patch.object(convolutions, "_symbol_bound", return_value=np.inf):
+            patches = convolution_norm_bound(kernel)
+        norms._CACHE.clear()
+        with mock.patch.object(convolutions, "_largest_norm", return_value=np.inf):
+            symbol = convolution_norm_bound(kernel)
+        assert truth * ABOVE <= min(symbol, patches)
+        assert patches <= truth * 6**0.5
+        norms._CACHE.clear()
+
+
+def test_wrong_eigenvalues_are_found_out():
+    """The candidates come from eigvalsh; what they are too low by is noticed."""
+    kernel = random_kernel((3, 4, 4), 0)
+    truth = supremum(kernel)
+    eigvalsh = np.linalg.eigvalsh
+    for wrong in (0.0, 0.5, 0.999):
+        with mock.patch.object(np.linalg, "eigvalsh", lambda g, w=wrong: w * eigvalsh(g)):
+            assert truth * ABOVE <= convolutions._symbol_bound(kernel[None], [3])
+    with mock.patch.object(np.linalg, "eigvalsh", side_effect=np.linalg.LinAlgError):
+        assert truth * ABOVE <= convolutions._symbol_bound(kernel[None], [3])
+
+
+def test_costly_grids_are_coarser_or_left_out():
+    kernel = random_kernel((3, 3, 4, 4), 0)
+    truth = supremum(kernel)
+    with mock.patch.object(convolutions, "_OPERATIONS", 1e7):
+        assert truth * ABOVE <= convolution_norm_bound(kernel) <= 1.4 * truth
+    with mock.patch.object(convolutions, "_OPERATIONS", 1.0):
+        assert convolutions._symbol_bound(kernel.reshape(1, 9, 4, 4), [3, 3]) == np.inf
+
+
+def test_small_chunks_change_nothing():
+    kernel = random_kernel((3, 3, 4, 6), 0)
+    bound = convolution_norm_bound(kernel, 1, 2)
+    norms._CACHE.clear()
+    with mock.patch.object(convolutions, "_NUMBERS", 1000):
+        assert convolution_norm_bound(kernel, 1, 2) == pytest.approx(bound, rel=3e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-30, 1e30, 1e150])
+@pytest.mark.parametrize("shape, groups", [((3, 2, 2), 1), ((3, 1, 4), 4), ((1, 1, 4), 2)])
+def test_extreme_scales(scale, shape, groups):
+    kernel = random_kernel(shape, 0)
+    truth = supremum(kernel, groups=groups)
+    assert (
+        truth * ABOVE <= convolution_norm_bound(scale * kernel, 1, groups) / scale <= 1.02 * truth
+    )
+
+
+def test_groups_of_different_scales():
+    kernel = random_kernel((3, 2, 4), 0)
+    kernel[..., :2] *= 1e-200
+    truth = supremum(kernel, groups=2)
+    assert truth * ABOVE <= convolution_norm_bound(kernel, 1, 2) <= 1.02 * truth
+
+
+def test_circular_padding_out_of_step_is_not_covered():
+    """Why the strides have to divide the size: two windows of two, three entries."""
+    kernel = np.ones((2, 1, 1))
+    assert convolution_norm_bound(kernel, 2) < norm(np.array([[1.0, 1, 0], [1, 0, 1]]))
+
+
+def test_equal_kernels_are_bounded_once():
+    kernel = random_kernel((3, 2, 4), 0)
+    with mock.patch.object(convolutions, "_bound", wraps=convolutions._bound) as inner:
+        first = convolution_norm_bound(kernel)
+        assert convolution_norm_bound(kernel.copy(), (1,)) == first
+        assert inner.call_count == 1
+        others = [convolution_norm_bound(kernel, *a) for a in ((2,), (1, 2), (2, 2))]
+        assert inner.call_count == 4
+        assert len({first, *others}) == 4
+
+
+def test_zero():
+    assert convolution_norm_bound(np.zeros((3, 3, 2, 2))) == 0
+    assert depthwise_norm_bound(np.zeros((3, 3, 2, 2))) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite(bad):
+    kernel = np.ones((3, 2, 2))
+    kernel[1, 0, 1] = bad
+    for bound in (convolution_norm_bound, depthwise_norm_bound):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            bound(kernel)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (((2, 2),), "Received: shape="),
+        (((2, 0, 2),), "Received: shape="),
+        (((1, 1, 1, 1, 1, 1),), "Received: shape="),
+        (((3, 2, 2), 0), "strides=0"),
+        (((3, 2, 2), 1.5), "strides=1.5"),
+        (((3, 2, 2), (1, 1)), "strides="),
+        (((3, 2, 2), 1, 3), "groups=3"),
+        (((3, 2, 2), 1, 0), "groups=0"),
+        (((3, 2, 2), 2, 1, 2), "Strides and dilation together"),
+    ],
+)
+def test_refusals(arguments, message):
+    shape, *rest = arguments
+    with pytest.raises(ValueError, match=message):
+        convolution_norm_bound(np.ones(shape), *rest)
+
+
+def test_depthwise_refusals():
+    with pytest.raises(ValueError, match="Received: shape="):
+        depthwise_norm_bound(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="Strides and dilation together"):
+        depthwise_norm_bound(np.ones((3, 2, 2)), 2, 2)

@@ -1,0 +1,121 @@
+"""Where nothing can be promised, nothing is: radius 0, or an error that says what to do."""
+
+import keras
+import numpy as np
+import pytest
+from data import dense_model, small_lipnext, to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.certification.norms import gamma
+
+X = np.random.default_rng(0).normal(size=(6, 6))
+
+
+def head_only(kernel, bias):
+    inputs = keras.Input((len(kernel),))
+    model = keras.Model(inputs, lip.layers.NormalizedDense(len(bias))(inputs))
+    model.set_weights([np.asarray(kernel, "float32"), np.asarray(bias, "float32")])
+    return model
+
+
+def test_a_tie_has_radius_zero():
+    certificate = lip.certify(head_only(np.eye(3), np.zeros(3)), [[1.0, 1.0, 0.0]], verbose=0)
+    assert certificate.radii[0] == 0
+
+
+def test_a_margin_below_the_rounding_has_radius_zero():
+    """The computed logits differ, but no one can say that the exact ones do."""
+    model = head_only(np.eye(3), np.full(3, 2.0**20))
+    x = np.array([[2.0**-31, 0.0, 0.0], [2.0**-20, 0.0, 0.0]])
+    certificate = lip.certify(model, x, verbose=0)
+    assert certificate.radii[0] == 0
+    assert certificate.radii[1] > 0
+
+
+@pytest.mark.parametrize("bias", [np.nan, np.inf, -np.inf, 3e38])
+def test_logits_that_are_not_finite_have_radius_zero(bias):
+    model = dense_model()
+    value = to_numpy(model.head.bias).copy()
+    value[1] = bias
+    model.head.bias.assign(value)
+    certificate = lip.certify(model, X, np.zeros(6, int), verbose=0)
+    if np.isfinite(bias):
+        # An enormous bias is legal: its rounding leaves nothing of the others' margins.
+        assert (certificate.predictions == 1).all()
+        assert np.isfinite(certificate.radii).all()
+    else:
+        assert (certificate.radii == 0).all()
+        assert (certificate.predictions == -1).all()
+        assert certificate.clean_accuracy == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e308])
+def test_inputs_without_a_norm_have_radius_zero(bad):
+    x = X.copy()
+    x[2, 3] = bad
+    certificate = lip.certify(dense_model(), x, verbose=0)
+    assert certificate.radii[2] == 0
+    assert (np.delete(certificate.radii, 2) > 0).all()
+
+
+def test_biases_that_are_not_finite_raise_where_they_are_inside():
+    model = dense_model()
+    model.layers[1].bias.assign(np.full(6, np.nan))
+    with pytest.raises(ValueError, match=r"\(OrthogonalDense\) has weights that are NaN"):
+        lip.certify(model, X, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "value, message", [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (0.0, "all-zero")]
+)
+@pytest.mark.parametrize("part", ["positional_bias", "mixing", "dense"])
+def test_weights_that_cannot_be(value, message, part):
+    model = small_lipnext()
+    layer = getattr(model.get_layer("block_1"), part)
+    layer.weights[0].assign(np.full(layer.weights[0].shape, value))
+    data = np.zeros((2, 8, 8, 1))
+    if value == 0 and part == "positional_bias":
+        assert lip.certify(model, data, verbose=0).radii.shape == (2,)
+        return
+    with pytest.raises(ValueError, match=rf"'block_1/{part}'.*{message}"):
+        lip.certify(model, data, verbose=0)
+
+
+def test_a_head_of_zeros_certifies_nothing():
+    certificate = lip.certify(head_only(np.zeros((3, 2)), [1.0, 0.0]), np.ones((2, 3)), verbose=0)
+    assert (certificate.radii == 0).all()
+
+
+def test_sums_too_long_for_float64_are_refused():
+    with pytest.raises(ValueError, match="cannot be bounded usefully"):
+        gamma(2.0**53)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-310, 1e200])
+def test_constants_that_no_radius_follows_from(scale):
+    inputs = keras.Input((3,))
+    scaled = keras.layers.Rescaling(scale)(keras.layers.Rescaling(max(scale, 1.0))(inputs))
+    model = keras.Model(inputs, lip.layers.NormalizedDense(2)(scaled))
+    with pytest.raises(ValueError, match=r"constants is .*: no radius follows"):
+        lip.certify(model, np.ones((1, 3)), verbose=0)
+
+
+def test_an_unknown_layer_is_named_with_the_ways_out():
+    inputs = keras.Input((6,))
+    x = keras.layers.LayerNormalization(name="norm")(inputs)
+    model = keras.Model(inputs, lip.layers.NormalizedDense(3)(x))
+    with pytest.raises(ValueError, match=r"'norm' \(LayerNormalization\).*lipschitz_rule.*attr"):
+        lip.certify(model, X, verbose=0)
+
+
+def test_inputs_of_another_shape():
+    with pytest.raises(ValueError, match=r"inputs of shape \(None, 6\). Received: a batch of"):
+        lip.certify(dense_model(), X[:, :5], verbose=0)
+
+
+def test_a_model_of_another_hash():
+    model = dense_model()
+    right = lip.certify(model, X, verbose=0).evidence.weights_hash
+    assert lip.certify(model, X, verbose=0, expected_hash=right).radii.max() > 0
+    with pytest.raises(ValueError, match=rf"The model's hash is {right}, not the 00ff expected"):
+        lip.certify(model, X, verbose=0, expected_hash="00ff")

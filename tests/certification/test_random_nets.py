@@ -1,0 +1,36 @@
+"""Random networks of every kind of layer: nothing their certificates say is false."""
+
+import collections
+
+import extended
+import keras
+import pytest
+import random_nets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
+
+# JAX and TensorFlow compile each network anew. benchmarks/soundness.py runs thousands.
+EXAMPLES = {"torch": 50, "tensorflow": 12}.get(keras.backend.backend(), 5)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data(), st.integers(0, 10_000))
+def test_random_networks(data, seed):
+    model = random_nets.build(lambda options: data.draw(st.sampled_from(options)), seed)
+    random_nets.check(model, seed)
+
+
+def test_the_networks_are_of_many_kinds_and_mostly_certified():
+    """The generator itself: else the test above could pass on nothing."""
+    kinds, certified, steepest = collections.Counter(), 0, []
+    for seed in range(8):
+        model = random_nets.build(random_nets.seeded(seed), seed)
+        found = random_nets.check(model, seed, samples=3)
+        kinds.update(found["kinds"])
+        certified += found["certified"]
+        steepest.append(found["steepest"])
+    assert len(kinds) >= 12
+    assert certified >= 12
+    assert max(steepest) > 0.3

@@ -1,0 +1,405 @@
+"""What a certificate must survive, and the gate: faults that these detectors must catch."""
+
+import contextlib
+import sys
+
+import detectors
+import extended
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.certification import (
+    float64,
+    layer_rules,
+    lipschitz,
+    pooling_rules,
+    radius,
+    rounding,
+    rules,
+)
+from keras_lipnext.layers import shift_mixing, spatial_shift
+
+certify = sys.modules["keras_lipnext.certification.certify"]  # the name is that of the function
+
+pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
+
+
+@pytest.mark.parametrize("detector", detectors.ALL, ids=lambda d: d.__name__)
+def test_detector_finds_nothing(detector):
+    detector()
+
+
+# The gate. A mutant replaces attributes of modules or classes: [(owner, name, replacement)].
+
+
+def assumed_norms():
+    """K = 1 by construction, the stored weights not looked at."""
+    return [(rules, "spectral_norm_bound", lambda matrix: 1.0)]
+
+
+def power_iteration():
+    """Ten steps of power iteration: a lower bound of the norm taken for an upper one."""
+
+    def norm(matrix):
+        v = np.random.default_rng(0).normal(size=matrix.shape[1])
+        for _ in range(10):
+            v = matrix.T @ (matrix @ v)
+            v /= np.linalg.norm(v)
+        return float(np.linalg.norm(matrix @ v))
+
+    return [(rules, "spectral_norm_bound", norm)]
+
+
+def clamped_border():
+    """Shifts that replicate the border instead of padding with zeros."""
+
+    def slide(x, axis, step):
+        take = np.clip(np.arange(x.shape[axis]) - step, 0, x.shape[axis] - 1)
+        return keras.ops.take(x, take, axis=axis)
+
+    return [(spatial_shift, "_slide", slide)]
+
+
+def mixing(formula):
+    """ShiftMixing with another formula of (inputs, rows, moved, kernel)."""
+
+    def call(self, inputs):
+        kernel = keras.ops.convert_to_tensor(self.kernel)
+        rows = keras.ops.matmul(inputs, kernel)
+        moved = spatial_shift.shift_groups(rows, self.group, self.padding, self.data_format)
+        return formula(inputs, rows, moved, kernel)
+
+    return [(shift_mixing.ShiftMixing, "call", call)]
+
+
+def back(x, kernel):
+    return keras.ops.matmul(x, keras.ops.transpose(kernel))
+
+
+def wrong_transpose():
+    """R^T read in another order on the way back."""
+    return mixing(lambda x, rows, moved, k: x + back(moved - rows, keras.ops.flip(k, axis=0)))
+
+
+def shift_without_identity():
+    """S where S - I belongs."""
+    return mixing(lambda x, rows, moved, k: x + back(moved, k))
+
+
+def distances(function):
+    return [(certify, "pairwise_distances_float64", function)]
+
+
+def head_taken_as_normalised():
+    """Distances of the normalised weight vectors, whatever is stored."""
+    return distances(
+        lambda kernel: radius.pairwise_distances_float64(kernel / np.linalg.norm(kernel, axis=0))
+    )
+
+
+def sqrt_2_rule():
+    """sqrt(2) max ||w|| for every pair."""
+    return distances(
+        lambda kernel: np.full(
+            (kernel.shape[1],) * 2, 2**0.5 * np.linalg.norm(kernel, axis=0).max()
+        )
+    )
+
+
+def radii(change):
+    """certified_radii_float64 with a fault."""
+    real = radius.certified_radii_float64
+    return [(certify, "certified_radii_float64", lambda *a: change(real, *a))]
+
+
+def largest_over_classes():
+    """max over j where min belongs."""
+
+    def change(real, logits, distances, allowances):
+        predictions, _, deciding = real(logits, distances, allowances)
+        rows = np.arange(len(logits))
+        margins = logits[rows, predictions][:, None] - logits - allowances
+        needed = distances[predictions]
+        ratios = np.where(needed > 0, margins / np.where(needed > 0, needed, 1), 0)
+        return predictions, np.maximum(ratios.max(axis=1), 0), deciding
+
+    return radii(change)
+
+
+def certified_ties():
+    """Every logit equal to the largest is masked, as if it were the same class."""
+
+    def change(real, logits, distances, allowances):
+        predictions, found, deciding = real(logits, distances, allowances)
+        top = logits.max(axis=1, keepdims=True)
+        ratios = np.where(logits < top, (top - logits) / distances.max(), np.inf).min(axis=1)
+        return predictions, np.where(found == 0, ratios, found), deciding
+
+    return radii(change)
+
+
+def no_allowance():
+    """The rounding of the float64 evaluation is not subtracted."""
+    return radii(lambda real, logits, distances, allowances: real(logits, distances))
+
+
+def float32_evaluation():
+    """Logits of float32 arithmetic, with allowances of float64."""
+    real = float64.Float64Twin.__call__
+
+    def call(self, x):
+        return real(self, x).astype("float32").astype("float64")
+
+    return [(float64.Float64Twin, "__call__", call)]
+
+
+def biases_without_rounding():
+    """Large biases that do not enter the allowance."""
+    return [
+        (layer_rules, "added", lambda context, values: rules.Bound(1.0)),
+    ]
+
+
+def rule(cls, function):
+    """Another rule for a layer class, passed off as a proof."""
+    return [(rules._LAYERS, cls, rules.Rule(function, proven=True))]
+
+
+def overlap_forgotten():
+    """Max-pooling counted as 1-Lipschitz although its windows overlap."""
+    return [(pooling_rules, "_overlap", lambda layer: 1)]
+
+
+def sums_as_one_tensor():
+    """Residual branches combined like the parts of one vector."""
+    return rule(keras.layers.Add, lambda layer, context: rules.Bound(1.0, relative=1e-15))
+
+
+def largest_deviation():
+    """Normalisation divided by the largest standard deviation."""
+
+    def normalization(layer, context):
+        scale = 1 / np.sqrt(context.array(layer.variance))
+        return rules.Bound(float(scale.min()), offset=100.0, relative=1e-14, absolute=1e-13)
+
+    return rule(keras.layers.Normalization, normalization)
+
+
+def average_overlap_forgotten():
+    """Average pooling counted as if its windows were apart."""
+
+    def average(layer, context):
+        return rules.Bound(1 / np.sqrt(np.prod(layer.pool_size)), relative=1e-14)
+
+    return rule(keras.layers.AveragePooling2D, average)
+
+
+def reshaped_kernel():
+    """A convolution's norm taken to be that of its kernel as a matrix."""
+
+    def norm(kernel, strides=1, groups=1):
+        return float(np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2))
+
+    return [(rules, "convolution_norm_bound", norm)]
+
+
+def stem_forgotten():
+    """The first layer's constant left out of the product."""
+    real = lipschitz.step_bounds
+
+    def bounds(step, context):
+        if step.inputs == (0,):
+            return (rules.Bound(1.0, offset=1e3, relative=1e-13, absolute=1e-10),)
+        return real(step, context)
+
+    return [(lipschitz, "step_bounds", bounds)]
+
+
+def one_sided_mixing_constant():
+    """ShiftMixing counted as an isometry whatever its kernel."""
+    return rule(lip.layers.ShiftMixing, lambda layer, context: rules.Bound(1.0, relative=1e-13))
+
+
+def logits_half_bounded():
+    """The head's error counted without what the body passes on to it."""
+    real = rounding.head_allowances
+    return [
+        (
+            certify,
+            "head_allowances",
+            lambda logits, kernel, distances, r, d: real(logits, kernel, distances, r, 0 * d) / 64,
+        )
+    ]
+
+
+# Each with the detector that should catch it; if that one does not, the others are asked.
+MUTANTS = {
+    assumed_norms: detectors.scaled_layer,
+    power_iteration: detectors.noisy_kernel,
+    clamped_border: detectors.replicated_border,
+    wrong_transpose: detectors.gradient_equality,
+    shift_without_identity: detectors.gradient_equality,
+    head_taken_as_normalised: detectors.unnormalised_head,
+    sqrt_2_rule: detectors.opposed_classes,
+    largest_over_classes: detectors.ties,
+    certified_ties: detectors.ties,
+    no_allowance: detectors.rounding_attack,
+    float32_evaluation: detectors.affine_distances,
+    biases_without_rounding: detectors.rounding_attack,
+    overlap_forgotten: detectors.overlapping_windows,
+    average_overlap_forgotten: detectors.overlapping_windows,
+    sums_as_one_tensor: detectors.exact_arithmetic,
+    largest_deviation: detectors.exact_arithmetic,
+    reshaped_kernel: detectors.overlapping_windows,
+    stem_forgotten: detectors.scaled_layer,
+    one_sided_mixing_constant: detectors.noisy_kernel,
+    logits_half_bounded: detectors.rounding_attack,
+}
+
+
+@contextlib.contextmanager
+def mutated(changes):
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, replacement in changes:
+            if isinstance(owner, dict):
+                patch.setitem(owner, name, replacement)
+            else:
+                patch.setattr(owner, name, replacement)
+        yield
+
+
+def survivors_of(mutant, detecting):
+    """The detectors, in turn, that let the mutant pass; empty as soon as one catches it."""
+    with mutated(mutant()):
+        for detector in detecting:
+            try:
+                detector()
+            except AssertionError:
+                return []
+        return [detector.__name__ for detector in detecting]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.__name__)
+def test_no_mutant_survives(mutant):
+    """Every fault is caught by a detector that passes without it."""
+    first = MUTANTS[mutant]
+    others = [detector for detector in detectors.ALL if detector is not first]
+    assert survivors_of(mutant, [first, *others]) == [], f"nobody caught: {mutant.__doc__}"
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        detectors.scaled_layer,
+        detectors.changed_entry,
+        detectors.noisy_kernel,
+        detectors.rounded_kernel,
+    ],
+    ids=lambda d: d.__name__,
+)
+def test_every_kind_of_drift_is_seen_where_norms_are_assumed(drift):
+    """One layer x 1.001, one entry + 0.05, noise, bfloat16 weights, each with K = 1."""
+    assert survivors_of(assumed_norms, [drift]) == []
+
+
+def test_the_gate_lets_the_library_pass():
+    """And so a gate that fails everything would be noticed."""
+    assert survivors_of(lambda: [], [detectors.ties]) == ["ties"]
+
+
+# The naive certifier breaks under the same attack.
+
+
+@pytest.mark.parametrize("dtype, offset", [("float32", 1e5), ("bfloat16", 50.0)])
+def test_the_naive_rule_breaks_in_low_precision(dtype, offset):
+    """Low-precision logits, K = 1, no allowance: radii beyond the true distance."""
+    model = detectors.affine_model(offset)
+    low = keras.Sequential([keras.Input((6,)), *_copies(model, dtype)])
+    for target, source in zip(low.weights, model.weights, strict=True):
+        target.assign(keras.ops.cast(to_numpy(source), dtype))
+    x = np.random.default_rng(0).normal(size=(400, 6))
+    logits = np.asarray(to_numpy(low(x.astype("float32"))), "float64")
+    kernel = np.asarray(to_numpy(model.layers[-1].kernel), "float64")
+    _, naive, _ = radius.certified_radii_float64(logits, radius.pairwise_distances_float64(kernel))
+    exact_logits, truth, _ = detectors.affine_truth(model, x)
+    exact = exact_logits.argmax(axis=1)
+    broken = (naive > truth) | (logits.argmax(axis=1) != exact) & (naive > 0)
+    assert broken.sum() > 20
+    certificate = lip.certify(model, x, verbose=0)
+    assert (certificate.radii <= truth).all()
+    assert (certificate.predictions == exact).all()
+
+
+def _copies(model, dtype):
+    for layer in model.layers[1:]:
+        yield type(layer).from_config({**layer.get_config(), "dtype": dtype})
+
+
+# Metamorphic relations.
+
+
+def test_scaling_one_layer_up_and_the_next_down_changes_nothing():
+    inputs = keras.Input((6,))
+    dense = [keras.layers.Dense(6, activation="relu") for _ in range(2)]
+    model = keras.Model(inputs, keras.layers.Dense(4)(dense[1](dense[0](inputs))))
+    x = np.random.default_rng(0).normal(size=(30, 6))
+    before = lip.certify(model, x, verbose=0)
+    for factor in (4.0, 2.0**-30):  # powers of two: the same function exactly
+        first, second = dense[0].get_weights(), dense[1].get_weights()
+        dense[0].set_weights([factor * w for w in first])
+        dense[1].set_weights([second[0] / factor, second[1]])
+        after = lip.certify(model, x, verbose=0)
+        np.testing.assert_array_equal(after.predictions, before.predictions)
+        np.testing.assert_allclose(after.radii, before.radii, rtol=1e-9)
+
+
+def test_a_constant_added_to_all_logits_costs_only_its_rounding():
+    model = detectors.in_float64(detectors.dense_model)
+    x = np.random.default_rng(0).normal(size=(30, 6))
+    before = lip.certify(model, x, verbose=0)
+    detectors.assign(model.layers[-1].bias, np.full(4, 1e4))
+    after = lip.certify(model, x, verbose=0)
+    np.testing.assert_array_equal(after.predictions, before.predictions)
+    np.testing.assert_allclose(after.radii, before.radii, rtol=1e-8)
+    assert (after.error_allowances > before.error_allowances).all()
+
+
+def test_input_scaling_in_front_multiplies_the_constant():
+    model = detectors.dense_model()
+    deviations = np.array([0.5, 1.0, 2.0, 4.0, 0.25, 1.0])
+    inputs = keras.Input((6,))
+    scaled = keras.layers.Normalization(mean=np.full(6, 0.1), variance=deviations**2)(inputs)
+    whole = keras.Model(inputs, model(scaled))
+    x = np.random.default_rng(0).normal(size=(30, 6))
+    ratio = lip.lipschitz_bound(whole).constant / lip.lipschitz_bound(model).constant
+    assert ratio == pytest.approx(1 / 0.25, rel=1e-7)  # the smallest deviation, not the largest
+    inside = (x - np.float32(0.1)) / deviations
+    np.testing.assert_allclose(
+        lip.certify(whole, x, verbose=0).radii,
+        lip.certify(model, inside, verbose=0).radii * 0.25,
+        rtol=1e-6,
+    )
+
+
+# Low precision.
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_low_precision_models_are_certified_from_their_stored_weights(policy, digits):
+    from data import small_lipnext
+
+    model = small_lipnext(dtype=policy)
+    _, (x, y) = digits
+    certificate = lip.certify(model, x[:200], y[:200], verbose=0)
+    plain = small_lipnext()
+    plain.set_weights([np.asarray(to_numpy(keras.ops.cast(w, "float32"))) for w in model.weights])
+    expected = lip.certify(plain, x[:200], y[:200], verbose=0)
+    np.testing.assert_allclose(certificate.radii, expected.radii, rtol=1e-9)
+    own = to_numpy(keras.ops.cast(model.predict(x[:200], verbose=0), "float32")).argmax(axis=1)
+    assert certificate.low_precision_differences == (own != certificate.predictions).sum()
+    assert expected.low_precision_differences is None
+    if policy == "bfloat16":  # rounded kernels are not orthogonal, and K says so
+        assert certificate.lipschitz_bound > 1.001
