@@ -42,7 +42,8 @@ def main(first, nets, output):
             certified += found["certified"]
             samples += found["samples"]
             steepest.append(found["steepest"])
-        keras.backend.clear_session()
+        if seed % 100 == 0:  # what it collects costs more than a network's checks
+            keras.backend.clear_session()
         progress.add(1)
     result = {
         "backend": keras.backend.backend(),

@@ -111,6 +111,7 @@ def certify(
         low_precision_differences=differing if own_precision else None,
         evidence=evidence,
         extremes=extremes.found(),
+        input_range=extremes.input_range,
     )
 
 

@@ -26,9 +26,11 @@
    prod ceil(k / s) times; or a matrix to each entry, whose results overlap as often.
 """
 
+import contextlib
 import itertools
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from keras_lipnext.certification.norms import (
     UNIT_ROUNDOFF,
@@ -225,7 +227,11 @@ def _symbol_bound(w, taps):
     # sum; all entrywise relative to B^T B, B = sum_t |W[t]|. sqrt(2) < 1.5 for the two parts.
     size = _largest_gram(np.abs(w).sum(1))
     error = gram_error(count * a + terms + 24, 1.5 * size)
-    square = _largest_square(_symbol_grams(w, taps, sizes), error, (factor - 1) / 10)
+    # Several BLAS threads gain nothing on thousands of small factorisations, and lose a factor of
+    # 20 and more while the cores are busy. Below 32 rows BLAS starts none.
+    one_thread = threadpool_limits(1, "blas") if b >= 32 else contextlib.nullcontext()
+    with one_thread:
+        square = _largest_square(_symbol_grams(w, taps, sizes), error, (factor - 1) / 10)
     return factor * np.sqrt(square) * (1 + 4 * UNIT_ROUNDOFF)
 
 

@@ -83,11 +83,12 @@ def low_precision(certifiable):
 
 
 class Extremes:
-    """Collects the samples of smallest and largest radii, batch by batch, in bounded memory."""
+    """Collects the samples of smallest and largest radii, and the inputs' range, by batches."""
 
     def __init__(self, count=8):
         self._count = count
         self._samples, self._offset = [], 0
+        self._low, self._high = np.inf, -np.inf
 
     def update(self, inputs, predictions, radii, labels):
         """Takes one batch."""
@@ -106,6 +107,13 @@ class Extremes:
         self._samples.sort(key=lambda s: (s.radius, s.index))
         del self._samples[self._count : -self._count]
         self._offset += len(inputs)
+        self._low = min(self._low, float(np.min(inputs)))
+        self._high = max(self._high, float(np.max(inputs)))
+
+    @property
+    def input_range(self):
+        """(smallest, largest) entry of the inputs."""
+        return self._low, self._high
 
     def found(self):
         """Tuple of `Sample`, by increasing radius."""

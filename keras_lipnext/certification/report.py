@@ -28,6 +28,7 @@ class Certificate:
             bfloat16 or float16, is another one. None for a model that computes in float32 or above.
         evidence: `Evidence`: the model's hash, its layers' constants, versions; or None.
         extremes: Tuple of `Sample`, those of smallest and largest radii, by increasing radius.
+        input_range: (smallest, largest) entry of all inputs, or None.
     """
 
     predictions: np.ndarray
@@ -39,6 +40,7 @@ class Certificate:
     low_precision_differences: int | None = None
     evidence: Evidence | None = None
     extremes: tuple = ()
+    input_range: tuple | None = None
 
     @property
     def correct(self):
@@ -115,6 +117,7 @@ class Certificate:
             "error_allowance": self.error_allowance,
             "low_precision_differences": self.low_precision_differences,
             "per_class": self.per_class,
+            "input_range": None if self.input_range is None else list(self.input_range),
             "evidence": None if self.evidence is None else evidence_dict(self.evidence),
             "promise": list(wording.promise(self)),
         }

@@ -74,10 +74,17 @@ def facts(certificate):
         ),
         ("dtype", ", ".join(evidence.dtypes) or "that of its inputs"),
         ("weights", f"sha256 {evidence.weights_hash}"),
+        *([("inputs", units(certificate.input_range))] if certificate.input_range else []),
         ("evaluated", f"in float64 on {evidence.backend}, {versions}"),
         *(("note", note) for note in evidence.bound.notes),
     ]
     return [(name, printable(sentence)) for name, sentence in found]
+
+
+def units(input_range):
+    """What an epsilon means for inputs of this range, as a sentence."""
+    low, high = input_range
+    return f"from {low:.6g} to {high:.6g}; radii and epsilons are in their units"
 
 
 def promise(certificate):

@@ -1,5 +1,6 @@
 """Activations: constants and accuracy of the float64 evaluation, against mpmath."""
 
+import extended
 import keras
 import mpmath
 import numpy as np
@@ -107,6 +108,20 @@ def test_constants_are_the_largest_slopes(name):
         slopes += [slope(top + mpmath.mpf(k) / 4000) for k in range(-80, 81)]
         assert entry.constant * (1 - 1e-6) <= max(slopes) <= entry.constant * (1 + 2.0**-50)
         assert abs(EXACT[name](mpmath.mpf(0))) <= entry.at_zero
+
+
+@pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
+@pytest.mark.parametrize("name", sorted(extended.ACTIVATIONS))
+def test_the_80_bit_reference(name):
+    """What the other tests compare with is itself right to 1e-17."""
+    x = np.concatenate([np.linspace(-30, 30, 601), np.linspace(-3, 3, 601)])
+    values = extended.ACTIVATIONS[name](x.astype(extended.LONG))
+    with mpmath.workprec(150):
+        for point, value in zip(x, values):
+            high = float(value)
+            wide = mpmath.mpf(high) + mpmath.mpf(float(value - extended.LONG(high)))
+            error = abs(wide - EXACT[name](mpmath.mpf(float(point))))
+            assert error <= 2e-17 * (1 + abs(point))
 
 
 @pytest.mark.parametrize("name", _FUNCTIONS)

@@ -1,7 +1,6 @@
 import itertools
 from fractions import Fraction
 from functools import reduce
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -284,6 +283,13 @@ def test_costly_grids_are_coarser_or_left_out():
         assert truth * ABOVE <= convolution_norm_bound(kernel) <= 1.4 * truth
     with mock.patch.object(convolutions, "_OPERATIONS", 1.0):
         assert convolutions._symbol_bound(kernel.reshape(1, 9, 4, 4), [3, 3]) == np.inf
+
+
+def test_many_channels():
+    kernel = random_kernel((2, 32, 32), 0)
+    bound = convolution_norm_bound(kernel)
+    truth = supremum(kernel)
+    assert truth * ABOVE <= bound <= 1.02 * truth
 
 
 def test_small_chunks_change_nothing():

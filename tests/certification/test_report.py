@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from data import dense_model
 from PIL import Image
 
+import keras_lipnext as lip
 from keras_lipnext.certification import Certificate
 from keras_lipnext.certification.evidence import Evidence, Sample
 from keras_lipnext.certification.lipschitz import LayerConstant, LipschitzBound
@@ -287,3 +289,13 @@ def test_figures_without_matplotlib(draw, monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=r"pip install 'keras_lipnext\[plot\]'"):
         draw(certificate(), tmp_path / "curve.png")
     assert "clean accuracy" in str(certificate())
+
+
+def test_the_range_of_the_inputs_is_said():
+    """Epsilon means something only in their units."""
+    model = dense_model()
+    x = np.array([[0.0, 255, 3, 4, 5, 6], [1, 2, 3, 4, 5, -7.5]])
+    found = lip.certify(model, x, batch_size=1, verbose=0)
+    assert found.input_range == (-7.5, 255.0)
+    assert "inputs: from -7.5 to 255; radii and epsilons are in their units" in str(found)
+    assert found.to_dict()["input_range"] == [-7.5, 255.0]
