@@ -1,6 +1,7 @@
 import itertools
 from fractions import Fraction
 from functools import reduce
+from unittest import mock
 
 import numpy as np
 import pytest
