@@ -60,7 +60,6 @@ class CertifiableModel(keras.Model):
         reject_unknown(self, kwargs, ("inputs", "outputs", "name", "trainable"))
         super().__init__(*args, **kwargs)
         certifiable = read(self)
-        self._nominal_constant = nominal_constant(certifiable)
         if certifiable.head is None or certifiable.notes:
             last = self.outputs[0]._keras_history.operation
             raise ValueError(
@@ -69,6 +68,7 @@ class CertifiableModel(keras.Model):
                 f"'{last.name}' ({type(last).__name__}), output shape {self.output_shape}. "
                 "Softmax belongs into the loss."
             )
+        self._nominal_constant = nominal_constant(certifiable)
         head = certifiable.head.operation
         self._find_head = lambda: head  # as an attribute Keras would track and save it twice
         self._cosine = False
