@@ -12,7 +12,7 @@ import numpy as np
 from keras_lipnext import backend
 from keras_lipnext.certification import wording
 from keras_lipnext.certification.certify import EPSILONS, certify
-from keras_lipnext.certification.evidence import Evidence
+from keras_lipnext.certification.evidence import Evidence, check_hash
 from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
 from keras_lipnext.certification.report import evidence_dict, write_json
 from keras_lipnext.certification.rules import Context
@@ -42,7 +42,7 @@ def main(arguments=None):
             import_modules(options.modules)
             model = load_model(options.model)
             certifiable = read(model)
-        _check_hash(certifiable, options)
+        check_hash(certifiable, options.expect_hash)
         declared = options.run(model, certifiable, options)
     except (ValueError, OSError, ImportError) as error:
         return _failed(error)
@@ -58,9 +58,7 @@ def _certify(model, certifiable, options):
     if message := range_warning(x, options.epsilons):
         _warn(message)
     with _progress() as verbose:
-        certificate = certify(
-            model, x, y, options.epsilons, options.batch_size, verbose, options.expect_hash
-        )
+        certificate = certify(model, x, y, options.epsilons, options.batch_size, verbose)
     declared = wording.declared(certificate)
     _warn_of(declared)
     print(certificate)
@@ -152,18 +150,6 @@ def _refusals(certifiable):
             step_bounds(step, Context(step))
         except ValueError as error:
             yield str(error)
-
-
-def _check_hash(certifiable, options):
-    """Compares the model's hash before any long computation."""
-    if options.expect_hash is None:
-        return
-    found = certifiable.graph.digest()
-    if options.expect_hash != found:
-        raise ValueError(
-            f"{options.model}: its hash is {found}, not the {options.expect_hash} expected: these "
-            "are other weights or another architecture."
-        )
 
 
 def _check_targets(options):

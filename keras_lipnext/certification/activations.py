@@ -4,6 +4,7 @@ Keras passes some of their constants on as float32 on TensorFlow (the slope of l
 coefficient of gelu), so that certificates evaluate the formulas written here.
 """
 
+import collections.abc
 import dataclasses
 import math
 
@@ -151,11 +152,23 @@ OPERATION_ACTIVATIONS = {
 }
 
 _ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in _FUNCTIONS.items()}
+# `Dense(activation=keras.ops.relu)`; where the defaults of keras.ops differ, they are theirs.
+_ACTIVATIONS |= {
+    getattr(ops, name): entry for name, entry in _FUNCTIONS.items() if hasattr(ops, name)
+}
+_ACTIVATIONS[ops.gelu] = gelu(True)
+
+
+def _of_function(function):
+    """The `Activation` that a function, or a layer given as one, is; or None."""
+    if type(function) in ACTIVATION_LAYERS:  # `Dense(activation=LeakyReLU(0.1))`
+        return find_activation(function)
+    return _ACTIVATIONS.get(function) if isinstance(function, collections.abc.Hashable) else None
 
 
 # Layers that are nothing but an activation, and what each is.
 ACTIVATION_LAYERS = {
-    keras.layers.Activation: lambda layer: _ACTIVATIONS.get(layer.activation),
+    keras.layers.Activation: lambda layer: _of_function(layer.activation),
     keras.layers.ReLU: lambda layer: clipped_relu(layer.negative_slope, layer.max_value),
     keras.layers.LeakyReLU: lambda layer: leaky_relu(layer.negative_slope),
     keras.layers.ELU: lambda layer: elu(layer.alpha),
@@ -164,8 +177,10 @@ ACTIVATION_LAYERS = {
 
 def find_activation(layer):
     """The `Activation` that a layer is or ends in, or None."""
+    if getattr(layer, "threshold", 0) != 0:
+        return None  # a ReLU that jumps
     known = ACTIVATION_LAYERS.get(type(layer))
-    return known(layer) if known else _ACTIVATIONS.get(getattr(layer, "activation", None))
+    return known(layer) if known else _of_function(getattr(layer, "activation", None))
 
 
 def activation_of(layer, context):
@@ -190,7 +205,10 @@ INNER_SOFTMAX = (
 
 def is_softmax(function):
     """Whether the activation only makes shares of logits, keeping their order."""
-    return function in (keras.activations.softmax, keras.activations.log_softmax)
+    names = ("softmax", "log_softmax")
+    return any(
+        function is getattr(module, name) for module in (keras.activations, ops) for name in names
+    )
 
 
 def operation_activation(operation):

@@ -4,9 +4,15 @@ import keras
 import numpy as np
 
 from keras_lipnext.certification.batches import class_labels, numpy_batches
-from keras_lipnext.certification.evidence import Evidence, Extremes, low_precision
+from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
+from keras_lipnext.certification.lipschitz import (
+    bound_of,
+    check_same_shape,
+    read,
+    required_rule,
+    step_bounds,
+)
 from keras_lipnext.certification.norms import gamma
 from keras_lipnext.certification.radius import (
     certified_radii_float64,
@@ -67,15 +73,14 @@ def certify(
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
     batches, total = numpy_batches(x, y, batch_size)
     certifiable = read(model)
-    bound = lipschitz_bound(model, verbose=1 if verbose else 0)
+    check_hash(certifiable, expected_hash)
     classes = model.output_shape[-1]
     if len(model.output_shape) != 2 or classes is None or classes < 2:
         raise ValueError(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
             f"Received: output_shape={model.output_shape}"
         )
-    evidence = Evidence.of(model, certifiable, bound, expected_hash)
-    evaluation = _Evaluation(certifiable, bound, classes)
+    evaluation = _Evaluation(certifiable, classes, verbose)
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
     predictions, radii, allowances, labels = [], [], [], []
@@ -101,6 +106,7 @@ def certify(
         raise ValueError("There is nothing to certify: the data set yielded no batch.")
     if labels and len(labels) != len(predictions):
         raise ValueError("Some batches of the data set had labels and some had none.")
+    bound = evaluation.bound
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
@@ -109,27 +115,34 @@ def certify(
         lipschitz_bound=bound.constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
-        evidence=evidence,
+        evidence=Evidence.of(model, certifiable, bound),
         extremes=extremes.found(),
         input_range=extremes.input_range,
     )
 
 
 class _Evaluation:
-    """Predictions, radii and error allowances of batches of one model."""
+    """Predictions, radii and error allowances of batches of one model.
 
-    def __init__(self, certifiable, bound, classes):
+    Attributes:
+        bound: `LipschitzBound` for the inputs seen; where sizes differ, the largest.
+    """
+
+    def __init__(self, certifiable, classes, verbose=0):
+        for step in certifiable.body.steps:
+            required_rule(step)
         self._certifiable = certifiable
+        self._verbose = verbose
         self._twin = Float64Twin(certifiable)
-        self._bounds = {}
+        self._by_size = {}
         self._kernel = None
+        self.bound = None
         head = certifiable.head
         if head is None:
             self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
         else:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
-        self._distances = bound.constant * self._pairs * (1 + 2.0**-52)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -141,31 +154,57 @@ class _Evaluation:
         full = inputs
         if 0 < count < padded:
             full = np.concatenate([inputs, np.repeat(inputs[:1], padded - count, axis=0)])
-        logits = self._twin(full)[:count]
+        logits = self._twin(full)
+        if inputs.shape[1:] not in self._by_size:
+            self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
+            self._check_independence(full, logits)
+        bound, bounds = self._by_size[inputs.shape[1:]]
+        logits = logits[:count]
         with np.errstate(all="ignore"):
-            errors = self._allowances(inputs, logits)
-            predictions, radii, deciding = certified_radii_float64(logits, self._distances, errors)
+            errors = self.allowances(inputs, logits, bounds)
+            distances = bound.constant * self._pairs * (1 + 2.0**-52)
+            # A product that underflows is rounded in units that are no longer relative.
+            distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
+            predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
         return predictions, radii, errors[np.arange(count), deciding]
 
-    def _allowances(self, inputs, logits):
+    def allowances(self, inputs, logits, bounds=None):
+        """E_ij of each sample's predicted class i, shape (samples, classes)."""
         body = self._certifiable.body
-        errors = forward_errors(body, self._known_bounds(inputs), input_norms(inputs))
-        r, d = errors[body.output]
+        bounds = self._by_size[inputs.shape[1:]][1] if bounds is None else bounds
+        r, d = forward_errors(body, bounds, input_norms(inputs))[body.output]
         if self._kernel is None:
             return logit_allowances(logits, d)
         return head_allowances(logits, self._kernel, self._pairs, r, d)
 
-    def _known_bounds(self, inputs):
-        """The bounds of the steps, for inputs of this size."""
-        size_of_inputs = inputs.shape[1:]
-        if size_of_inputs not in self._bounds:
-            shapes = self._twin.shapes(inputs)
-            self._bounds[size_of_inputs] = [
-                tuple(self._measured(step, part, shapes) for part in parts)
-                for step in self._certifiable.body.steps
-                for parts in [step_bounds(step, Context(step, shapes))]
-            ]
-        return self._bounds[size_of_inputs]
+    def _bounds(self, shape, shapes):
+        """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""
+        steps, bounds = self._certifiable.body.steps, []
+        progress = keras.utils.Progbar(len(steps), unit_name="layer") if self._verbose else None
+        for step in steps:
+            for index, expected in zip(step.outputs, step.output_shapes):
+                check_same_shape(step, expected, shapes[index])
+            parts = step_bounds(step, Context(step, shapes))
+            bounds.append(tuple(self._measured(step, part, shapes) for part in parts))
+            if progress:
+                progress.add(1)
+        bound = bound_of(self._certifiable, bounds)
+        if self.bound is None or bound.constant > self.bound.constant:
+            self.bound = bound
+        return bound, bounds
+
+    def _check_independence(self, full, logits):
+        """No rule lets a proven layer mix samples; a declared one, or a fixed batch size, might."""
+        fixed = self._certifiable.graph.input_shape[0] is not None
+        if not (fixed or self.bound.declared) or len(full) < 2:
+            return
+        turned = np.roll(self._twin(np.roll(full, 1, axis=0)), -1, axis=0)
+        scale = np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
+        if not np.allclose(turned, logits, rtol=1e-6, atol=1e-6 * scale, equal_nan=True):
+            raise ValueError(
+                "The model's answer to a sample depends on its place in the batch: no certificate "
+                "speaks of that."
+            )
 
     def _measured(self, step, part, shapes):
         """The bound with an estimate of offset and rounding, where only the constant was stated."""

@@ -34,19 +34,13 @@ class Evidence:
     bound: LipschitzBound
 
     @classmethod
-    def of(cls, model, certifiable, bound, expected_hash=None):
-        """Collects the evidence; ValueError if the model has another hash than expected."""
-        weights_hash = certifiable.graph.digest()
-        if expected_hash is not None and expected_hash != weights_hash:
-            raise ValueError(
-                f"The model's hash is {weights_hash}, not the {expected_hash} expected: these are "
-                "other weights or another architecture."
-            )
+    def of(cls, model, certifiable, bound):
+        """Collects the evidence."""
         backend = keras.backend.backend()
         return cls(
             model=model.name,
             parameters=model.count_params(),
-            weights_hash=weights_hash,
+            weights_hash=certifiable.graph.digest(),
             dtypes=policies(certifiable),
             input_shape=certifiable.graph.input_shape,
             backend=backend,
@@ -57,6 +51,18 @@ class Evidence:
                 "numpy": np.__version__,
             },
             bound=bound,
+        )
+
+
+def check_hash(certifiable, expected):
+    """ValueError if the model has another hash than expected; None expects nothing."""
+    if expected is None:
+        return
+    found = certifiable.graph.digest()
+    if found != expected:
+        raise ValueError(
+            f"The model's hash is {found}, not the {expected} expected: these are other weights or "
+            "another architecture."
         )
 
 

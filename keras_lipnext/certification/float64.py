@@ -1,11 +1,14 @@
 """A twin of a model that evaluates the same stored weights in float64."""
 
+import inspect
+
 import keras
 import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification.activations import (
     ACTIVATION_LAYERS,
+    Activation,
     find_activation,
     is_softmax,
     operation_activation,
@@ -13,6 +16,8 @@ from keras_lipnext.certification.activations import (
 from keras_lipnext.certification.graph import Value
 from keras_lipnext.certification.layer_rules import IDENTITIES
 from keras_lipnext.certification.lipschitz import read
+from keras_lipnext.certification.operation_rules import ARITHMETIC
+from keras_lipnext.certification.rules import find_rule
 from keras_lipnext.layers._channels import title
 
 
@@ -33,15 +38,18 @@ class Float64Twin:
         self._input_shape = certifiable.graph.input_shape
         self._output = certifiable.head.outputs[0] if certifiable.head else certifiable.body.output
         self._shapes = {}
-        twins, self._program = {}, []
+        self._program, functions, twins = [], {}, []
         with backend.float64_scope():
             for step in certifiable.steps:
-                layer = step.operation
-                if id(layer) not in twins:
-                    twins[id(layer)] = _evaluation(step, len(twins))
-                self._program.append((step, twins[id(layer)]))
-        built = {id(f): f for f in twins.values() if isinstance(f, keras.layers.Layer)}
-        self.variables = [v for layer in built.values() for v in layer.weights]
+                key = id(step.operation)
+                if key not in functions:
+                    functions[key] = _evaluation(step, step is certifiable.head, twins)
+                constants = keras.tree.map_structure(
+                    lambda a, kind=step.kind: a if isinstance(a, Value) else _constant(a, kind),
+                    (step.args, step.kwargs),
+                )
+                self._program.append((step, functions[key], *constants))
+        self.variables = [v for layer in twins for v in layer.weights]
         self._compiled = backend.compiled(self.tensor, self.variables)
 
     def __call__(self, x):
@@ -71,11 +79,8 @@ class Float64Twin:
     def tensor(self, x):
         """Logits for a float64 tensor of the backend, differentiable."""
         values, shapes = {0: x}, {0: tuple(x.shape)}
-        for step, function in self._program:
-            args, kwargs = keras.tree.map_structure(
-                lambda a: values[a.index] if isinstance(a, Value) else _float64_constant(a),
-                (step.args, step.kwargs),
-            )
+        for step, function, args, kwargs in self._program:
+            args, kwargs = _filled_in(args, kwargs, values)
             outputs = keras.tree.flatten(function(*args, **kwargs))
             for index, output in zip(step.outputs, outputs, strict=True):
                 values[index], shapes[index] = output, tuple(output.shape)
@@ -88,37 +93,67 @@ class Float64Twin:
 
     def at_zero(self, step, shapes):
         """||f(0)|| of one step, evaluated in float64."""
-        function = next(f for s, f in self._program if s is step)
+        _, function, args, kwargs = next(p for p in self._program if p[0] is step)
         with backend.float64_scope(), backend.inference_scope():
             zeros = {i: keras.ops.zeros((1, *shapes[i][1:]), dtype="float64") for i in step.inputs}
-            args, kwargs = keras.tree.map_structure(
-                lambda a: zeros[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
-            )
+            args, kwargs = _filled_in(args, kwargs, zeros)
             outputs = keras.tree.flatten(function(*args, **kwargs))
             outputs = [keras.ops.convert_to_numpy(output) for output in outputs]
         return float(np.sqrt(sum(np.linalg.norm(output) ** 2 for output in outputs)))
 
 
-def _evaluation(step, index):
-    """What evaluates a step on float64 tensors: a layer rebuilt in float64, or a function."""
+def _filled_in(args, kwargs, values):
+    return keras.tree.map_structure(
+        lambda a: values[a.index] if isinstance(a, Value) else a, (args, kwargs)
+    )
+
+
+def _evaluation(step, is_head, twins):
+    """What evaluates a step on float64 tensors: a layer rebuilt in float64, or a function.
+
+    Layers are appended to `twins`.
+    """
     operation = step.operation
-    if type(operation) in IDENTITIES or step.kind in ("Cast", "StopGradient"):
-        return lambda x, **kwargs: x
     if not isinstance(operation, keras.layers.Layer):
+        if step.kind in ("Cast", "StopGradient"):
+            return lambda x: x
         if step.kind == "Clip":
             return _clip(operation)
         activation = operation_activation(operation)
         return activation.function if activation else operation.call
-    activation = find_activation(operation)
+    if type(operation) in IDENTITIES:
+        return lambda x, **kwargs: x
+    # What a layer of someone else's does with an attribute of that name is not known.
+    rule = find_rule(step)
+    known = is_head or (rule is not None and rule.proven)
+    activation = find_activation(operation) if known else None
     if type(operation) in ACTIVATION_LAYERS and activation:
-        function = activation.function
-        return lambda x, **kwargs: function(x)
-    return _float64_layer(step, activation, index)
+        return lambda x, **kwargs: activation.function(x)
+    # Softmax behind a head is left out.
+    if is_head and activation is None and is_softmax(getattr(operation, "activation", None)):
+        activation = Activation(lambda x: x)
+    twin = _float64_layer(step, len(twins), {"activation": "linear"} if activation else {})
+    if activation:
+        twin.activation = activation.function
+    if not known:
+        _copy_settings(operation, twin)
+    twins.append(twin)
+    if "training" in inspect.signature(type(operation).call).parameters:
+        return lambda *args, **kwargs: twin(*args, **{**kwargs, "training": False})
+    return twin
 
 
-def _float64_layer(step, activation, index):
+def _copy_settings(layer, twin):
+    """Plain attributes, which may have been changed since the layer was made."""
+    for name, value in vars(layer).items():
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
+            setattr(twin, name, value)
+
+
+def _float64_layer(step, index, settings):
     layer = step.operation
-    twin = type(layer).from_config(_float64_config(layer, f"layer_{index}"))
+    config = {**_float64_config(layer, f"layer_{index}"), **settings}
+    twin = type(layer).from_config(config)
     inputs = {
         i: keras.KerasTensor(shape, dtype="float64")
         for i, shape in zip(step.inputs, step.input_shapes)
@@ -128,16 +163,15 @@ def _float64_layer(step, activation, index):
     )
     twin(*args, **kwargs)
     for target, source in zip(twin.weights, layer.weights, strict=True):
-        if keras.backend.standardize_dtype(target.dtype) != "float64":
-            raise ValueError(
-                f"{title(layer)} built its weight '{target.path}' in {target.dtype} although its "
-                "dtype is float64: it cannot be evaluated exactly enough to certify."
-            )
-        target.assign(np.asarray(keras.ops.convert_to_numpy(source), "float64"))
-    if activation:
-        twin.activation = activation.function
-    elif is_softmax(getattr(layer, "activation", None)):
-        twin.activation = keras.activations.linear  # the head in front of its softmax
+        values = keras.ops.convert_to_numpy(source)
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(source.dtype)):
+            values = np.asarray(values, "float64")
+            if keras.backend.standardize_dtype(target.dtype) != "float64":
+                raise ValueError(
+                    f"{title(layer)} built its weight '{target.path}' in {target.dtype} although "
+                    "its dtype is float64: it cannot be evaluated exactly enough to certify."
+                )
+        target.assign(values)
     # These are no weights, and Keras would round them to float32 on some backends.
     numbers = {
         keras.layers.Normalization: ("mean", "variance"),
@@ -156,18 +190,18 @@ def _float64_config(layer, name):
     return {**config, "name": name, "dtype": "float64"}
 
 
-def _float64_constant(value):
-    """Constants of operations: floating point ones as float64 tensors, all else as it is."""
-    if type(value) is not float:
-        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-            return value
-        value = keras.ops.convert_to_numpy(value)
-        if value.dtype.kind in "iub":
-            return value
-    return keras.ops.convert_to_tensor(np.asarray(value, "float64"), dtype="float64")
+def _constant(value, kind):
+    """A constant of an operation: numbers that are computed with as float64 tensors."""
+    tensor = hasattr(value, "shape") and hasattr(value, "dtype")
+    if not tensor and (type(value) is not float and kind not in ARITHMETIC):
+        return value  # an axis, a shape, a slice
+    array = np.asarray(keras.ops.convert_to_numpy(value) if tensor else value)
+    if array.dtype.kind in "iub" and kind not in ARITHMETIC:
+        return array
+    return keras.ops.convert_to_tensor(array.astype("float64"), dtype="float64")
 
 
 def _clip(operation):
     """Its limits are attributes, which some backends round to float32."""
-    low, high = (_float64_constant(v) for v in (operation.x_min, operation.x_max))
+    low, high = (_constant(float(v), "Clip") for v in (operation.x_min, operation.x_max))
     return lambda x: keras.ops.minimum(keras.ops.maximum(x, low), high)

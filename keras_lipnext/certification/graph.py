@@ -6,7 +6,6 @@ Nested models and blocks are unrolled, so that every step is one layer or one op
 
 import dataclasses
 import hashlib
-import inspect
 import json
 
 import keras
@@ -14,6 +13,11 @@ import numpy as np
 from keras.src.models.functional import Functional
 
 from keras_lipnext import layers
+from keras_lipnext.certification.calls import (
+    first_argument_positional,
+    replaced,
+    unusual_arguments,
+)
 from keras_lipnext.layers._channels import title
 
 
@@ -35,6 +39,7 @@ class Step:
         inputs: Indices of the values read, in order.
         outputs: Indices of the values made.
         input_shapes, output_shapes: Symbolic shapes, batch axis included, None where unknown.
+        input_dtypes: Names of the dtypes of the values read.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Step:
     outputs: tuple
     input_shapes: tuple
     output_shapes: tuple
+    input_dtypes: tuple = ()
 
     @property
     def kind(self):
@@ -75,26 +81,44 @@ class Graph:
 
     def digest(self):
         """SHA-256 of what defines the function: steps, configurations and weights, in hex."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr((self.input_shape, self.output)).encode())
         seen = {}
         for step in self.steps:
-            # Names do not matter to the function, nor does what only training reads.
-            config = {
-                key: value
-                for key, value in step.operation.get_config().items()
-                if key not in ("name", "trainable", "dtype")
-                and not key.endswith(("_initializer", "_regularizer", "_constraint"))
-            }
-            number = seen.setdefault(id(step.operation), len(seen))
-            plain = (step.kind, number, config, step.args, step.kwargs, step.outputs)
+            operation = step.operation
+            number = seen.setdefault(id(operation), len(seen))
+            cls = type(operation)
+            plain = (cls.__module__, cls.__qualname__, number, _settings(operation))
+            plain += (step.args, step.kwargs, step.outputs)
             digest.update(json.dumps(plain, sort_keys=True, default=_plain).encode())
             if number == len(seen) - 1:
-                for weight in getattr(step.operation, "weights", ()):
+                for weight in stored_values(operation):
                     array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
                     dtype = keras.backend.standardize_dtype(weight.dtype)
                     digest.update(f"{dtype}{array.shape}".encode())
                     digest.update(np.asarray(array, "float64").astype("<f8").tobytes())
         return digest.hexdigest()
+
+
+def stored_values(operation):
+    """What the operation stores: its weights, and the statistics of a Normalization layer."""
+    values = list(getattr(operation, "weights", ()))
+    if type(operation) is keras.layers.Normalization:
+        values += [operation.mean, operation.variance]
+    return values
+
+
+def _settings(operation):
+    """What the operation is configured to do. Names do not matter, nor what only training reads."""
+    if isinstance(operation, keras.layers.Layer):
+        settings = operation.get_config()
+    else:
+        settings = {key: v for key, v in vars(operation).items() if not key.startswith("_")}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in ("name", "trainable", "dtype")
+        and not key.endswith(("_initializer", "_regularizer", "_constraint"))
+    }
 
 
 def trace(model):
@@ -104,12 +128,9 @@ def trace(model):
         ValueError: if the model has no graph, not one input and one output, or overrides `call`.
     """
     _check(model)
-    steps, values = [], {}
-    values[id(model.inputs[0])] = Value(0)
-    counter = iter(range(1, 1 << 62))
-    _collect(model, values, steps, counter, prefix="")
-    shape = tuple(model.inputs[0].shape)
-    return Graph(model.name, shape, tuple(steps), values[id(model.outputs[0])].index)
+    steps, counter = [], iter(range(1, 1 << 62))
+    output = _collect(model, Value(0), steps, counter, prefix="")
+    return Graph(model.name, tuple(model.inputs[0].shape), tuple(steps), output.index)
 
 
 def _plain(value):
@@ -120,13 +141,20 @@ def _plain(value):
     return str(value)
 
 
-def _collect(model, values, steps, counter, prefix):
-    """Appends the steps that lead to the model's output. `values` knows its inputs."""
-    for node in _ordered_nodes(model, values):
+def _collect(model, given, steps, counter, prefix):
+    """Appends the model's steps, applied to the value `given`; returns the value of its output.
+
+    Each application of a model has values of its own: a nested model may be made of the very
+    tensors of the model around it.
+    """
+    values = {id(model.inputs[0]): given}
+    for node in _ordered_nodes(model):
         operation = node.operation
         name = prefix + operation.name
         args, kwargs = _map_tensors(node.arguments, lambda t: values[id(t)])
+        args, kwargs = first_argument_positional(operation, args, kwargs)
         reads = tuple(values[id(t)].index for t in node.input_tensors)
+        shapes = tuple(tuple(t.shape) for t in node.input_tensors)
         unusual = unusual_arguments(operation, args, kwargs)
         if isinstance(operation, keras.Model):
             _check(operation)
@@ -134,47 +162,40 @@ def _collect(model, values, steps, counter, prefix):
                 raise ValueError(
                     f"{title(operation)} is called with {', '.join(unusual)}, not as at inference."
                 )
-            _check_same_shape(operation, tuple(node.input_tensors[0].shape))
-            values[id(operation.inputs[0])] = Value(reads[0])
-            _collect(operation, values, steps, counter, f"{name}/")
-            values[id(node.output_tensors[0])] = values[id(operation.outputs[0])]
+            _check_same_shape(operation, "takes inputs of", operation.inputs[0], shapes[0])
+            made = _collect(operation, Value(reads[0]), steps, counter, f"{name}/")
+            made_shape = tuple(node.output_tensors[0].shape)
+            _check_same_shape(operation, "makes outputs of", operation.outputs[0], made_shape)
+            values[id(node.output_tensors[0])] = made
             continue
-        if type(operation) is layers.LipNeXtBlock and not unusual:
-            value, shape = Value(reads[0]), tuple(node.input_tensors[0].shape)
-            for part in operation.parts:
-                made = Value(next(counter))
-                steps.append(
-                    Step(
-                        f"{name}/{part.name}",
-                        part,
-                        (value,),
-                        {},
-                        (value.index,),
-                        (made.index,),
-                        (shape,),
-                        (shape,),
-                    )
-                )
-                value = made
-            values[id(node.output_tensors[0])] = value
-            continue
+        parts = (operation,)
+        if type(operation) is layers.LipNeXtBlock and not unusual and not replaced(operation):
+            parts = operation.parts
+        for part in parts[:-1]:  # of a block, whose parts keep the shape
+            made = Value(next(counter))
+            path = f"{name}/{part.name}"
+            step = Step(path, part, args, kwargs, reads, (made.index,), shapes, shapes)
+            steps.append(step)
+            args, reads = (made,), (made.index,)
         for tensor in node.output_tensors:
             values[id(tensor)] = Value(next(counter))
         steps.append(
             Step(
-                name,
-                operation,
+                name if len(parts) == 1 else f"{name}/{parts[-1].name}",
+                parts[-1],
                 args,
                 kwargs,
                 reads,
                 tuple(values[id(t)].index for t in node.output_tensors),
-                tuple(tuple(t.shape) for t in node.input_tensors),
+                shapes,
                 tuple(tuple(t.shape) for t in node.output_tensors),
+                tuple(keras.backend.standardize_dtype(t.dtype) for t in node.input_tensors),
             )
         )
+    return values[id(model.outputs[0])]
 
 
-def _ordered_nodes(model, known):
+def _ordered_nodes(model):
     """The nodes on the way from the model's input to its output, each after its predecessors."""
     ordered, done = [], set()
     stack = [model.outputs[0]._keras_history]
@@ -214,30 +235,15 @@ def _map_tensors(arguments, function):
     return tuple(args), keras.tree.map_structure(replace, arguments.kwargs)
 
 
-def unusual_arguments(operation, args, kwargs):
-    """Arguments of a layer's call beside its tensors that can change what it computes."""
-    # Keras notes the default of `training`, True for augmentation, as if it had been given;
-    # `predict` overrides it.
-    call = inspect.signature(type(operation).call).parameters
-    default = call["training"].default if "training" in call else None
-    harmless = {"training": (None, False, default), "mask": (None,)}
-    named = {
-        name: value
-        for name, value in kwargs.items()
-        if not any(value is default for default in harmless.get(name, (None,)))
-    }
-    return [*map(repr, args[1:]), *(f"{name}={value!r}" for name, value in named.items())]
-
-
-def _check_same_shape(model, given):
-    """Keras would insert or squeeze an axis on the way into a nested model: not here."""
-    expected = tuple(model.inputs[0].shape)
+def _check_same_shape(model, what, tensor, given):
+    """Keras may insert an axis on the way into a nested model, or the model was changed since."""
+    expected = tuple(tensor.shape)
     if len(given) != len(expected) or any(
         n is not None and m is not None and n != m for n, m in zip(expected[1:], given[1:])
     ):
         raise ValueError(
-            f"{title(model)}, a nested model, takes inputs of shape {expected} and is called on "
-            f"{given}: reshape them explicitly to certify the model."
+            f"{title(model)}, a nested model, {what} shape {expected}, and the model around it has "
+            f"{given} there. Reshape explicitly, and build the outer model after the inner one."
         )
 
 

@@ -135,7 +135,10 @@ def dense(layer, context):
 def convolution(layer, context):
     _check_plain(layer, context)
     kernel = layer.kernel
-    norm = context.convolution_norm(kernel, layer.strides, layer.groups)
+    channels = context.input_shape[0 if layer.data_format == "channels_first" else -1]
+    if kernel.shape[-2] * layer.groups != channels:
+        raise context.refusal(f"its {layer.groups} groups do not fit its kernel and input")
+    norm = context.convolution_norm(kernel, layer.strides, layer.groups, layer.dilation_rate)
     yield linear(context, norm, kernel, math.prod(kernel.shape[:-1]))
     yield from _bias_and_activation(layer, context)
 
@@ -145,9 +148,7 @@ def transposed_convolution(layer, context):
     """The adjoint of a convolution with kernel (*spatial, outputs, inputs), cropped."""
     _check_plain(layer, context)
     kernel = layer.kernel
-    if max(layer.dilation_rate) > 1 and max(layer.strides) > 1:
-        raise context.refusal("it has both strides and dilation")
-    norm = context.convolution_norm(kernel, layer.strides)
+    norm = context.convolution_norm(kernel, layer.strides, 1, layer.dilation_rate)
     yield linear(context, norm, kernel, math.prod(kernel.shape) // kernel.shape[-2])
     yield from _bias_and_activation(layer, context)
 
@@ -156,7 +157,7 @@ def transposed_convolution(layer, context):
 def depthwise_convolution(layer, context):
     _check_plain(layer, context)
     kernel = layer.kernel
-    norm = context.depthwise_norm(kernel, layer.strides)
+    norm = context.depthwise_norm(kernel, layer.strides, layer.dilation_rate)
     yield linear(context, norm, kernel, math.prod(kernel.shape[:-2]))
     yield from _bias_and_activation(layer, context)
 
@@ -165,7 +166,7 @@ def depthwise_convolution(layer, context):
 def separable_convolution(layer, context):
     _check_plain(layer, context)
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
-    norm = context.depthwise_norm(depthwise, layer.strides)
+    norm = context.depthwise_norm(depthwise, layer.strides, layer.dilation_rate)
     yield linear(context, norm, depthwise, math.prod(depthwise.shape[:-2]))
     norm = context.convolution_norm(pointwise)
     yield linear(context, norm, pointwise, pointwise.shape[-2])
@@ -192,6 +193,8 @@ def _check_plain(layer, context):
 def activation_layer(layer, context):
     if getattr(layer, "threshold", 0) != 0:
         raise context.refusal(f"it jumps at its threshold {layer.threshold}")
+    if (getattr(layer, "max_value", None) or 0) < 0:
+        raise context.refusal(f"its max_value is {layer.max_value}")
     return activation_of(layer, context).bound(context.output_shape)
 
 
@@ -211,14 +214,29 @@ def softmax(layer, context):
 
 @library_rule(kl.Rescaling)
 def rescaling(layer, context):
-    yield scaled(context, np.asarray(layer.scale, "float64"))
-    yield added(context, np.asarray(layer.offset, "float64"))
+    scale, offset = np.asarray(layer.scale), np.asarray(layer.offset)
+    # The layer looks the format up, and moves the axis of its numbers accordingly.
+    last = keras.config.image_data_format() == "channels_last"
+    for values in (scale, offset):
+        if values.ndim and not (last and values.shape == context.input_shape[-1:]):
+            raise context.refusal(
+                f"its scale or offset of shape {values.shape} is neither one number nor one for "
+                "each entry of the last axis"
+            )
+    yield scaled(context, scale)
+    yield added(context, offset)
 
 
 @library_rule(kl.Normalization)
 def normalization(layer, context):
     """(x - mean) / max(std, epsilon): divided by the smallest standard deviation."""
-    mean, variance = context.array(layer.mean), context.array(layer.variance)
+    if 0 in {a % (len(context.input_shape) + 1) for a in np.atleast_1d(layer.axis or [])}:
+        raise context.refusal("it works on the batch axis")
+    # Tensors, made from the weights or the configuration.
+    mean, variance = (
+        context.array(np.asarray(keras.ops.convert_to_numpy(v), "float64"))
+        for v in (layer.mean, layer.variance)
+    )
     deviation = np.sqrt(variance)
     if not (deviation > 2 * keras.backend.epsilon()).all():
         raise context.refusal(f"its smallest standard deviation is {deviation.min()}")
@@ -238,6 +256,8 @@ def batch_normalization(layer, context):
     """gamma (x - mean) / sqrt(variance + epsilon) + beta, of the moving statistics."""
     if layer.renorm:
         raise context.refusal("batch renormalisation keeps statistics of its own")
+    if layer.axis % (len(context.input_shape) + 1) == 0:
+        raise context.refusal("it works on the batch axis")
     mean, variance = context.array(layer.moving_mean), context.array(layer.moving_variance)
     total = variance + layer.epsilon
     if not (total > 0).all():

@@ -13,7 +13,8 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
     pooling_rules,
 )
 from keras_lipnext.certification.activations import is_softmax
-from keras_lipnext.certification.graph import Graph, Step, trace, unusual_arguments
+from keras_lipnext.certification.calls import unusual_arguments
+from keras_lipnext.certification.graph import Graph, Step, trace
 from keras_lipnext.certification.rounding import combined, underflow
 from keras_lipnext.certification.rules import (
     Bound,
@@ -24,6 +25,9 @@ from keras_lipnext.certification.rules import (
 )
 
 _UP = 1 + 2.0**-51
+
+# Layers that turn whole numbers into floating point ones before they compute.
+CONVERTING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +180,33 @@ def lipschitz_bound(model, verbose=0):
     progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
     bounds = []
     for step in steps:
+        _check_built_shape(step)
         bounds.append(step_bounds(step, Context(step)))
         if progress:
             progress.add(1)
     return bound_of(certifiable, bounds)
+
+
+def _check_built_shape(step):
+    """Refuses a layer that was changed after the model was built, so that its shapes are stale."""
+    layer = isinstance(step.operation, keras.layers.Layer)
+    if not layer or not required_rule(step).proven:
+        return
+    shapes = step.input_shapes
+    many = keras.tree.is_nested(step.args[0]) if step.args else False
+    made = step.operation.compute_output_shape(list(shapes) if many else shapes[0])
+    check_same_shape(step, step.output_shapes[0], tuple(made))
+
+
+def check_same_shape(step, built, found):
+    """ValueError if outputs of shape `found` are not those that the model was built with."""
+    if len(built) != len(found) or any(
+        n is not None and m is not None and n != m for n, m in zip(built[1:], found[1:])
+    ):
+        raise refusal(
+            step.title,
+            f"it makes outputs of shape {found}, and was built for {built}: build the model anew",
+        )
 
 
 def bound_of(certifiable, bounds):
@@ -191,16 +218,19 @@ def bound_of(certifiable, bounds):
         for part in parts:
             constant *= part.constant * _UP
         total = combined(parts[0].combine, [totals[i] for i in step.inputs]) * constant * _UP
+        # Well inside the range of float64, so that nothing under- or overflows on the way, not even
+        # where a compiler multiplies the factors of several layers first.
+        if not 2.0**-500 < total < 2.0**500:
+            raise ValueError(
+                f"The product of the layers' Lipschitz constants is {total} at '{step.name}': no "
+                "radius follows."
+            )
         for i in step.outputs:
             totals[i], names[i] = total, step.name
         rule = find_rule(step)
         reads = tuple(names[i] for i in step.inputs)
         constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
     total = float(totals[body.output])
-    if not (2.0**-1000 < total < 2.0**1000):
-        raise ValueError(
-            f"The product of the layers' Lipschitz constants is {total}: no radius follows."
-        )
     head = certifiable.head.name if certifiable.head else None
     return LipschitzBound(total, tuple(constants), head, certifiable.notes)
 
@@ -214,17 +244,29 @@ def nominal_constant(certifiable):
     return bound_of(certifiable, bounds).constant
 
 
+def required_rule(step):
+    """The `Rule` for a step; ValueError, with the ways out, if there is none."""
+    rule = find_rule(step)
+    if rule is not None:
+        return rule
+    if isinstance(step.operation, keras.layers.Layer):
+        raise refusal(step.title, "no Lipschitz constant is known for its class")
+    raise refusal(
+        f"Operation '{step.name}' ({step.kind})",
+        "no Lipschitz constant is known for this operation of keras.ops",
+    )
+
+
 def step_bounds(step, context):
     """The `Bound`s of the parts of one step; ValueError if its constant is unknown."""
-    rule = find_rule(step)
-    if rule is None:
-        if isinstance(step.operation, keras.layers.Layer):
-            raise refusal(step.title, "no Lipschitz constant is known for its class")
-        raise refusal(
-            f"Operation '{step.name}' ({step.kind})",
-            "no Lipschitz constant is known for this operation of keras.ops",
-        )
+    rule = required_rule(step)
     is_layer = isinstance(step.operation, keras.layers.Layer)
+    if not ((is_layer and type(step.operation) in CONVERTING) or step.kind == "Cast"):
+        whole = [d for d in step.input_dtypes if "float" not in d]
+        if whole:
+            raise context.refusal(
+                f"it computes in {whole[0]}, not in real numbers: begin with keras.layers.Rescaling"
+            )
     unusual = unusual_arguments(step.operation, step.args, step.kwargs) if is_layer else ()
     if unusual:
         raise context.refusal(f"it is called with {unusual}, not as at inference")

@@ -17,8 +17,12 @@ def merged(context, combine, roundings=0):
             raise context.refusal(f"it broadcasts shapes {context.input_shapes}")
         repeats = 1
         for side, out in zip(shape, context.output_shape):
-            if (side is None and out is not None) or (side == 1 and out is None):
-                raise context.refusal(f"it may broadcast shapes {context.input_shapes}")
+            unknown = None in (side, out) and not context.equal_sides()
+            if (len(context.input_shapes) > 1 and unknown) or (side is None) != (out is None):
+                raise context.refusal(
+                    f"it may broadcast shapes {context.input_shapes}, whose unknown sizes only the "
+                    "data tell: certify data, or give the model's input known sizes"
+                )
             if side == 1 and out != 1:
                 repeats *= out
         broadcast = max(broadcast, math.sqrt(repeats) * (1 + ROUNDING))

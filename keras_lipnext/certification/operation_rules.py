@@ -5,6 +5,7 @@ None may touch the batch axis: a certificate speaks of one sample, whatever is b
 
 import math
 
+import keras
 import numpy as np
 
 from keras_lipnext.certification.activations import (
@@ -21,6 +22,8 @@ from keras_lipnext.certification.rules import ROUNDING, Bound, operation_rule, s
 
 @operation_rule(*OPERATION_ACTIVATIONS)
 def activation(operation, context):
+    if getattr(operation, "alpha", 1.0) <= 0:
+        raise context.refusal(f"its alpha is {operation.alpha}, not positive")
     return operation_activation(operation).bound(context.output_shape)
 
 
@@ -38,6 +41,8 @@ def exact(operation, context):
 def clip(operation, context):
     """Rounds nothing; sends 0 to the nearer end of an interval that leaves it out."""
     low, high = (np.asarray(v, "float64") for v in (operation.x_min, operation.x_max))
+    if low.ndim or high.ndim or not low <= high:
+        raise context.refusal("its limits are not two numbers, the smaller first")
     return Bound(1.0, context.offset_norm(np.clip(0.0, low, high)))
 
 
@@ -49,6 +54,7 @@ def cast(operation, context):
 
 
 # Arithmetic between tensors, or of one tensor and a constant.
+ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")
 
 
 def _constant(context):
@@ -59,7 +65,7 @@ def _constant(context):
         raise context.refusal(f"it is called with {operands}")
     if not constants:
         return None
-    constant = context.array(constants[0])
+    constant = context.array(np.asarray(keras.ops.convert_to_numpy(constants[0])))
     rank = len(context.input_shape) + 1
     if constant.ndim > rank or (constant.ndim == rank and constant.shape[0] != 1):
         raise context.refusal(
@@ -155,6 +161,8 @@ def along_axes(operation, context):
 
 @operation_rule("ExpandDims", "Concatenate", "Stack")
 def along_new_axes(operation, context):
+    if not all(isinstance(v, Value) for v in keras.tree.flatten(context.step.args)):
+        raise context.refusal("it joins tensors with constants")
     _axes(context, operation.axis, rank=len(context.output_shape) + 1)
     return Bound(1.0)
 

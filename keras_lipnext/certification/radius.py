@@ -33,11 +33,18 @@ def pairwise_distances_float64(kernel):
     A sum of n squares carries a relative error below (n + 2) 2^-53 and its root half of it.
     """
     kernel = np.asarray(kernel, "float64")
-    # An exact scaling by a power of two keeps the squares away from under- and overflow.
-    exponent = int(np.frexp(np.abs(kernel).max())[1])
-    kernel = np.ldexp(kernel, -exponent)
-    distances = np.stack([np.linalg.norm(kernel - w[:, None], axis=0) for w in kernel.T])
-    return np.ldexp(distances * (1 + (kernel.shape[0] + 4) * 2.0**-53), exponent)
+    return np.stack([_column_norms(kernel - w[:, None]) for w in kernel.T])
+
+
+def _column_norms(matrix):
+    """The norms of the columns, rounded up.
+
+    Each column is scaled by a power of two of its own, which is exact: squares that underflow are
+    then below 2^-1022 of the largest.
+    """
+    exponents = np.frexp(np.abs(matrix).max(axis=0))[1]
+    norms = np.linalg.norm(np.ldexp(matrix, -exponents), axis=0)
+    return np.ldexp(norms * (1 + (len(matrix) + 8) * 2.0**-53), exponents)
 
 
 def certified_radii(logits, distances):

@@ -16,6 +16,7 @@ import numbers
 import keras
 import numpy as np
 
+from keras_lipnext.certification.calls import replaced
 from keras_lipnext.certification.convolutions import (
     convolution_norm_bound,
     depthwise_norm_bound,
@@ -107,8 +108,8 @@ def find_rule(step):
     if not isinstance(operation, keras.layers.Layer):
         ours = type(operation).__module__.startswith("keras.src.ops.")
         return _OPERATIONS.get(type(operation).__name__) if ours else None
-    if "call" in vars(operation) or "__call__" in vars(operation):
-        return None  # an instance whose call was replaced is not what its class says
+    if replaced(operation):
+        return None  # an instance whose methods were replaced is not what its class says
     rule = _LAYERS.get(type(operation))
     declared = getattr(operation, "lipschitz_constant", None)
     if rule is None and isinstance(declared, numbers.Real):
@@ -149,22 +150,39 @@ class Context:
 
     def array(self, weight):
         """The stored values in float64; ValueError if one is not finite."""
-        array = np.asarray(keras.ops.convert_to_numpy(weight), "float64")
-        if not np.isfinite(array).all():
+        if not isinstance(weight, (keras.Variable, np.ndarray, np.generic, int, float)):
+            own = getattr(self.step.operation, "weights", None)
+            if own is not None:  # a kernel replaced by a tensor, which `weights` does not show
+                raise self.refusal("what it multiplies with is not one of its weights")
+        elif isinstance(weight, keras.Variable) and not any(
+            weight is own for own in getattr(self.step.operation, "weights", (weight,))
+        ):
+            raise self.refusal("it uses a weight that is not one of its own")
+        array = np.asarray(keras.ops.convert_to_numpy(weight))
+        # bfloat16 has a kind of its own, "V".
+        exact = array.dtype.kind in "biufV" and (array.astype("float64") == array).all()
+        wide = array.astype("float64") if array.dtype.kind in "biufV" else np.full((), np.nan)
+        if not np.isfinite(wide).all():
             raise ValueError(f"{self.step.title} has weights that are NaN or infinite.")
-        return array
+        if not exact:
+            raise self.refusal(f"float64 does not hold its values of dtype {array.dtype}")
+        return wide
+
+    def equal_sides(self):
+        """Whether sides that are unknown may be taken to be equal: only the data can tell."""
+        return False
 
     def norm(self, kernel):
         """Upper bound of the spectral norm of a matrix."""
         return self._proven(spectral_norm_bound, kernel)
 
-    def convolution_norm(self, kernel, strides=1, groups=1):
+    def convolution_norm(self, kernel, strides=1, groups=1, dilation_rate=1):
         """Upper bound of the norm of a convolution, kernel (*spatial, inputs, outputs)."""
-        return self._proven(convolution_norm_bound, kernel, strides, groups)
+        return self._proven(convolution_norm_bound, kernel, strides, groups, dilation_rate)
 
-    def depthwise_norm(self, kernel, strides=1):
+    def depthwise_norm(self, kernel, strides=1, dilation_rate=1):
         """Upper bound of the norm of a depthwise convolution."""
-        return self._proven(depthwise_norm_bound, kernel, strides)
+        return self._proven(depthwise_norm_bound, kernel, strides, dilation_rate)
 
     def largest(self, values):
         """Largest magnitude of a factor that multiplies entries."""
@@ -211,10 +229,10 @@ class NominalContext(Context):
             raise self._free()
         return 1.0
 
-    def convolution_norm(self, kernel, strides=1, groups=1):
+    def convolution_norm(self, kernel, *arguments):
         raise self._free()
 
-    def depthwise_norm(self, kernel, strides=1):
+    def depthwise_norm(self, kernel, *arguments):
         raise self._free()
 
     def array(self, weight):
@@ -224,6 +242,10 @@ class NominalContext(Context):
 
     def offset_norm(self, values, shape=None):
         return 0.0  # no constant depends on it
+
+    def equal_sides(self):
+        """In training, sides that are unknown are taken to be equal."""
+        return True
 
     def absolute_norm(self, kernel):
         return 0.0  # rounding is no matter of training

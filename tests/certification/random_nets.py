@@ -207,13 +207,13 @@ def check(model, seed=0, samples=6):
     certifiable = read(model)
     bound = lipschitz_bound(model)
     classes = model.output_shape[-1]
-    evaluation = _Evaluation(certifiable, bound, classes)
+    evaluation = _Evaluation(certifiable, classes)
     predictions, radii, _ = evaluation(x, samples)
     twin = Float64Twin(certifiable)
     exact = extended.logits(certifiable, x)
     computed = twin(x)
     rows = np.arange(samples)
-    errors = evaluation._allowances(x, computed)
+    errors = evaluation.allowances(x, computed)
     top = computed.argmax(axis=1)
     margin = computed[rows, top][:, None] - computed
     exact_margin = exact[rows, top][:, None] - exact

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from data import small_lipnext, to_numpy
 
+import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.graph import trace
 
 
@@ -63,7 +65,9 @@ def test_models_cut_out_of_others():
 def test_axes_that_keras_would_insert_are_refused():
     inner = keras.Sequential([keras.Input((4, 1)), keras.layers.Flatten()], name="inner")
     inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match=r"'inner'.*takes inputs of shape \(None, 4, 1\) and is"):
+    with pytest.raises(
+        ValueError, match=r"'inner'.*takes inputs of shape \(None, 4, 1\), and the model"
+    ):
         trace(keras.Model(inputs, inner(inputs)))
 
 
@@ -106,3 +110,59 @@ def test_the_hash_sees_the_architecture(change):
 
     assert model() == model()
     assert model(change) != model()
+
+
+def test_models_made_of_the_outer_models_own_tensors():
+    """A nested application has values of its own, though its tensors are the outer model's."""
+    inputs = keras.Input((4,))
+    features = keras.layers.Dense(4, name="features")(inputs)
+    extractor = keras.Model(inputs, features)
+    mirrored = extractor(keras.ops.multiply(inputs, 1e-3))
+    model = keras.Model(inputs, keras.layers.Add()([features, mirrored]))
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    np.testing.assert_allclose(Float64Twin(model)(x), to_numpy(model(x)), rtol=1e-4, atol=1e-5)
+    norm = np.linalg.norm(np.asarray(model.get_layer("features").get_weights()[0]), 2)
+    assert lip.lipschitz_bound(model).constant == pytest.approx(1.001 * norm, rel=1e-5)
+
+
+def test_the_hash_tells_outputs_of_one_step_apart():
+    inputs = keras.Input((4,))
+    halves = keras.ops.split(keras.layers.Dense(4)(inputs), 2, axis=1)
+    digests = {trace(keras.Model(inputs, half)).digest() for half in halves}
+    assert len(digests) == 2
+
+
+def test_a_nested_model_changed_after_it_was_used():
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inner(inputs)))
+    inner.pop()
+    with pytest.raises(ValueError, match=r"makes outputs of shape \(None, 4\), and the model"):
+        trace(model)
+
+
+def test_calls_by_keyword():
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(3)(inputs=inputs)
+    model = keras.Model(inputs, keras.layers.Add()(inputs=[x, inputs]))
+    assert lip.lipschitz_bound(model).constant > 1
+
+
+@pytest.mark.parametrize("name", ["call", "convolution_op"])
+def test_replaced_methods_are_noticed(name):
+    inputs = keras.Input((4, 4, 2))
+    layer = keras.layers.Conv2D(2, 1)
+    model = keras.Model(inputs, layer(inputs))
+    lip.lipschitz_bound(model)
+    setattr(layer, name, lambda *args: 10 * args[0])
+    with pytest.raises(ValueError, match=r"\(Conv2D\) cannot be certified"):
+        lip.lipschitz_bound(model)
+
+
+def test_a_block_whose_call_was_replaced_is_refused():
+    inputs = keras.Input((4, 4, 8))
+    block = lip.layers.LipNeXtBlock(1 / 8)
+    model = keras.Model(inputs, block(inputs))
+    block.call = lambda x: 10 * x
+    with pytest.raises(ValueError, match=r"\(LipNeXtBlock\) cannot be certified"):
+        lip.lipschitz_bound(model)

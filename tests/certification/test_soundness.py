@@ -182,7 +182,7 @@ def largest_deviation():
     """Normalisation divided by the largest standard deviation."""
 
     def normalization(layer, context):
-        scale = 1 / np.sqrt(context.array(layer.variance))
+        scale = 1 / np.sqrt(to_numpy(layer.variance))
         return rules.Bound(float(scale.min()), offset=100.0, relative=1e-14, absolute=1e-13)
 
     return rule(keras.layers.Normalization, normalization)
@@ -200,7 +200,7 @@ def average_overlap_forgotten():
 def reshaped_kernel():
     """A convolution's norm taken to be that of its kernel as a matrix."""
 
-    def norm(kernel, strides=1, groups=1):
+    def norm(kernel, *settings):
         return float(np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2))
 
     return [(rules, "convolution_norm_bound", norm)]
@@ -215,7 +215,7 @@ def stem_forgotten():
             return (rules.Bound(1.0, offset=1e3, relative=1e-13, absolute=1e-10),)
         return real(step, context)
 
-    return [(lipschitz, "step_bounds", bounds)]
+    return [(lipschitz, "step_bounds", bounds), (certify, "step_bounds", bounds)]
 
 
 def one_sided_mixing_constant():

@@ -1,0 +1,246 @@
+"""Options and states of layers that a rule must look at, and what it must refuse."""
+
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
+
+kl, ops = keras.layers, keras.ops
+
+
+def model_of(function, shape, **options):
+    inputs = keras.Input(shape, **options) if shape else keras.Input(**options)
+    return keras.Model(inputs, function(inputs))
+
+
+@pytest.mark.parametrize(
+    "layer", [kl.DepthwiseConv2D, kl.DepthwiseConv1D, kl.SeparableConv2D, kl.SeparableConv1D]
+)
+def test_strides_with_dilation_are_refused(layer):
+    """Keras allows both for these; the bound would be too small."""
+    options = {"filters": 1} if "Separable" in layer.__name__ else {}
+    shape = (13,) * int(layer.__name__[-2]) + (1,)
+    model = model_of(layer(kernel_size=3, strides=2, dilation_rate=2, **options), shape)
+    with pytest.raises(ValueError, match="Strides and dilation together"):
+        lip.lipschitz_bound(model)
+
+
+REFUSED = {
+    "scale that widens": (lambda x: kl.Rescaling([1.0] * 5)(x), (1,), "neither one number"),
+    "scale by sample": (
+        lambda x: kl.Rescaling(np.array([[1.0], [-1.0]]))(x),
+        (2,),
+        "neither one number",
+    ),
+    "limits that widen": (
+        lambda x: ops.clip(x, np.full(5, -9.0), np.full(5, 9.0)),
+        (1,),
+        "limits are not two numbers",
+    ),
+    "limits crossed": (lambda x: ops.clip(x, 1.0, -1.0), (1,), "limits are not two numbers"),
+    "celu of negative alpha": (lambda x: ops.celu(x, alpha=-1.0), (2,), "alpha is -1.0"),
+    "negative max_value": (lambda x: kl.ReLU(max_value=2.0)(x), (2,), None),
+    "constant joined": (
+        lambda x: ops.stack([x, np.full((1, 2), 1e17)], axis=-1),
+        (2,),
+        "joins tensors with constants",
+    ),
+    "complex constant": (lambda x: x * np.array([1j, 2j]), (2,), "complex|NaN|does not hold"),
+    "integer arithmetic": (None, (2,), "computes in uint8"),
+    "branches of unknown sizes": (
+        lambda x: kl.Add()([x, kl.AveragePooling1D(8)(x)]),
+        (None, 4),
+        "whose unknown sizes only the data tell",
+    ),
+    "extreme branch": (
+        lambda x: kl.Add()([x, kl.Rescaling(1e300)(kl.Rescaling(1e-200)(kl.Rescaling(1e-200)(x)))]),
+        (2,),
+        "no radius follows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name):
+    function, shape, message = REFUSED[name]
+    if name == "integer arithmetic":
+        inputs = keras.Input(shape, dtype="uint8")
+        shifted = ops.subtract(inputs, ops.convert_to_tensor(np.array([128, 0], "uint8")))
+        model = keras.Model(inputs, kl.Rescaling(1 / 255)(shifted))
+    elif name == "complex constant" and keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow does not build it")
+    else:
+        model = model_of(function, shape)
+    if name == "negative max_value":
+        model.layers[-1].max_value, message = -1.0, "max_value is -1.0"
+    with pytest.raises(ValueError, match=message):
+        lip.lipschitz_bound(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        kl.BatchNormalization(axis=0),
+        kl.Normalization(axis=0, mean=[0.0, 5, 0, 5], variance=[1.0] * 4),
+    ],
+    ids=["batch", "input"],
+)
+def test_normalisation_over_the_batch_axis_is_refused(layer):
+    inputs = keras.Input(batch_shape=(4, 2))
+    with pytest.raises(ValueError, match="works on the batch axis"):
+        lip.lipschitz_bound(keras.Model(inputs, layer(inputs)))
+
+
+def test_sizes_that_only_the_data_tell():
+    """x + mean of 8 positions broadcast: 1 + 1 where the pooled branch has one position."""
+    inputs = keras.Input((None, 4))
+    pooled = kl.AveragePooling1D(8)(inputs)
+    body = kl.Flatten()(kl.Add()([inputs, pooled]))
+    model = keras.Model(inputs, kl.GlobalAveragePooling1D()(ops.expand_dims(body, -1)))
+    model = keras.Model(inputs, kl.Dense(2)(model.outputs[0]))
+    certificate = lip.certify(model, np.ones((2, 8, 4)), verbose=0)
+    constants = {layer.kind: layer.constant for layer in certificate.evidence.bound.layers}
+    assert constants["Add"] == pytest.approx(8**0.5)
+    totals = {layer.kind: layer.total for layer in certificate.evidence.bound.layers}
+    assert totals["Add"] >= 2
+
+
+def test_layers_changed_after_building():
+    inputs = keras.Input((8, 8, 1))
+    layer = kl.Conv2D(1, 1)
+    outputs = kl.Dense(2)(kl.GlobalAveragePooling2D()(layer(inputs)))
+    model = keras.Model(inputs, outputs)
+    layer.strides = (4, 4)
+    for function in (lip.lipschitz_bound, lambda m: lip.certify(m, np.ones((1, 8, 8, 1)))):
+        with pytest.raises(ValueError, match="build the model anew"):
+            function(model)
+
+
+def test_groups_changed_after_building():
+    layer = kl.Conv2D(4, 1, use_bias=False)
+    model = model_of(lambda x: kl.ReLU()(layer(x)), (4, 4, 2))
+    layer.groups = 2
+    with pytest.raises(ValueError, match="2 groups do not fit"):
+        lip.lipschitz_bound(model)
+
+
+def test_a_kernel_replaced_by_a_tensor():
+    layer = lip.layers.NormalizedDense(2, use_bias=False)
+    model = model_of(layer, (2,))
+    layer.kernel = ops.convert_to_tensor(-3 * np.eye(2, dtype="float32"))
+    with pytest.raises(ValueError, match="not one of its weights"):
+        lip.certify(model, [[1.0, 2.0]], verbose=0)
+
+
+def test_an_adapted_normalization_counts_its_samples_in_integers():
+    layer = kl.Normalization()
+    layer.adapt(np.array([[0.0, 5], [2, 9]], "float32"))
+    model = model_of(lambda x: kl.Dense(2)(layer(x)), (2,))
+    x = np.array([[0.3, 7.0], [1.0, 5.5]])
+    np.testing.assert_allclose(Float64Twin(model)(x), to_numpy(model(x.astype("float32"))), 1e-4)
+    assert lip.lipschitz_bound(model).constant == pytest.approx(1)  # deviations 1 and 2
+
+
+def test_activations_given_in_other_ways():
+    for activation in (ops.relu, ops.tanh, ops.gelu, kl.LeakyReLU(negative_slope=0.1)):
+        for layer in (kl.Dense(3, activation=activation), kl.Activation(activation)):
+            model = model_of(layer, (3,))
+            x = np.random.default_rng(0).normal(size=(7, 3))
+            expected = to_numpy(model(x.astype("float32")))
+            np.testing.assert_allclose(Float64Twin(model)(x), expected, rtol=1e-4, atol=1e-5)
+            assert lip.lipschitz_bound(keras.Model(model.inputs, kl.ReLU()(model.outputs[0])))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Cast(kl.Layer):
+    """A layer of someone's, named like an operation that the evaluation skips."""
+
+    lipschitz_constant = 1.0
+
+    def call(self, inputs):
+        return -inputs
+
+
+@keras.saving.register_keras_serializable("tests")
+class Shares(kl.Layer):
+    """Softmax inside a network, truthfully declared."""
+
+    lipschitz_constant = 1.0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.softmax
+
+    def call(self, inputs):
+        return self.activation(inputs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Gate(kl.Layer):
+    """Trains by default, and its factor may be changed."""
+
+    lipschitz_constant = 9.0
+
+    def __init__(self, factor=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs, training=True):
+        return -inputs if training else self.factor * inputs
+
+
+@pytest.mark.parametrize("cls", [Cast, Shares, Gate])
+def test_layers_of_others_are_evaluated_as_they_are(cls):
+    layer = cls()
+    model = model_of(lambda x: kl.Dense(2)(layer(x)), (3,))
+    if cls is Gate:
+        layer.factor = -3.0
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    expected = model.predict(x.astype("float32"), verbose=0)
+    np.testing.assert_allclose(Float64Twin(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class BatchMean(kl.Layer):
+    """Declared, and wrong to be: it mixes the samples of a batch."""
+
+    lipschitz_constant = 2.0
+
+    def call(self, inputs):
+        return inputs + inputs[:1]
+
+
+def test_answers_that_depend_on_the_place_in_the_batch_are_refused():
+    model = model_of(lambda x: kl.Dense(2)(BatchMean()(x)), (3,))
+    with pytest.raises(ValueError, match="depends on its place in the batch"):
+        lip.certify(model, np.random.default_rng(0).normal(size=(5, 3)), verbose=0)
+
+
+def test_whole_numbers_as_constants():
+    """Beyond 32 bits, and of narrow dtypes: as the real numbers they are."""
+    x = np.array([[1.0, -2.0]])
+    for function, expected in (
+        (lambda t: t * 3_000_000_000, x * 3e9),
+        (lambda t: t + 2**40, x + 2.0**40),
+        (lambda t: t * np.array([200, 100], "uint8"), x * [200, 100]),
+    ):
+        try:
+            model = model_of(function, (2,))
+        except (OverflowError, ValueError, TypeError):
+            continue  # the backend itself refuses
+        np.testing.assert_array_equal(Float64Twin(model)(x), expected)
+
+
+def test_tiny_columns_beside_large_ones():
+    """Their squares underflow if all columns are scaled alike."""
+    from keras_lipnext.certification.radius import pairwise_distances_float64
+
+    kernel = np.zeros((1001, 3))
+    kernel[:, 0] = 1.5e-162
+    kernel[0, 2] = 1.0
+    distances = pairwise_distances_float64(kernel)
+    assert distances[0, 1] >= 1.5e-162 * 1001**0.5 * (1 - 1e-15)
+    assert distances[0, 1] <= 1.5e-162 * 1001**0.5 * (1 + 1e-12)
