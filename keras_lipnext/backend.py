@@ -32,6 +32,8 @@ def float64_scope():
                     "JAX_PLATFORMS=cpu before starting Python."
                 )
             stack.enter_context(jax.enable_x64(True))
+            # A lower precision set for training would reach float64 products too.
+            stack.enter_context(jax.default_matmul_precision("highest"))
         promotion = BIT64_TO_BIT32_DTYPE["float64"]
         stack.callback(BIT64_TO_BIT32_DTYPE.__setitem__, "float64", promotion)
         BIT64_TO_BIT32_DTYPE["float64"] = "float64"
@@ -41,6 +43,22 @@ def float64_scope():
                 f"{keras.backend.backend()} backend: certificates cannot be evaluated."
             )
         yield
+
+
+def on_cpu():
+    """Whether the backend computes on the CPU, where float32 products are float32."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.get_default_device().type == "cpu" and not torch.cuda.is_available()
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
 
 
 def inference_scope():

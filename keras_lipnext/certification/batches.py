@@ -86,6 +86,23 @@ def class_labels(y, classes):
     return labels
 
 
+def check_numbers(x, dtype):
+    """ValueError unless a batch holds real numbers that a model input of this dtype takes as such.
+
+    A model of whole numbers would cut fractions off.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"Inputs are real numbers. Received: dtype={x.dtype}")
+    if x.dtype.kind in "iu" and x.size and max(x.max(), -int(x.min())) > 2**53:
+        raise ValueError("The inputs hold integers beyond 2^53, which float64 cannot.")
+    if not keras.backend.is_float_dtype(dtype) and (x != np.floor(x)).any():
+        raise ValueError(
+            f"The model takes inputs of dtype {dtype} and would cut off fractions. Received: "
+            f"fractional inputs of dtype {x.dtype}"
+        )
+
+
 def _split(batch):
     if isinstance(batch, (list, tuple)):
         x, y = batch[0], batch[1] if len(batch) > 1 else None
@@ -94,4 +111,7 @@ def _split(batch):
 
 
 def _to_numpy(x):
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    if hasattr(x, "detach"):  # a torch tensor; NumPy has no bfloat16
+        x = x.detach().cpu()
+        x = x.float() if "bfloat16" in str(x.dtype) else x
+    return np.asarray(x)

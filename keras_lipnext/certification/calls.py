@@ -2,6 +2,8 @@
 
 import inspect
 
+import numpy as np
+
 
 def unusual_arguments(operation, args, kwargs):
     """Arguments of a layer's call beside its tensors that can change what it computes."""
@@ -27,6 +29,18 @@ def replaced(operation):
         and callable(value)
         and inspect.isfunction(inspect.unwrap(getattr(type(operation), name, None) or len))
     ]
+
+
+def plain_settings(layer):
+    """Numbers and words among the attributes of a layer of someone else's.
+
+    They may have been changed since the layer was made, which its configuration need not show.
+    """
+    return {
+        name: np.float64(value) if type(value) is float else value
+        for name, value in vars(layer).items()
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+    }
 
 
 def first_argument_positional(operation, args, kwargs):

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 
-from keras_lipnext.certification.batches import class_labels, numpy_batches
+from keras_lipnext import backend
+from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
 from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import (
@@ -16,6 +17,7 @@ from keras_lipnext.certification.lipschitz import (
 from keras_lipnext.certification.norms import gamma
 from keras_lipnext.certification.radius import (
     certified_radii_float64,
+    joint_norms_float64,
     pairwise_distances_float64,
 )
 from keras_lipnext.certification.report import Certificate
@@ -93,7 +95,10 @@ def certify(
                 )
             labels.append(class_labels(batch_labels, classes))
         padded = padded or len(inputs)
+        check_numbers(inputs, certifiable.graph.input_dtype)
         found = evaluation(inputs, padded)
+        if index == 0 and not own_precision:
+            evaluation.compare(model, inputs)
         for results, part in zip((predictions, radii, allowances), found):
             results.append(part)
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
@@ -131,6 +136,9 @@ class _Evaluation:
     def __init__(self, certifiable, classes, verbose=0):
         for step in certifiable.body.steps:
             required_rule(step)
+            known = all(None not in shape[1:] for shape in step.input_shapes)
+            if known and not isinstance(step.operation, keras.layers.Layer):
+                step_bounds(step, Context(step))  # says why it refuses before a backend fails
         self._certifiable = certifiable
         self._verbose = verbose
         self._twin = Float64Twin(certifiable)
@@ -143,6 +151,7 @@ class _Evaluation:
         else:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
+            self._joint = joint_norms_float64(self._kernel)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -168,6 +177,30 @@ class _Evaluation:
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
         return predictions, radii, errors[np.arange(count), deciding]
 
+    def compare(self, model, inputs):
+        """The model itself, in its own precision, must give the same margins, but for rounding.
+
+        A net under everything else: it would catch a layer that computes something else than its
+        rule and its copy in float64 do.
+        """
+        own = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)), "float64")
+        with np.errstate(all="ignore"):
+            if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
+                own = np.log(np.where(own > 1e-30, own, np.nan))
+            inputs = np.asarray(inputs, "float64")
+            logits = self._twin(inputs)
+            top, rows = logits.argmax(axis=-1), np.arange(len(logits))
+            margins, own_margins = (z[rows, top][:, None] - z for z in (logits, own))
+            # Float32 rounds 2^29 times as coarsely as float64; accelerators may use TF32.
+            slack = 2.0**33 if backend.on_cpu() else 2.0**46
+            off = np.abs(margins - own_margins) > slack * self.allowances(inputs, logits) + 1e-30
+        if (off & np.isfinite(own_margins) & np.isfinite(margins)).any():
+            raise ValueError(
+                "The model's own predictions are not those of its evaluation in float64, by far "
+                "more than rounding explains: a layer does something that its configuration does "
+                "not show. Build and load the model anew; if that does not help, report it."
+            )
+
     def allowances(self, inputs, logits, bounds=None):
         """E_ij of each sample's predicted class i, shape (samples, classes)."""
         body = self._certifiable.body
@@ -175,7 +208,7 @@ class _Evaluation:
         r, d = forward_errors(body, bounds, input_norms(inputs))[body.output]
         if self._kernel is None:
             return logit_allowances(logits, d)
-        return head_allowances(logits, self._kernel, self._pairs, r, d)
+        return head_allowances(logits, self._kernel, self._pairs, self._joint, r, d)
 
     def _bounds(self, shape, shapes):
         """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""

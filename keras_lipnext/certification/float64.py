@@ -13,6 +13,7 @@ from keras_lipnext.certification.activations import (
     is_softmax,
     operation_activation,
 )
+from keras_lipnext.certification.calls import plain_settings
 from keras_lipnext.certification.graph import Value
 from keras_lipnext.certification.layer_rules import IDENTITIES
 from keras_lipnext.certification.lipschitz import read
@@ -136,18 +137,12 @@ def _evaluation(step, is_head, twins):
     if activation:
         twin.activation = activation.function
     if not known:
-        _copy_settings(operation, twin)
+        for name, value in plain_settings(operation).items():
+            setattr(twin, name, value)
     twins.append(twin)
     if "training" in inspect.signature(type(operation).call).parameters:
         return lambda *args, **kwargs: twin(*args, **{**kwargs, "training": False})
     return twin
-
-
-def _copy_settings(layer, twin):
-    """Plain attributes, which may have been changed since the layer was made."""
-    for name, value in vars(layer).items():
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
-            setattr(twin, name, value)
 
 
 def _float64_layer(step, index, settings):

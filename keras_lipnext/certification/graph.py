@@ -15,6 +15,7 @@ from keras.src.models.functional import Functional
 from keras_lipnext import layers
 from keras_lipnext.certification.calls import (
     first_argument_positional,
+    plain_settings,
     replaced,
     unusual_arguments,
 )
@@ -72,12 +73,14 @@ class Graph:
         input_shape: With batch axis; None where unknown.
         steps: Tuple of `Step`.
         output: Index of the model's output.
+        input_dtype: That the model declares.
     """
 
     name: str
     input_shape: tuple
     steps: tuple
     output: int
+    input_dtype: str = "float32"
 
     def digest(self):
         """SHA-256 of what defines the function: steps, configurations and weights, in hex."""
@@ -111,6 +114,8 @@ def _settings(operation):
     """What the operation is configured to do. Names do not matter, nor what only training reads."""
     if isinstance(operation, keras.layers.Layer):
         settings = operation.get_config()
+        if not type(operation).__module__.startswith(("keras.", "keras_lipnext.")):
+            settings = {**settings, **plain_settings(operation)}
     else:
         settings = {key: v for key, v in vars(operation).items() if not key.startswith("_")}
     return {
@@ -130,7 +135,9 @@ def trace(model):
     _check(model)
     steps, counter = [], iter(range(1, 1 << 62))
     output = _collect(model, Value(0), steps, counter, prefix="")
-    return Graph(model.name, tuple(model.inputs[0].shape), tuple(steps), output.index)
+    given = model.inputs[0]
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    return Graph(model.name, tuple(given.shape), tuple(steps), output.index, dtype)
 
 
 def _plain(value):

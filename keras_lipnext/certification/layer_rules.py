@@ -218,7 +218,8 @@ def rescaling(layer, context):
     # The layer looks the format up, and moves the axis of its numbers accordingly.
     last = keras.config.image_data_format() == "channels_last"
     for values in (scale, offset):
-        if values.ndim and not (last and values.shape == context.input_shape[-1:]):
+        per_entry = values.shape == (1,) * (values.ndim - 1) + context.input_shape[-1:]
+        if values.ndim and not (last and per_entry and values.ndim <= len(context.input_shape) + 1):
             raise context.refusal(
                 f"its scale or offset of shape {values.shape} is neither one number nor one for "
                 "each entry of the last axis"
@@ -238,8 +239,11 @@ def normalization(layer, context):
         for v in (layer.mean, layer.variance)
     )
     deviation = np.sqrt(variance)
-    if not (deviation > 2 * keras.backend.epsilon()).all():
-        raise context.refusal(f"its smallest standard deviation is {deviation.min()}")
+    least = max(2.0**-64, 2 * keras.backend.epsilon())  # below, Keras divides by its epsilon
+    if not ((deviation >= least) & (deviation <= 2.0**64)).all():
+        raise context.refusal(
+            f"its standard deviations reach from {deviation.min()} to {deviation.max()}"
+        )
     if layer.invert:
         yield scaled(context, deviation * (1 + 4 * ROUNDING))
         yield added(context, mean)
@@ -266,6 +270,8 @@ def batch_normalization(layer, context):
     if layer.scale:
         scale = scale * context.array(layer.gamma)
     beta = context.array(layer.beta) if layer.center else np.zeros_like(mean)
+    if not ((scale == 0) | (np.abs(scale) >= 2.0**-64) & (np.abs(scale) <= 2.0**64)).all():
+        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
     largest = context.largest(scale) * (1 + 8 * ROUNDING)
     # Backends compute x s + (beta - mean s) or (x - mean) s + beta: both within this.
     magnitude = context.offset_norm(np.abs(beta) + np.abs(mean * scale))

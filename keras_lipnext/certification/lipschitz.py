@@ -26,8 +26,20 @@ from keras_lipnext.certification.rules import (
 
 _UP = 1 + 2.0**-51
 
-# Layers that turn whole numbers into floating point ones before they compute.
-CONVERTING = (keras.layers.Rescaling, keras.layers.Normalization)
+# Layers that turn whole numbers into floating point ones before they compute, or only
+# rearrange them.
+CONVERTING = (
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+    keras.layers.Flatten,
+    keras.layers.Reshape,
+    keras.layers.Permute,
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.ZeroPadding1D,
+    keras.layers.ZeroPadding2D,
+    *layer_rules.IDENTITIES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +282,10 @@ def step_bounds(step, context):
     unusual = unusual_arguments(step.operation, step.args, step.kwargs) if is_layer else ()
     if unusual:
         raise context.refusal(f"it is called with {unusual}, not as at inference")
+    arguments = keras.tree.flatten(step.args[:1] if is_layer else step.args)
+    constants = [a for a in arguments if hasattr(a, "shape")]
+    if constants and (is_layer or step.kind not in operation_rules.ARITHMETIC):
+        raise context.refusal("it reads a constant: add or multiply constants by keras.ops")
     answer = rule.function(step.operation, context)
     if isinstance(answer, numbers.Real):
         # Its rounding is estimated when certifying, and as little proven as the constant.

@@ -22,8 +22,8 @@ from keras_lipnext.certification.rules import ROUNDING, Bound, operation_rule, s
 
 @operation_rule(*OPERATION_ACTIVATIONS)
 def activation(operation, context):
-    if getattr(operation, "alpha", 1.0) <= 0:
-        raise context.refusal(f"its alpha is {operation.alpha}, not positive")
+    if not 2.0**-64 <= getattr(operation, "alpha", 1.0) <= 2.0**64:
+        raise context.refusal(f"its alpha is {operation.alpha}: it must be positive, and moderate")
     return operation_activation(operation).bound(context.output_shape)
 
 

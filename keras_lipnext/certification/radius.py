@@ -36,6 +36,12 @@ def pairwise_distances_float64(kernel):
     return np.stack([_column_norms(kernel - w[:, None]) for w in kernel.T])
 
 
+def joint_norms_float64(kernel):
+    """`|| |w_i| + |w_j| ||` for the columns of `kernel`, rounded up, shape (classes, classes)."""
+    magnitudes = np.abs(np.asarray(kernel, "float64"))
+    return np.stack([_column_norms(magnitudes + w[:, None]) for w in magnitudes.T])
+
+
 def _column_norms(matrix):
     """The norms of the columns, rounded up.
 
@@ -44,7 +50,9 @@ def _column_norms(matrix):
     """
     exponents = np.frexp(np.abs(matrix).max(axis=0))[1]
     norms = np.linalg.norm(np.ldexp(matrix, -exponents), axis=0)
-    return np.ldexp(norms * (1 + (len(matrix) + 8) * 2.0**-53), exponents)
+    norms = np.ldexp(norms * (1 + (len(matrix) + 8) * 2.0**-53), exponents)
+    # Among subnormal numbers that would round to nearest: nothing but 0 is below 2^-1000.
+    return np.where(norms > 0, np.maximum(norms, 2.0**-1000), 0.0)
 
 
 def certified_radii(logits, distances):

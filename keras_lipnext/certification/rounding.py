@@ -46,7 +46,14 @@ def added(context, values):
 
 
 def scaled(context, factors):
-    """`Bound` of multiplying entry by entry with broadcast factors."""
+    """`Bound` of multiplying entry by entry with broadcast factors.
+
+    Compilers may multiply the factors of several layers first. Within these limits some fifteen of
+    them cannot under- or overflow.
+    """
+    sizes = np.abs(context.array(factors))
+    if not ((sizes == 0) | (sizes >= 2.0**-64) & (sizes <= 2.0**64)).all():
+        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
     largest = context.largest(factors) * (1 + ROUNDING)
     return Bound(largest, relative=2 * ROUNDING * largest)
 
@@ -104,7 +111,7 @@ def input_norms(x):
     return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + TINY
 
 
-def head_allowances(logits, kernel, distances, r, d):
+def head_allowances(logits, kernel, distances, joint, r, d):
     """E_ij of the margins z_i - z_j of the predicted class i, shape (samples, classes).
 
     Logits z_k = w_k . f + b_k of features with norm r and error d: the error of f acts through
@@ -114,19 +121,14 @@ def head_allowances(logits, kernel, distances, r, d):
         logits: Computed, shape (samples, classes).
         kernel: Shape (features, classes), float64.
         distances: ||w_i - w_j||, rounded up, shape (classes, classes).
+        joint: || |w_i| + |w_j| ||, likewise.
         r, d: Shape (samples,).
     """
     predictions = np.argmax(logits, axis=-1)
-    magnitudes = np.abs(kernel)
-    squares = magnitudes.T @ magnitudes
-    diagonal = np.diag(squares)
-    # || |w_i| + |w_j| ||
-    joint = np.sqrt(diagonal[:, None] + diagonal[None, :] + 2 * squares)
-    joint *= 1 + (len(kernel) + 8) * ROUNDING
     terms = len(kernel)
     errors = distances[predictions] * d[:, None]
     errors += 2 * gamma(terms + 2) * joint[predictions] * (r + d)[:, None]
-    errors += TINY * terms * (1 + magnitudes.max(initial=0.0)) * (1 + r + d)[:, None]
+    errors += TINY * terms * (1 + np.abs(kernel).max(initial=0.0)) * (1 + r + d)[:, None]
     return (errors + _last_roundings(logits, predictions)) * _UP
 
 

@@ -96,7 +96,7 @@ def test_constants_that_no_radius_follows_from(scale):
     inputs = keras.Input((3,))
     scaled = keras.layers.Rescaling(scale)(keras.layers.Rescaling(max(scale, 1.0))(inputs))
     model = keras.Model(inputs, lip.layers.NormalizedDense(2)(scaled))
-    with pytest.raises(ValueError, match=r"constants is .*: no radius follows"):
+    with pytest.raises(ValueError, match=r"no radius follows"):
         lip.certify(model, np.ones((1, 3)), verbose=0)
 
 

@@ -7,6 +7,7 @@ from data import to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.certification.graph import trace
 
 kl, ops = keras.layers, keras.ops
 
@@ -46,7 +47,14 @@ REFUSED = {
     "constant joined": (
         lambda x: ops.stack([x, np.full((1, 2), 1e17)], axis=-1),
         (2,),
-        "joins tensors with constants",
+        "reads a constant",
+    ),
+    "constant merged": (lambda x: kl.Add()([x, np.full((1, 2), 1e17)]), (2,), "reads a constant"),
+    "celu of huge alpha": (lambda x: ops.celu(x, alpha=1e306), (2,), "alpha is 1e\\+306"),
+    "factors that fold": (
+        lambda x: x * np.array([2.0**-60, 2.0**-70]),
+        (2,),
+        r"beyond 2\^-64 to 2\^64",
     ),
     "complex constant": (lambda x: x * np.array([1j, 2j]), (2,), "complex|NaN|does not hold"),
     "integer arithmetic": (None, (2,), "computes in uint8"),
@@ -244,3 +252,79 @@ def test_tiny_columns_beside_large_ones():
     distances = pairwise_distances_float64(kernel)
     assert distances[0, 1] >= 1.5e-162 * 1001**0.5 * (1 - 1e-15)
     assert distances[0, 1] <= 1.5e-162 * 1001**0.5 * (1 + 1e-12)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Hidden(kl.Layer):
+    """Computes with a number that neither its configuration nor a plain attribute shows."""
+
+    lipschitz_constant = 5.0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._factor = 1.0
+
+    def call(self, inputs):
+        return self._factor * inputs
+
+
+def test_the_models_own_predictions_are_compared():
+    layer = Hidden()
+    model = model_of(lambda x: kl.Dense(3)(layer(x)), (4,))
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    assert lip.certify(model, x, verbose=0).radii.max() > 0
+    layer._factor = -2.0
+    model.make_predict_function(force=True)
+    with pytest.raises(ValueError, match="own predictions are not those of its evaluation"):
+        lip.certify(model, x, verbose=0)
+
+
+def test_settings_of_layers_of_others_are_in_the_hash():
+    layer = Gate()
+    model = model_of(lambda x: kl.Dense(2)(layer(x)), (3,))
+    before = trace(model).digest()
+    layer.factor = -3.0
+    assert trace(model).digest() != before
+
+
+def test_fractions_for_a_model_of_whole_numbers():
+    model = model_of(lambda x: kl.Dense(2)(kl.Rescaling(1 / 255)(x)), (3,), dtype="uint8")
+    x = np.array([[0, 128, 255.0]])
+    assert lip.certify(model, x, verbose=0).radii[0] > 0
+    with pytest.raises(ValueError, match="would cut off fractions"):
+        lip.certify(model, x + 0.5, verbose=0)
+    with pytest.raises(ValueError, match=r"Inputs are real numbers. Received: dtype=complex"):
+        lip.certify(model, x * 1j, verbose=0)
+
+
+def test_whole_numbers_may_be_rearranged_before_they_are_scaled():
+    inputs = keras.Input((4, 4, 1), dtype="uint8")
+    x = kl.Flatten()(kl.RandomFlip()(kl.Cropping2D(1)(inputs)))
+    model = keras.Model(inputs, kl.Dense(2)(kl.Rescaling(1 / 255)(x)))
+    data = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), "uint8")
+    assert lip.certify(model, data, verbose=0).radii.max() > 0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a setting of JAX")
+def test_a_low_matmul_precision_does_not_reach_float64():
+    import jax
+
+    model = model_of(lambda x: kl.Dense(4)(kl.Dense(64, activation="relu")(x)), (32,))
+    x = np.random.default_rng(0).normal(size=(5, 32))
+    expected = Float64Twin(model)(x)
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        np.testing.assert_allclose(Float64Twin(model)(x), expected, rtol=1e-12)
+
+
+def test_subnormal_weight_vectors():
+    """Rounded to nearest among subnormal numbers, a distance could come out too small."""
+    from keras_lipnext.certification.radius import (
+        joint_norms_float64,
+        pairwise_distances_float64,
+    )
+
+    kernel = np.array([[2.0**-1074, 0.0, 0.0], [0.0, 2.0**-1074, 0.0]])
+    distances = pairwise_distances_float64(kernel)
+    assert distances[0, 1] == 2.0**-1000
+    assert distances[0, 0] == 0
+    assert (joint_norms_float64(kernel)[0, :2] == 2.0**-1000).all()
