@@ -35,7 +35,7 @@ def main(first, nets, output):
         model = random_nets.build(random_nets.seeded(seed), seed)
         try:
             found = random_nets.check(model, seed)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:
             violations.append({"net": seed, "what": str(error)})
         else:
             kinds.update(found["kinds"])

@@ -168,7 +168,7 @@ class _Evaluation:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
             self._check_independence(full, logits)
         bound, bounds = self._by_size[inputs.shape[1:]]
-        logits = logits[:count]
+        self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
             distances = bound.constant * self._pairs * (1 + 2.0**-52)
@@ -178,7 +178,7 @@ class _Evaluation:
         return predictions, radii, errors[np.arange(count), deciding]
 
     def compare(self, model, inputs):
-        """The model itself, in its own precision, must give the same margins, but for rounding.
+        """The model itself must give the margins of the batch just evaluated, but for rounding.
 
         A net under everything else: it would catch a layer that computes something else than its
         rule and its copy in float64 do.
@@ -187,8 +187,7 @@ class _Evaluation:
         with np.errstate(all="ignore"):
             if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
                 own = np.log(np.where(own > 1e-30, own, np.nan))
-            inputs = np.asarray(inputs, "float64")
-            logits = self._twin(inputs)
+            inputs, logits = np.asarray(inputs, "float64"), self._logits
             top, rows = logits.argmax(axis=-1), np.arange(len(logits))
             margins, own_margins = (z[rows, top][:, None] - z for z in (logits, own))
             # Float32 rounds 2^29 times as coarsely as float64; accelerators may use TF32.
