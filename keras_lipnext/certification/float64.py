@@ -68,7 +68,16 @@ class Float64Twin:
                 f"The model takes inputs of shape {expected}. Received: a batch of shape {x.shape}"
             )
         with backend.float64_scope(), backend.inference_scope():
-            outputs = compiled(keras.ops.convert_to_tensor(x, dtype="float64"))
+            try:
+                outputs = compiled(keras.ops.convert_to_tensor(x, dtype="float64"))
+            except Exception as error:
+                if not type(error).__module__.startswith("tensorflow"):
+                    raise
+                raise ValueError(
+                    "TensorFlow cannot evaluate the model in float64 on this machine (on a CPU it "
+                    "has no channels-first convolutions). Certify the file with "
+                    f"KERAS_BACKEND=torch or jax. {type(error).__name__}: {str(error)[-300:]}"
+                ) from error
             outputs = keras.ops.convert_to_numpy(outputs)
         if outputs.dtype != np.float64 or len(outputs) != len(x):
             raise ValueError(

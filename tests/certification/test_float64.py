@@ -142,3 +142,12 @@ def test_names_that_a_backend_would_not_take(name):
     model = keras.Model(inputs, layer(inputs))
     layer._name = name
     np.testing.assert_array_equal(Float64Twin(model)(np.ones((2, 6))), 2 * np.ones((2, 6)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others can")
+def test_channels_first_convolutions_on_tensorflow_and_a_cpu():
+    inputs = keras.Input((2, 6, 6))
+    layer = keras.layers.Conv2D(3, 3, data_format="channels_first")
+    model = keras.Model(inputs, layer(inputs))
+    with pytest.raises(ValueError, match=r"channels-first convolutions.*KERAS_BACKEND=torch"):
+        Float64Twin(model)(np.ones((1, 2, 6, 6)))
