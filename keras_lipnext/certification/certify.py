@@ -183,8 +183,8 @@ class _Evaluation:
         A net under everything else: it would catch a layer that computes something else than its
         rule and its copy in float64 do.
         """
-        own = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs)), "float64")
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # beyond float32 its answer is infinite
+            own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs)).astype("float64")
             if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
                 own = np.log(np.where(own > 1e-30, own, np.nan))
             inputs, logits = np.asarray(inputs, "float64"), self._logits
