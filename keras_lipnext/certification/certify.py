@@ -1,11 +1,19 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
+import contextlib
+
 import keras
 import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
-from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
+from keras_lipnext.certification.evidence import (
+    Evidence,
+    Extremes,
+    check_hash,
+    low_precision,
+    policies,
+)
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import (
     bound_of,
@@ -183,7 +191,9 @@ class _Evaluation:
         A net under everything else: it would catch a layer that computes something else than its
         rule and its copy in float64 do.
         """
-        with np.errstate(all="ignore"):  # beyond float32 its answer is infinite
+        wide = "float64" in policies(self._certifiable)
+        scope = backend.float64_scope() if wide else contextlib.nullcontext()
+        with np.errstate(all="ignore"), scope:  # beyond float32 its answer is infinite
             own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs)).astype("float64")
             if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
                 own = np.log(np.where(own > 1e-30, own, np.nan))
