@@ -59,6 +59,7 @@ class Schedule(keras.callbacks.Callback):
         self.state = state
         self.cosine = cosine
         self.steps = None
+        self._batches = []
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs, steps = self.params["epochs"], self.params.get("steps") or self.steps
@@ -68,7 +69,12 @@ class Schedule(keras.callbacks.Callback):
             self._set_decay((1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps = batch + 1
+        # Keras may call this from several threads, out of order: appending is atomic.
+        self._batches.append(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.steps = max(self._batches, default=-1) + 1
+        self._batches = []
 
     def finish(self):
         """Full progress, and no decay; also after an interrupted training."""

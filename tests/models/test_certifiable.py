@@ -5,6 +5,7 @@ import tensorflow as tf
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
+from keras_lipnext.models.training_state import Schedule, TrainingState
 
 
 def design_card_model():
@@ -249,3 +250,16 @@ def test_clones():
     # Keras clones a model of another constructor as a plain functional one, which certifies too.
     clone.set_weights(small_lipnext().get_weights())
     assert len(lip.certify(clone, x[:, ::4, ::4, :1], y, verbose=0).radii) == 8
+
+
+def test_steps_are_counted_whatever_the_order_of_the_callbacks_threads():
+    """Keras dispatches batch ends to a pool of threads, which may finish in any order."""
+    schedule = Schedule(TrainingState(3))
+    schedule.set_params({"epochs": 4, "steps": None})
+    schedule.on_epoch_begin(0)
+    for batch in (0, 3, 1, 2):
+        schedule.on_train_batch_end(batch)
+    schedule.on_epoch_end(0)
+    assert schedule.steps == 4
+    schedule.on_epoch_begin(1)
+    assert float(to_numpy(schedule.state.increment)) == pytest.approx(1 / 16)
