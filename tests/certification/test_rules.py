@@ -328,3 +328,11 @@ def test_subnormal_weight_vectors():
     assert distances[0, 1] == 2.0**-1000
     assert distances[0, 0] == 0
     assert (joint_norms_float64(kernel)[0, :2] == 2.0**-1000).all()
+
+
+def test_small_logits_behind_softmax_are_not_taken_for_another_function():
+    """In float32 their shares are all 1/2, but for rounding."""
+    model = model_of(kl.Dense(2, activation="softmax"), (3,))
+    model.layers[-1].set_weights([np.full((3, 2), 1e-4) * [1, -1], np.zeros(2)])
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    assert lip.certify(model, x, verbose=0).radii.max() > 0
