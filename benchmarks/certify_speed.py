@@ -7,15 +7,12 @@ one `certify`, less its one-time part, to one `predict`. Prints a Markdown table
 results/certify_speed.json.
 """
 
-import argparse
 import json
-import os
-import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import time
+
+import measuring
 
 GOAL = 2.5
 
@@ -26,10 +23,9 @@ def measure(samples, repeats, depth, width):
 
     import keras_lipnext as lip
     from keras_lipnext import backend
-    from keras_lipnext.certification import certify as _
+    from keras_lipnext.certification.evaluation import Evaluation
     from keras_lipnext.certification.lipschitz import lipschitz_bound, read
 
-    evaluation_class = sys.modules["keras_lipnext.certification.certify"]._Evaluation
     shape = {"input_shape": (32, 32, 3), "num_classes": 10, "depth": depth, "width": width}
     shape |= {"patch_size": 4, "shift_ratio": 1 / 16}
     model = lip.LipNeXt(**shape)
@@ -51,7 +47,7 @@ def measure(samples, repeats, depth, width):
         lipschitz_bound(model)
         proof = time.perf_counter() - start
         start = time.perf_counter()
-        evaluate = evaluation_class(certifiable, 10)
+        evaluate = Evaluation(certifiable, 10)
         evaluate(x[:256], 256)
         set_up = time.perf_counter() - start
 
@@ -80,45 +76,26 @@ def measure(samples, repeats, depth, width):
     }
 
 
-def main(arguments):
-    rows = []
-    for backend in ("jax", "torch", "tensorflow"):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, "--child", *sys.argv[1:]],
-            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        print(rows[-1], file=sys.stderr)
-    print(f"\ncertify / predict, float64, {arguments.samples} samples, {os.cpu_count()} cores\n")
-    print("| backend | median ratio | proof of K (s) | set-up and compilation (s) |")
-    print("| --- | ---: | ---: | ---: |")
-    for r in rows:
-        print(f"| {r['backend']} | {r['ratio']} | {r['proof_seconds']} | {r['set_up_seconds']} |")
-    settings = {k: v for k, v in vars(arguments).items() if k != "child"}
-    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
-    path = pathlib.Path(__file__).with_name("results") / "certify_speed.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1) + "\n"
+def report(arguments, rows):
+    measuring.write("certify_speed", {"settings": measuring.settings(arguments), "rows": rows})
+    measuring.table(
+        f"certify / predict, float64, {arguments.samples} samples",
+        ["backend", "median ratio", "proof of K (s)", "set-up and compilation (s)"],
+        [(r["backend"], r["ratio"], r["proof_seconds"], r["set_up_seconds"]) for r in rows],
     )
     return int(any(r["ratio"] > GOAL for r in rows))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.parser(__doc__)
     parser.add_argument("--samples", type=int, default=2048, help="images (2048)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (5)")
     parser.add_argument("--depth", type=int, default=8, help="blocks (8)")
     parser.add_argument("--width", type=int, default=256, help="channels (256)")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
+    if arguments.child is not None:
         a = arguments
         print(json.dumps(measure(a.samples, a.repeats, a.depth, a.width)))
     else:
-        sys.exit(main(arguments))
+        rows = [measuring.child(__file__, backend=b)[0] for b in arguments.backends]
+        sys.exit(report(arguments, rows))

@@ -8,26 +8,20 @@ resident memory (Linux), the model included. Writes results/constants_<size>.jso
 import argparse
 import json
 import os
-import pathlib
-import platform
-import resource
 import time
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
+import measuring
 
 import keras_lipnext as lip
 from keras_lipnext.models.presets import PRESETS
 
 
-def peak_gib():
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
 def main(size):
     model = lip.LipNeXt(size=size)
-    built = peak_gib()
+    built = round(measuring.peak_gib(), 2)
     seconds = []
     for verbose in (1, 0):
         start = time.perf_counter()
@@ -36,18 +30,15 @@ def main(size):
     result = {
         "size": size,
         "parameters": model.count_params(),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
         "backend": keras.backend.backend(),
         "seconds": seconds[0],
         "seconds_again": seconds[1],
         "peak_gib_before": built,
-        "peak_gib": peak_gib(),
+        "peak_gib": round(measuring.peak_gib(), 2),
         "K": bound.constant,
         "layers": len(bound.layers),
     }
-    path = pathlib.Path(__file__).with_name("results") / f"constants_{size}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    measuring.write(f"constants_{size}", result)
     print(json.dumps(result, indent=1))
 
 

@@ -77,3 +77,14 @@ def test_compiled_functions_read_the_variables_anew():
     np.testing.assert_allclose(to_numpy(doubled(x)), [0, 1, 2])
     variable.assign(np.full(3, 5.0, "float32"))
     np.testing.assert_allclose(to_numpy(doubled(x)), [0, 5, 10])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a setting of JAX")
+def test_full_precision_asks_for_float32_products():
+    import jax
+
+    def product(x):
+        with backend.full_precision():
+            return keras.ops.matmul(x, x)
+
+    assert "HIGHEST" in str(jax.make_jaxpr(product)(np.eye(2, dtype="float32")))

@@ -15,12 +15,12 @@ from keras_lipnext.certification.float64 import Float64Twin
 BACKENDS = ("jax", "torch", "tensorflow")
 
 
-@pytest.fixture(scope="module")
-def saved(digits, tmp_path_factory):
+@pytest.fixture(scope="module", params=["reduced", "full"])
+def saved(request, digits, tmp_path_factory):
     keras.utils.set_random_seed(1)
     (x, y), (x_test, y_test) = digits
     folder = tmp_path_factory.mktemp("saved")
-    model = small_lipnext(width=32)
+    model = small_lipnext(width=32, mixing=request.param)
     model.fit(x, y, epochs=2, batch_size=64, verbose=0)
     model.save(folder / "model.keras")
     x, y = x_test[:200], y_test[:200]

@@ -177,8 +177,8 @@ ACTIVATION_LAYERS = {
 
 def find_activation(layer):
     """The `Activation` that a layer is or ends in, or None."""
-    if getattr(layer, "threshold", 0) != 0:
-        return None  # a ReLU that jumps
+    if getattr(layer, "threshold", 0) != 0 or (getattr(layer, "max_value", None) or 0) < 0:
+        return None  # a ReLU that jumps, or answers with something else than 0 to 0
     known = ACTIVATION_LAYERS.get(type(layer))
     return known(layer) if known else _of_function(getattr(layer, "activation", None))
 

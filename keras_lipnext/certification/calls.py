@@ -39,7 +39,9 @@ def plain_settings(layer):
     return {
         name: np.float64(value) if type(value) is float else value
         for name, value in vars(layer).items()
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        if isinstance(value, (bool, int, float, str))
+        and not name.startswith("_")
+        and name != "training"  # of PyTorch's modules: whether they are in training now
     }
 
 

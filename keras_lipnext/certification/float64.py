@@ -42,11 +42,12 @@ class Float64Twin:
         self._program, functions, twins = [], {}, []
         with backend.float64_scope():
             for step in certifiable.steps:
+                kind = None if isinstance(step.operation, keras.layers.Layer) else step.kind
                 key = id(step.operation)
                 if key not in functions:
                     functions[key] = _evaluation(step, step is certifiable.head, twins)
                 constants = keras.tree.map_structure(
-                    lambda a, kind=step.kind: a if isinstance(a, Value) else _constant(a, kind),
+                    lambda a, kind=kind: a if isinstance(a, Value) else _constant(a, kind),
                     (step.args, step.kwargs),
                 )
                 self._program.append((step, functions[key], *constants))
@@ -189,7 +190,6 @@ def _float64_layer(step, index, settings):
 
 def _float64_config(layer, name):
     """Configuration of the twin. TensorFlow would pass Python floats on as float32."""
-
     config = {k: np.float64(v) if type(v) is float else v for k, v in layer.get_config().items()}
     return {**config, "name": name, "dtype": "float64"}
 

@@ -115,6 +115,14 @@ def shift_mixing(layer, context):
     )
 
 
+@library_rule(layers.FullShiftMixing)
+def full_shift_mixing(layer, context):
+    """(S(x R)) R^T: two products of the same norm and roundings around S, exact, of norm 1."""
+    channels = layer.kernel.shape[0]
+    product = linear(context, context.norm(layer.kernel), layer.kernel, channels)
+    return product, Bound(1.0), product
+
+
 # Dense and convolution layers.
 
 

@@ -1,6 +1,7 @@
 """The Lipschitz constant of a model, from those of its steps along the graph."""
 
 import dataclasses
+import math
 import numbers
 
 import keras
@@ -13,7 +14,7 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
     pooling_rules,
 )
 from keras_lipnext.certification.activations import is_softmax
-from keras_lipnext.certification.calls import unusual_arguments
+from keras_lipnext.certification.calls import replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
 from keras_lipnext.certification.rounding import combined, underflow
 from keras_lipnext.certification.rules import (
@@ -147,7 +148,7 @@ def _only_orders(step):
     operation = step.operation
     if len(step.input_shapes) != 1 or len(step.output_shapes[0]) != 2:
         return False
-    if unusual_arguments(operation, step.args, step.kwargs):
+    if unusual_arguments(operation, step.args, step.kwargs) or replaced(operation):
         return False
     if type(operation) in (keras.layers.Activation, keras.layers.Dense):
         return is_softmax(operation.activation)
@@ -294,6 +295,6 @@ def step_bounds(step, context):
     for part in parts:
         if not part.constant >= 0:
             raise context.refusal(f"its Lipschitz constant was stated as {part.constant}")
-    shapes = (*context.input_shapes, context.output_shape)
-    flushed = Bound(1.0, absolute=underflow(shapes, max(part.constant for part in parts)))
-    return (*parts, flushed)
+    growth = math.prod(max(part.constant, 1.0) for part in parts)
+    flushed = underflow((*context.input_shapes, context.output_shape), growth)
+    return (*parts, Bound(1.0, absolute=flushed))

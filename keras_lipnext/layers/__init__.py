@@ -1,6 +1,7 @@
 """1-Lipschitz layers."""
 
 from keras_lipnext.layers.beta_abs import BetaAbs
+from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
 from keras_lipnext.layers.l2_pool import L2Pool
 from keras_lipnext.layers.lipnext_block import LipNeXtBlock
 from keras_lipnext.layers.max_min import MaxMin
@@ -13,6 +14,7 @@ from keras_lipnext.layers.spatial_shift import SpatialShift
 
 __all__ = [
     "BetaAbs",
+    "FullShiftMixing",
     "L2Pool",
     "LipNeXtBlock",
     "MaxMin",

@@ -7,9 +7,12 @@ from keras_lipnext.layers._channels import (
     resolve_data_format,
 )
 from keras_lipnext.layers.beta_abs import BetaAbs
+from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
+
+MIXINGS = {"reduced": ShiftMixing, "full": FullShiftMixing}
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -24,6 +27,8 @@ class LipNeXtBlock(keras.layers.Layer):
         shift_ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
         beta: Share of the channels that the activation rectifies, in [0, 1].
         padding: "circular" or "zero".
+        mixing: "reduced" for `ShiftMixing`, which stores and multiplies with the rows of R that
+            move, or "full" for `FullShiftMixing`, the paper's form: the same function, dearer.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
@@ -33,24 +38,36 @@ class LipNeXtBlock(keras.layers.Layer):
         The input's.
 
     Raises:
-        ValueError: as its parts do.
+        ValueError: for another `mixing`, and as its parts do.
 
     Reference:
         LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
     def __init__(
-        self, shift_ratio=1 / 8, beta=0.75, padding="circular", data_format=None, **kwargs
+        self,
+        shift_ratio=1 / 8,
+        beta=0.75,
+        padding="circular",
+        mixing="reduced",
+        data_format=None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
+        if mixing not in MIXINGS:
+            raise ValueError(
+                "`mixing` must be 'reduced' (the rows of R that move) or 'full' (the paper's "
+                f"form). Received: mixing={mixing!r}"
+            )
         self.shift_ratio = shift_ratio
         self.beta = beta
         self.padding = padding
+        self._mixing = mixing
         self.data_format = resolve_data_format(data_format)
         self._axis = channel_axis(self.data_format)
         shared = {"data_format": self.data_format, "dtype": self.dtype_policy}
         self.positional_bias = PositionalBias(name="positional_bias", **shared)
-        self.mixing = ShiftMixing(shift_ratio, padding, name="mixing", **shared)
+        self.mixing = MIXINGS[mixing](shift_ratio, padding, name="mixing", **shared)
         self.activation = BetaAbs(beta, axis=self._axis, name="activation", dtype=self.dtype_policy)
 
     @property
@@ -81,5 +98,6 @@ class LipNeXtBlock(keras.layers.Layer):
             "shift_ratio": self.shift_ratio,
             "beta": self.beta,
             "padding": self.padding,
+            "mixing": self._mixing,
             "data_format": self.data_format,
         }

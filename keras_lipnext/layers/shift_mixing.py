@@ -9,7 +9,7 @@ from keras_lipnext.layers._channels import (
     resolve_data_format,
     serialize_optional,
 )
-from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_groups
+from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_changes
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -60,14 +60,20 @@ class ShiftMixing(keras.layers.Layer):
         self.group = group_size(self, channels)
         axes = {channel_axis(self.data_format) % 4: channels}
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
-        self.kernel = add_stiefel_kernel(self, (channels, 4 * self.group), self.kernel_initializer)
+        self.kernel = add_stiefel_kernel(
+            self, self._kernel_shape(channels), self.kernel_initializer
+        )
+
+    def _kernel_shape(self, channels):
+        """Shape of the kernel for this many channels: of R^T, the columns that move."""
+        return channels, 4 * self.group
 
     def call(self, inputs):
         axis = channel_axis(self.data_format)
         kernel = keras.ops.convert_to_tensor(self.kernel)
         rows = matmul(inputs, kernel, axis)
-        moved = shift_groups(rows, self.group, self.padding, self.data_format)
-        return inputs + matmul(moved - rows, keras.ops.transpose(kernel), axis)
+        changes = shift_changes(rows, self.padding, self.data_format)
+        return inputs + matmul(changes, keras.ops.transpose(kernel), axis)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

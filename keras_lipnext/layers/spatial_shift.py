@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_lipnext.layers._channels import (
     NAMESPACE,
+    along,
     channel_axis,
     image_sizes,
     number,
@@ -45,13 +46,29 @@ def check_shift(ratio, padding):
 def shift_groups(x, group, padding, data_format):
     """Moves channels [0, g) up, [g, 2g) down, [2g, 3g) left, [3g, 4g) right; the others stay."""
     axis = channel_axis(data_format)
-    spatial = spatial_axes(data_format)
     *moving, rest = ops.split(x, [group, 2 * group, 3 * group, 4 * group], axis=axis)
-    move = _roll if padding == "circular" else _slide
-    moved = [move(part, spatial[i], step) for part, (i, step) in zip(moving, DIRECTIONS)]
+    moved = _moved(moving, padding, data_format)
     if x.shape[axis] > 4 * group:
         moved.append(rest)
     return ops.concatenate(moved, axis=axis)
+
+
+def shift_changes(x, padding, data_format):
+    """(S - I) x, where all channels move: up, down, left, right, a quarter each.
+
+    Subtracted before the groups are joined, it fuses better on JAX (benchmarks/shifts.py).
+    """
+    axis = channel_axis(data_format)
+    moving = ops.split(x, 4, axis=axis)
+    moved = _moved(moving, padding, data_format)
+    return ops.concatenate([after - part for after, part in zip(moved, moving)], axis=axis)
+
+
+def _moved(parts, padding, data_format):
+    """Each of the four groups, moved its way."""
+    spatial = spatial_axes(data_format)
+    move = _roll if padding == "circular" else _slide
+    return [move(part, spatial[i], step) for part, (i, step) in zip(parts, DIRECTIONS)]
 
 
 def _roll(x, axis, step):
@@ -59,12 +76,14 @@ def _roll(x, axis, step):
 
 
 def _slide(x, axis, step):
-    """Moves by one position along `axis`, zeros entering at the border."""
-    padding = [(0, 0)] * 4
-    padding[axis] = (1, 0) if step > 0 else (0, 1)
-    keep = [slice(None)] * 4
-    keep[axis] = slice(None, -1) if step > 0 else slice(1, None)
-    return ops.pad(x[tuple(keep)], padding)
+    """Moves by one position along `axis`, zeros entering at the border.
+
+    A roll whose wrapped entries are multiplied by 0: slices and padding cost TensorFlow three times
+    as much, forward and backward (benchmarks/shifts.py). What is not finite does not vanish.
+    """
+    size = ops.shape(x)[axis]
+    kept = ops.not_equal(ops.arange(size), 0 if step > 0 else size - 1)
+    return _roll(x, axis, step) * along(ops.cast(kept, x.dtype), axis, 4)
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -12,6 +12,7 @@ least squared by each step. All functions accept leading batch dimensions and ei
 import functools
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
@@ -39,19 +40,19 @@ def tall(fn):
     """
 
     @functools.wraps(fn)
-    def wrapper(*matrices):
+    def wrapper(*matrices, **options):
         matrices = [ops.convert_to_tensor(backend.value(a)) for a in matrices]
         if len(matrices[0].shape) < 2:
             raise ValueError(
                 f"`{fn.__name__}` expects matrices, shape (..., rows, columns). "
                 f"Received: shape={tuple(matrices[0].shape)}"
             )
-        dtype = keras.backend.standardize_dtype(matrices[0].dtype)
+        dtype = dtype_of(matrices[0])
         if not keras.backend.is_float_dtype(dtype):
             raise ValueError(f"`{fn.__name__}` expects floating point. Received: dtype={dtype}")
         matrices = [ops.cast(a, at_least_float32(dtype)) for a in matrices]
         wide = matrices[0].shape[-2] < matrices[0].shape[-1]
-        result = fn(*(map(transpose, matrices) if wide else matrices))
+        result = fn(*(map(transpose, matrices) if wide else matrices), **options)
         if len(result.shape) >= 2 and wide:
             result = transpose(result)
         return ops.cast(result, dtype)
@@ -63,14 +64,26 @@ def at_least_float32(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
+def dtype_of(x):
+    return keras.backend.standardize_dtype(x.dtype)
+
+
 def gram_defect(x):
     """`X^T X - I`."""
     return transpose(x) @ x - ops.eye(x.shape[-1], dtype=x.dtype)
 
 
 def frobenius(a):
-    """Largest Frobenius norm in a batch of matrices, a scalar."""
-    return ops.max(ops.sqrt(ops.sum(ops.square(a), axis=(-2, -1))))
+    """Largest Frobenius norm in a batch of matrices, those that are not finite left out."""
+    return largest_finite(ops.sqrt(ops.sum(ops.square(a), axis=(-2, -1))))
+
+
+def largest_finite(values):
+    """The largest finite one of non-negative values, 0 if there is none: a scalar.
+
+    One member of a batch that is not finite must not decide what is done to the others.
+    """
+    return ops.max(ops.where(ops.isfinite(values), values, ops.zeros_like(values)))
 
 
 @tall
@@ -80,19 +93,61 @@ def polar_svd(x):
     return u @ vh
 
 
-def newton_schulz(x, steps):
-    """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n."""
+def newton_schulz(x, steps, defect=None):
+    """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n.
+
+    `defect` is `gram_defect(x)`, if known.
+    """
     for _ in range(steps):
-        x = x - x @ gram_defect(x) / 2
+        x = x - x @ (gram_defect(x) if defect is None else defect) / 2
+        defect = None
     return x
 
 
-# Newton-Schulz steps of the cheap branches, and all branches. They are made once: JAX compiles a
-# branch anew for each new function object.
-_STEPS = (1, 3, 6)
+# Newton-Schulz steps of the cheap branches, and the most of the other, which the slowest
+# convergence to be waited for takes: of singular values 1e-4 times the largest.
+_STEPS = (1, 3)
+_MOST_STEPS = 30
+
+
+def _threshold(steps, dtype):
+    """Largest `||X^T X - I||_F` that `steps` Newton-Schulz steps bring to working precision."""
+    return (4 * EPSILON[dtype]) ** (0.5**steps)  # each squares it
+
+
+def _iterated(x, _):
+    """Newton-Schulz steps until they converge; what is near singular is decomposed instead."""
+    enough = _threshold(1, dtype_of(x))
+    # The largest absolute row sum bounds ||X^T X||_2. Steps converge from singular values <= 1.
+    bound = ops.max(ops.sum(ops.abs(transpose(x) @ x), axis=-1), axis=-1)[..., None, None]
+    scaled = x / ops.sqrt(ops.where(bound > 0, bound, 1))
+    _, scaled, defect = ops.while_loop(
+        lambda i, y, e: ops.logical_and(i < _MOST_STEPS, frobenius(e) > enough),
+        _counted_step,
+        (ops.zeros((), "int32"), scaled, gram_defect(scaled)),
+    )
+    return ops.cond(
+        frobenius(defect) <= enough,
+        lambda: newton_schulz(scaled, 1, defect),
+        lambda: newton_schulz(_decomposed(x), 1),
+    )
+
+
+def _decomposed(x):
+    """Polar factors by SVD; NaN where a member is not finite: routines raise or hang on those."""
+    finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
+    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), np.nan)
+
+
+def _counted_step(i, x, defect):
+    x = newton_schulz(x, 1, defect)
+    return i + 1, x, gram_defect(x)
+
+
+# Made once: JAX compiles a branch anew for each new function object.
 _BRANCHES = [
-    *(functools.partial(newton_schulz, steps=steps) for steps in _STEPS),
-    lambda x: newton_schulz(polar_svd(x), steps=1),
+    *(lambda x, defect, steps=steps: newton_schulz(x, steps, defect) for steps in _STEPS),
+    _iterated,
 ]
 
 
@@ -100,9 +155,9 @@ _BRANCHES = [
 def polar(x):
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
-    One, three or six Newton-Schulz steps, chosen from the measured defect `||X^T X - I||_F`, an
-    upper bound of the spectral one; the singular value decomposition where they would not
-    converge. A matrix with non-finite entries comes back non-finite.
+    As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for; the singular
+    value decomposition of matrices near a singular one, where many would not be enough. A matrix
+    with non-finite entries comes back non-finite.
 
     Args:
         x: Tensor of shape (..., m, n), floating point. Computed in float32 at least.
@@ -110,12 +165,9 @@ def polar(x):
     Returns:
         Tensor of the shape and dtype of `x` with orthonormal columns (rows, if m < n).
     """
-    # Each step squares the defect: after `steps` of them it ends below `floor` if it starts below
-    # floor ** (1 / 2 ** steps).
-    floor = 4 * EPSILON[keras.backend.standardize_dtype(x.dtype)]
-    defect = frobenius(gram_defect(x))
-    # NaN compares false with every threshold and so takes the first branch, which returns NaN.
-    branch = sum(ops.cast(defect > floor ** (0.5**steps), "int32") for steps in _STEPS)
-    # SVD routines raise or hang on infinities: those go through Newton-Schulz, to NaN.
-    branch = ops.where(ops.isfinite(defect), branch, 0)
-    return ops.switch(branch, _BRANCHES, x)
+    # Squares of large entries overflow; those of orthonormal matrices are at most 1.
+    x = x / ops.maximum(ops.max(ops.abs(x), axis=(-2, -1), keepdims=True), 1)
+    defect = gram_defect(x)
+    size = frobenius(defect)
+    branch = sum(ops.cast(size > _threshold(steps, dtype_of(x)), "int32") for steps in _STEPS)
+    return ops.switch(branch, _BRANCHES, x, defect)

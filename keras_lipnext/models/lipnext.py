@@ -1,3 +1,5 @@
+import math
+
 import keras
 
 from keras_lipnext import layers
@@ -6,7 +8,13 @@ from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import PRESETS
-from keras_lipnext.optimizers import ManifoldAdam
+from keras_lipnext.optimizers import ManifoldMuon
+
+# Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
+ANGLE = 0.04  # radians by which the matrices of sqrt(depth) blocks together turn in a step
+EUCLIDEAN_SHARE = 1 / 2  # Adam's rate for biases and the head, as a share of a block's angle
+# Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
+SIZED_TEMPERATURE = 128.0
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -15,7 +23,7 @@ class LipNeXt(CertifiableModel):
 
     image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> L2Pool -> NormalizedDense -> logits
 
-    It comes compiled: ManifoldAdam with a cosine decay over each `fit`, the EMMA loss with its
+    It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.
 
     Example:
@@ -49,12 +57,17 @@ class LipNeXt(CertifiableModel):
             overrides the size's.
         beta: Share of the channels that the activation rectifies.
         padding: Of the shifts, "circular" or "zero".
+        mixing: "reduced" stores and multiplies with the rows of R that the shift moves, "full" is
+            the paper's form, with the whole R: the same functions, at the cost of more products and
+            weights. See `reduced`.
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
             shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
-        temperature: EMMA's temperature.
-        learning_rate: ManifoldAdam's learning rate, a float. Each `fit` multiplies it by a factor
-            that falls from 1 to 0 along a cosine, epoch by epoch; compile the model yourself for
-            another schedule.
+        temperature: EMMA's temperature. Higher favours clean accuracy, lower large radii. None is
+            128 / sqrt(height * width), and at least 1, the paper's.
+        learning_rate: ManifoldMuon's learning rate, a float: the angle in radians by which a matrix
+            turns in a step. None is 0.04 / sqrt(depth), whatever the width. Adam trains biases and
+            the head at half of it. Each `fit` multiplies both by a factor that falls from 1 to
+            0 along a cosine, epoch by epoch; compile the model yourself for another schedule.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
         dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
             pooling and the head stay in float32 under a mixed one.
@@ -79,9 +92,10 @@ class LipNeXt(CertifiableModel):
         shift_ratio=None,
         beta=0.75,
         padding="circular",
+        mixing="reduced",
         epsilon=36 / 255,
-        temperature=16.0,
-        learning_rate=1e-2,
+        temperature=None,
+        learning_rate=None,
         data_format=None,
         dtype=None,
         compile=True,
@@ -94,6 +108,8 @@ class LipNeXt(CertifiableModel):
             ("temperature", temperature),
             ("learning_rate", learning_rate),
         ):
+            if argument != "epsilon" and value is None:
+                continue
             if not 0 < number(argument, value) < float("inf"):
                 raise ValueError(f"`{argument}` must be positive. Received: {argument}={value!r}")
         data_format = resolve_data_format(data_format)
@@ -117,7 +133,9 @@ class LipNeXt(CertifiableModel):
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
         for index in range(depth):
-            x = layers.LipNeXtBlock(shift_ratio, beta, padding, name=f"block_{index}", **shared)(x)
+            x = layers.LipNeXtBlock(
+                shift_ratio, beta, padding, mixing, name=f"block_{index}", **shared
+            )(x)
         x = layers.L2Pool(name="pool", **shared)(x)
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
@@ -132,6 +150,7 @@ class LipNeXt(CertifiableModel):
             "shift_ratio": shift_ratio,
             "beta": beta,
             "padding": padding,
+            "mixing": mixing,
             "epsilon": epsilon,
             "temperature": temperature,
             "learning_rate": learning_rate,
@@ -139,15 +158,34 @@ class LipNeXt(CertifiableModel):
             "dtype": policy.name,
         }
         if compile:
-            optimizer = ManifoldAdam(learning_rate)
+            rate = ANGLE / math.sqrt(depth) if learning_rate is None else learning_rate
+            optimizer = ManifoldMuon(float(rate), euclidean_learning_rate=EUCLIDEAN_SHARE * rate)
             if policy.name == "mixed_float16":
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             self.compile(
                 optimizer,
-                loss=EMMA(3 * epsilon, temperature=temperature),
+                loss=EMMA(3 * epsilon, temperature=temperature or _temperature(*sizes)),
                 metrics=["accuracy", CertifiedAccuracy(epsilon)],
             )
             self._cosine = True
+
+    def reduced(self):
+        """This model with `mixing="reduced"`: the same function up to rounding, cheaper.
+
+        Weights are carried over exactly, of each whole R the rows that move. What was frozen stays
+        so. How the model was compiled, and its optimizer's state, are not carried over: moments of
+        the rows that stay have no counterpart. Compile it to train on.
+
+        Returns:
+            `LipNeXt`, not compiled.
+        """
+        model = type(self).from_config({**self.get_config(), "mixing": "reduced"})
+        for target, source in zip(model.weights, self.weights, strict=True):
+            # Of kernel = R^T the columns that move come first; other weights keep all of theirs.
+            values = keras.ops.convert_to_tensor(source)[..., : target.shape[-1]]
+            # A copy: on JAX training gives away the buffers of a model's own weights.
+            target.assign(keras.ops.copy(values))
+        return model
 
     def _parts(self):
         """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
@@ -205,6 +243,10 @@ def _image_sizes(input_shape, data_format):
         )
     first, *others = input_shape
     return (first, *others) if data_format == "channels_last" else (*others, first)
+
+
+def _temperature(height, width, _):
+    return max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
 
 
 def _default_patch_size(height, width, channels, units):

@@ -1,10 +1,13 @@
 import keras
-from keras import ops
 
-from keras_lipnext import backend
-from keras_lipnext.manifolds import fast_exp, stiefel
-from keras_lipnext.manifolds.polar import skew
+from keras_lipnext.manifolds import fast_exp, rotate, stiefel
+from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
+
+RETRACTIONS = {
+    "polynomial": rotate,
+    "exponential": lambda x, d: x @ fast_exp(d),
+}
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -12,13 +15,16 @@ class ManifoldAdam(ManifoldOptimizer):
     """Adam that moves orthogonal matrices along their manifold, and is plain Adam elsewhere.
 
     For a square kernel X marked by a `keras_lipnext.manifolds.Stiefel` constraint, with gradient
-    G, Adam's moments m, v run on the skew-symmetric Riemannian gradient and the step is geodesic:
+    G, Adam's moments m, v run on the skew-symmetric Riemannian gradient and the step is a rotation:
 
-        A = skew(X^T G),    D = -lr * m_hat / (sqrt(v_hat) + epsilon),    X <- X exp(D).
+        A = skew(X^T G),    D = -lr * m_hat / (sqrt(v_hat) + epsilon_t),    X <- X p(D),
 
-    For a rectangular one they run on the tangent projection of G; the Adam direction is projected
-    on the tangent space again and followed by the polar retraction. After each step the constraint
-    removes the rounding drift with a Newton-Schulz step, so the matrices never leave the manifold.
+    with p(D) = exp(D) to second order and, as in Keras' Adam, epsilon_t = epsilon / sqrt(1 -
+    beta_2^t). For a rectangular one they run on the tangent projection of G; the Adam direction is
+    projected on the tangent space again and followed by the polar retraction. Every few steps a
+    Newton-Schulz step removes the rounding drift of square ones. Beyond plain Adam a step costs a
+    square d x d kernel 3 or 4 products of d x d matrices, by the size of D, and a quarter of one
+    for the drift.
 
     `clipnorm`, `global_clipnorm` and `clipvalue` act on the Euclidean gradients, before they are
     projected. Weight decay skips manifold variables. An exponential moving average of the weights
@@ -27,12 +33,15 @@ class ManifoldAdam(ManifoldOptimizer):
     Example:
 
     ```python
-    model.compile(keras_lipnext.optimizers.ManifoldAdam(1e-2), loss=...)
+    model.compile(keras_lipnext.optimizers.ManifoldAdam(1e-3), loss=...)
     ```
 
     Args:
         learning_rate: Float, `LearningRateSchedule` or callable. On the manifold it is about the
             rotation, in radians, of each plane of coordinates in one step.
+        retraction: "polynomial", `keras_lipnext.manifolds.rotate`, or "exponential", LipNeXt's
+            geodesic step `X exp(D)` by `keras_lipnext.manifolds.fast_exp`, which costs more. Of
+            square kernels only.
         euclidean_learning_rate: Float or `LearningRateSchedule` for the other variables. None uses
             `learning_rate`. A float is constant: callbacks that change `learning_rate` do not
             change it; the cosine of `LipNeXt.fit` multiplies both.
@@ -47,34 +56,25 @@ class ManifoldAdam(ManifoldOptimizer):
         arXiv 1907.08610.
     """
 
-    def __init__(self, learning_rate=1e-3, name="manifold_adam", **kwargs):
+    moment_names = ("momentum", "velocity")
+
+    def __init__(self, learning_rate=1e-3, retraction="polynomial", name="manifold_adam", **kwargs):
+        if retraction not in RETRACTIONS:
+            raise ValueError(
+                f"`retraction` must be one of {', '.join(RETRACTIONS)}. Received: "
+                f"retraction={retraction!r}"
+            )
         super().__init__(learning_rate, name=name, **kwargs)
+        self.retraction = retraction
 
-    def manifold_step(self, x, gradient, learning_rate, index):
-        square = x.shape[-1] == x.shape[-2]
-        if square:
-            tangent = skew(ops.transpose(x) @ gradient)
-        else:
-            tangent = stiefel.proju(x, gradient)
-        direction = -learning_rate * self._adam_direction(tangent, index)
-        if square:
-            return x @ fast_exp(direction)
-        return stiefel.retr(x, stiefel.proju(x, direction))
+    def manifold_step(self, x, gradient, learning_rate, moments):
+        if x.shape[-1] == x.shape[-2]:
+            tangent = skew(transpose(x) @ gradient)
+            direction, moments = self.adam(tangent, learning_rate, moments)
+            return RETRACTIONS[self.retraction](x, -direction), moments
+        tangent = stiefel.proju(x, gradient)
+        direction, moments = self.adam(tangent, learning_rate, moments)
+        return stiefel.retr(x, stiefel.proju(x, -direction)), moments
 
-    def _adam_direction(self, gradient, index):
-        """m_hat / (sqrt(v_hat) + epsilon), after updating the moments of variable `index`."""
-        m, v = (
-            ops.cast(backend.value(moments[index]), gradient.dtype)
-            for moments in (self._momentums, self._velocities)
-        )
-        m = m + (gradient - m) * (1 - self.beta_1)
-        v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
-        self.assign(self._momentums[index], m)
-        self.assign(self._velocities[index], v)
-        step = ops.cast(self.iterations + 1, gradient.dtype)
-        beta_1, beta_2 = (
-            ops.convert_to_tensor(b, dtype=gradient.dtype) for b in (self.beta_1, self.beta_2)
-        )
-        m_hat = m / (1 - beta_1**step)
-        v_hat = v / (1 - beta_2**step)
-        return m_hat / (ops.sqrt(v_hat) + self.epsilon)
+    def get_config(self):
+        return {**super().get_config(), "retraction": self.retraction}

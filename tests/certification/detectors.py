@@ -13,6 +13,7 @@ from random_nets import gradient_of
 
 import keras_lipnext as lip
 from keras_lipnext import backend
+from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import read
 
@@ -49,13 +50,18 @@ def assign(weight, value):
         weight.assign(value)
 
 
-def shifting_model(padding="circular"):
+def shifting_model(padding="circular", mixing="reduced"):
     """Shifts, mixing and pooling behind 8 channels, no stem."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((3, 4, 8))
-    x = ll.LipNeXtBlock(1 / 4, 0.5, padding)(inputs)
+    x = ll.LipNeXtBlock(1 / 4, 0.5, padding, mixing)(inputs)
     x = ll.SpatialShift(1 / 4, padding)(x)
     return keras.Model(inputs, ll.NormalizedDense(4)(ll.L2Pool()(x)))
+
+
+def full_model():
+    """`shifting_model` with the whole R."""
+    return shifting_model(mixing="full")
 
 
 def dense_model():
@@ -96,7 +102,7 @@ def gradient_norms(model, x):
 
 def gradient_equality():
     """An orthogonal network preserves gradients: constants neither too large nor too small."""
-    for make in (shifting_model, dense_model):
+    for make in (shifting_model, full_model, dense_model):
         model = in_float64(make)
         x = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:]))
         kernel = np.asarray(to_numpy(model.layers[-1].kernel), "float64")
@@ -118,7 +124,7 @@ def slopes(model, x=None):
 
 def drifted_slopes(change):
     """Slopes of a model one of whose kernels was changed by `change`."""
-    for make, part in ((shifting_model, "mixing"), (dense_model, None)):
+    for make, part in ((shifting_model, "mixing"), (full_model, "mixing"), (dense_model, None)):
         model = make()
         layer = getattr(model.layers[1], part) if part else model.layers[1]
         layer.kernel.assign(change(np.asarray(to_numpy(layer.kernel), "float64")))
@@ -264,9 +270,36 @@ def ties():
 
 
 def exact_arithmetic():
-    """Margins, slopes and flips of three models, in 80-bit arithmetic."""
-    for model in (shifting_model("zero"), convolution_model(), residual_chain()):
+    """Margins, slopes and flips of four models, in 80-bit arithmetic."""
+    shifting = (shifting_model("zero"), shifting_model("zero", "full"))
+    for model in (*shifting, convolution_model(), residual_chain()):
         random_nets.check(model, samples=4)
+
+
+def cancelling_products():
+    """Sums of terms 1e7 times as large as the sum: rounding is seen in the logits.
+
+    Inputs of norm 1e6 meet a kernel of rank one that they are orthogonal to, in the head and in a
+    layer that an activation follows.
+    """
+    rng = np.random.default_rng(5)
+    common = rng.normal(size=50)
+    x = rng.normal(size=(20, 50))
+    x -= np.outer(x @ common, common) / (common @ common)
+    x *= 1e6 / np.linalg.norm(x, axis=1, keepdims=True)
+    kernel = 1e8 * common[:, None] + rng.normal(size=(50, 4))
+    for activation in (None, ll.BetaAbs()):
+        inputs = keras.Input((50,))
+        outputs = kl.Dense(4, use_bias=False)(inputs)
+        model = keras.Model(inputs, activation(outputs) if activation else outputs)
+        model.layers[1].kernel.assign(kernel)
+        evaluation = Evaluation(read(model), 4)
+        evaluation(x, len(x))
+        computed, exact = Float64Twin(model)(x), extended.logits(read(model), x)
+        rows, top = np.arange(len(x)), computed.argmax(axis=1)
+        off = abs((computed - exact) - (computed - exact)[rows, top][:, None])
+        assert (off <= evaluation.allowances(x, computed)).all()
+        assert off.max() > 1e-3  # there is rounding to be seen
 
 
 def residual_chain():
@@ -320,4 +353,5 @@ ALL = (
     replicated_border,
     overlapping_windows,
     exact_arithmetic,
+    cancelling_products,
 )

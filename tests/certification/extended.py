@@ -124,6 +124,13 @@ def shift_mixing(layer, x):
     return x + (shifted(rows, kernel.shape[1] // 4, layer.padding) - rows) @ kernel.T
 
 
+def full_shift_mixing(layer, x):
+    rotation = wide(layer.kernel).T
+    rotated = np.einsum("rc,bhwc->bhwr", rotation, x)
+    moved = shifted(rotated, round(layer.ratio * len(rotation)), layer.padding)
+    return np.einsum("rc,bhwr->bhwc", rotation, moved)
+
+
 def beta_abs(layer, x):
     y = np.moveaxis(x.copy(), layer.axis, -1)
     cut = round(layer.beta * y.shape[-1])
@@ -274,6 +281,7 @@ LAYERS = {
     "PatchEmbedding": patch_embedding,
     "PositionalBias": lambda layer, x: x + wide(layer.bias),
     "ShiftMixing": shift_mixing,
+    "FullShiftMixing": full_shift_mixing,
     "SpatialShift": spatial_shift,
     "BetaAbs": beta_abs,
     "MaxMin": max_min,

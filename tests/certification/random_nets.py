@@ -10,7 +10,7 @@ from data import to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import backend
-from keras_lipnext.certification.certify import _Evaluation
+from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import lipschitz_bound, read
 from keras_lipnext.certification.radius import pairwise_distances_float64
@@ -121,8 +121,8 @@ def on_images(x, choose):
     if c % 4 == 0:
         padding = choose(["circular", "zero"])
         options += [
-            lambda: ll.LipNeXtBlock(1 / 4, 0.5, padding)(x),
-            lambda: ll.ShiftMixing(1 / 4, padding)(x),
+            lambda: ll.LipNeXtBlock(1 / 4, 0.5, padding, choose(["reduced", "full"]))(x),
+            lambda: choose([ll.ShiftMixing, ll.FullShiftMixing])(1 / 4, padding)(x),
             lambda: ll.SpatialShift(1 / 4, padding)(x),
         ]
     if h % 2 == w % 2 == 0 and c <= 4:
@@ -208,7 +208,7 @@ def check(model, seed=0, samples=6):
     certifiable = read(model)
     bound = lipschitz_bound(model)
     classes = model.output_shape[-1]
-    evaluation = _Evaluation(certifiable, classes)
+    evaluation = Evaluation(certifiable, classes)
     predictions, radii, _ = evaluation(x, samples)
     evaluation.compare(model, x)  # raises if the model's own float32 margins are far off
     twin = Float64Twin(certifiable)

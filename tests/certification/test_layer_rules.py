@@ -44,6 +44,8 @@ CASES = [
     (lambda: lip.layers.PositionalBias(), (4, 5, 3), 1.001),
     (lambda: lip.layers.ShiftMixing(1 / 8), (3, 4, 8), 1.001),
     (lambda: lip.layers.ShiftMixing(1 / 4, "zero"), (3, 4, 8), 1.2),
+    (lambda: lip.layers.FullShiftMixing(1 / 8), (3, 4, 8), 1.001),
+    (lambda: lip.layers.FullShiftMixing(1 / 4, "zero"), (3, 4, 8), 1.2),
     (lambda: lip.layers.SpatialShift(1 / 8, "zero"), (3, 4, 8), 1.2),
     (lambda: lip.layers.BetaAbs(0.5), (3, 6), 1.001),
     (lambda: lip.layers.MaxMin(), (3, 6), 1.001),

@@ -73,6 +73,23 @@ def test_shift_mixing_with_a_drifted_kernel():
         assert bound < norm + 4 * size * 10 + 1e-5
 
 
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_full_shift_mixing_with_a_drifted_kernel(padding):
+    """||R^T S R|| <= ||R||^2, checked on the assembled operator."""
+    layer = lip.layers.FullShiftMixing(1 / 4, padding)
+    model = functional(layer, shape=(3, 2, 4))
+    rng = np.random.default_rng(0)
+    for size in (0, 1e-3, 0.05, 1.0):
+        kernel = np.asarray(layer.get_weights()[0])
+        kernel = (kernel + size * rng.normal(size=kernel.shape)).astype("float32")
+        layer.set_weights([kernel])
+        operator = np.asarray(model.predict(np.eye(24).reshape(24, 3, 2, 4), verbose=0))
+        norm = np.linalg.norm(operator.reshape(24, 24).astype("float64"), 2)
+        bound = lipschitz_bound(model).constant
+        assert norm <= bound * (1 + 1e-6)  # the operator was assembled in float32
+        assert bound == pytest.approx(np.linalg.norm(kernel.astype("float64"), 2) ** 2, rel=1e-8)
+
+
 def test_nested_models():
     inner = keras.Sequential(
         [keras.Input((6,)), lip.layers.OrthogonalDense(6), keras.layers.Dense(6, name="inside")]

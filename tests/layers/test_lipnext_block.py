@@ -5,12 +5,18 @@ from data import to_numpy
 from layer_checks import check_data_formats, check_layer, random_input
 
 from keras_lipnext import backend
-from keras_lipnext.layers import BetaAbs, LipNeXtBlock, SpatialShift
+from keras_lipnext.layers import (
+    BetaAbs,
+    FullShiftMixing,
+    LipNeXtBlock,
+    ShiftMixing,
+    SpatialShift,
+)
 
 
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-def test_basics(padding):
-    arguments = {"shift_ratio": 1 / 8, "beta": 0.5, "padding": padding}
+@pytest.mark.parametrize("padding, mixing", [("circular", "full"), ("zero", "reduced")])
+def test_basics(padding, mixing):
+    arguments = {"shift_ratio": 1 / 8, "beta": 0.5, "padding": padding, "mixing": mixing}
     check_layer(LipNeXtBlock, arguments, (2, 3, 4, 16), (2, 3, 4, 16))
 
 
@@ -45,6 +51,14 @@ def test_parts_inherit_the_dtype():
     block = LipNeXtBlock(dtype="mixed_bfloat16")
     block.build((None, 4, 4, 8))
     assert {part.dtype_policy.name for part in block.parts} == {"mixed_bfloat16"}
+
+
+def test_mixing_chooses_the_layer():
+    kinds = {mixing: type(LipNeXtBlock(mixing=mixing).mixing) for mixing in ("reduced", "full")}
+    assert kinds == {"reduced": ShiftMixing, "full": FullShiftMixing}
+    assert type(LipNeXtBlock().mixing) is ShiftMixing
+    with pytest.raises(ValueError, match=r"'reduced'.*or 'full'.*Received: mixing='whole'"):
+        LipNeXtBlock(mixing="whole")
 
 
 def test_channels_not_divisible():

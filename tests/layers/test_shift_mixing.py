@@ -29,39 +29,6 @@ def test_stores_the_moving_rows_only():
 
 
 @pytest.mark.parametrize("padding", ["circular", "zero"])
-@pytest.mark.parametrize("size", [(4, 7), (1, 3), (5, 5)])
-@pytest.mark.parametrize("ratio", [1 / 16, 1 / 8, 1 / 4])
-def test_equals_the_full_form(padding, size, ratio):
-    """R^T S R with the whole orthogonal R: outputs and gradients agree, in float64."""
-    channels, group = 16, round(16 * ratio)
-    x = random_input((2, *size, channels), "float64")
-    with backend.float64_scope():
-        weights = keras.ops.convert_to_tensor(random_input(x.shape, "float64", seed=1))
-        full = stiefel.projx(random_input((channels, channels), "float64", seed=2))
-        layer = ShiftMixing(ratio, padding, dtype="float64")
-        layer.build(x.shape)
-        layer.kernel.assign(keras.ops.transpose(full)[:, : 4 * group])
-
-        def full_form(x, rotation):
-            rotated = keras.ops.matmul(x, keras.ops.transpose(rotation))
-            shifted = shift_groups(rotated, group, padding, "channels_last")
-            return keras.ops.matmul(shifted, rotation)
-
-        def reduced_form(x, rotation):
-            del rotation
-            return layer(x)
-
-        tensor = keras.ops.convert_to_tensor(x)
-        values = [form(tensor, full) for form in (full_form, reduced_form)]
-        slopes = [
-            backend.gradient(lambda t, form=form: keras.ops.tanh(form(t, full)) * weights, tensor)
-            for form in (full_form, reduced_form)
-        ]
-        for expected, actual in (values, slopes):
-            np.testing.assert_allclose(to_numpy(actual), to_numpy(expected), atol=1e-13)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
 def test_kernel_gradient_equals_the_full_form(padding):
     """The Riemannian gradient of R_s is the part of R's that can change the function.
 

@@ -59,9 +59,16 @@ def test_global_data_format():
     assert SpatialShift().data_format == "channels_first"
 
 
-def test_unknown_spatial_sizes():
-    outputs = SpatialShift(1 / 4)(keras.Input((None, None, 4)))
-    assert outputs.shape == (None, None, None, 4)
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+def test_unknown_spatial_sizes(padding):
+    inputs = keras.Input((None, None, 8))
+    outputs = SpatialShift(1 / 8, padding)(inputs)
+    assert outputs.shape == (None, None, None, 8)
+    model = keras.Model(inputs, outputs)
+    for size in ((4, 5), (1, 3)):
+        x = random_input((2, *size, 8))
+        found = model.predict(x, verbose=0)
+        np.testing.assert_array_equal(found, numpy_shift(x, 1, padding))
 
 
 @pytest.mark.parametrize("ratio", [0, -1 / 8, 0.3])

@@ -90,6 +90,22 @@ def test_non_finite_stays_non_finite(bad):
     assert not np.isfinite(to_numpy(polar(x))).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
+def test_other_members_of_a_batch_do_not_suffer_from_one(bad):
+    """Neither where steps suffice nor where one must be decomposed."""
+    for other in (1.3 * np.eye(3), np.diag([1.0, 0.5, 1e-7]), np.ones((3, 3))):
+        x = np.stack([other, np.full((3, 3), bad)]).astype("float32")
+        result = to_numpy(polar(x))[0].astype("float64")
+        assert np.abs(result.T @ result - np.eye(3)).max() < 2e-6
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e20, 1e37])
+def test_tiny_and_huge_matrices(scale):
+    x = near_stiefel((5, 3), 0.3, 0)
+    result = to_numpy(polar((scale * x).astype("float32")))
+    np.testing.assert_allclose(result, numpy_polar(x), atol=2e-6)
+
+
 @pytest.mark.parametrize("fn", [polar, polar_svd])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(fn, dtype):

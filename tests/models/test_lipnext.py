@@ -55,6 +55,21 @@ def test_loading_continues_the_same_training(digits, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_defaults_follow_depth_and_image_size():
+    for depth, side, rate, temperature in ((1, 8, 0.04, 16.0), (4, 32, 0.02, 4.0)):
+        model = small_lipnext(depth=depth, input_shape=(side, side, 1), num_classes=3)
+        optimizer = model.optimizer
+        assert type(optimizer) is lip.optimizers.ManifoldMuon
+        assert float(to_numpy(optimizer.learning_rate)) == pytest.approx(rate)
+        assert optimizer.euclidean_learning_rate == pytest.approx(rate / 2)
+        assert model.loss.temperature == pytest.approx(temperature)
+    # The paper's loss is the least.
+    assert small_lipnext(input_shape=(160, 160, 1), depth=1).loss.temperature == 1.0
+    model = small_lipnext(learning_rate=0.01, temperature=3)
+    assert float(to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.01)
+    assert model.loss.temperature == 3
+
+
 def test_cosine_decay(digits):
     (x, y), _ = digits
     model = small_lipnext(learning_rate=0.02)
@@ -190,6 +205,53 @@ def test_channels_first_is_the_same_function(digits):
     np.testing.assert_allclose(*radii, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding, ratio", [("circular", 1 / 8), ("zero", 1 / 4)])
+def test_the_reduced_model_is_the_same_function(padding, ratio, digits, tmp_path):
+    """After training, saving and loading: exact kernels, the same predictions and radii."""
+    (x, y), (x_test, _) = digits
+    model = small_lipnext(mixing="full", padding=padding, shift_ratio=ratio)
+    model.fit(x[:640], y[:640], **OPTIONS)
+    model.save(tmp_path / "full.keras")
+    model = keras.models.load_model(tmp_path / "full.keras")
+    reduced = model.reduced()
+    assert type(reduced) is lip.LipNeXt
+    assert reduced.get_config() == {**model.get_config(), "mixing": "reduced"}
+    assert not reduced.compiled
+    for target, source in zip(reduced.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(target, source[..., : target.shape[-1]])
+    assert tuple(reduced.get_layer("block_1").mixing.kernel.shape) == (16, 4 * ratio * 16)
+    difference = to_numpy(reduced(x_test)) - to_numpy(model(x_test))
+    assert np.abs(difference).max() < 2e-5
+    certificates = [m.certify(x_test, verbose=0) for m in (model, reduced)]
+    np.testing.assert_array_equal(*(c.predictions for c in certificates))
+    np.testing.assert_allclose(*(c.radii for c in certificates), atol=1e-6)
+    assert certificates[0].radii.max() > 0.1
+    assert all(layer.proven for layer in model.lipschitz_bound().layers)
+    reduced.compile(lip.optimizers.ManifoldAdam(1e-2), lip.losses.EMMA(0.3))
+    reduced.fit(x[:64], y[:64], verbose=0)
+    np.testing.assert_array_equal(model.certify(x_test, verbose=0).radii, certificates[0].radii)
+
+
+def test_the_reduced_model_keeps_what_is_frozen():
+    model = small_lipnext(mixing="full", dtype="mixed_bfloat16")
+    model.get_layer("block_1").mixing.trainable = False
+    reduced = model.reduced()
+    assert not reduced.get_layer("block_1").mixing.trainable
+    assert reduced.get_layer("block_0").mixing.trainable
+    assert reduced.get_layer("block_0").dense.compute_dtype == "bfloat16"
+    copy = reduced.reduced()
+    for a, b in zip(copy.get_weights(), reduced.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_the_full_form_has_the_papers_weight_count(size):
+    arguments = {"size": size, "input_shape": (8, 8, 1), "num_classes": 10}
+    full, reduced = (lip.LipNeXt(**arguments, mixing=m) for m in ("full", "reduced"))
+    stored, paper = matrix_weights(**PRESETS[size])
+    assert full.count_params() - reduced.count_params() == paper - stored
+
+
 def test_jit_and_eager_agree(digits):
     (x, y), _ = digits
     losses = []
@@ -235,11 +297,13 @@ def test_summary_counts(capsys):
         ({"beta": 2}, r"`beta` must be in \[0, 1\]"),
         ({"beta": None}, r"`beta` must be a number"),
         ({"padding": "edge"}, r"`padding` must be"),
+        ({"mixing": "half"}, r"`mixing` must be 'reduced'.*Received: mixing='half'"),
         ({"patch_size": 8}, r"units >= patch_size\^2 \* channels = 64. Received: units=16"),
         ({"patch_size": 3}, r"not a multiple of 3"),
         ({"patch_size": 0}, r"`patch_size` must be a positive integer"),
         ({"num_class": 3}, r"LipNeXt does not know the arguments \['num_class'\]"),
-        ({"learning_rate": None}, r"`learning_rate` must be a number"),
+        ({"learning_rate": "fast"}, r"`learning_rate` must be a number"),
+        ({"epsilon": None}, r"`epsilon` must be a number"),
         ({"epsilon": -0.1}, r"`epsilon` must be positive. Received: epsilon=-0.1"),
         ({"temperature": 0}, r"`temperature` must be positive"),
         ({"input_shape": 8}, r"`input_shape` is \(height, width, channels\).*Received"),

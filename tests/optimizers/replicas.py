@@ -24,18 +24,17 @@ def train(optimizer, scope):
     return model, history
 
 
-for options in ({}, {"lookahead_period": 3}):
+ADAM, MUON = lip.optimizers.ManifoldAdam, lip.optimizers.ManifoldMuon
+for make, options in ((ADAM, {"lookahead_period": 3}), (MUON, {})):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert strategy.num_replicas_in_sync == 2
     with strategy.scope():
-        optimizer = lip.optimizers.ManifoldAdam(1e-2, **options)
+        optimizer = make(1e-2, **options)
     model, history = train(optimizer, strategy.scope())
     for v in model.trainable_variables:
         a, b = (np.asarray(r) for r in strategy.experimental_local_results(v.value))
         assert np.array_equal(a, b), (v.path, np.abs(a - b).max())
-    single, reference = train(
-        lip.optimizers.ManifoldAdam(1e-2, **options), tf.distribute.get_strategy().scope()
-    )
+    single, reference = train(make(1e-2, **options), tf.distribute.get_strategy().scope())
     for key in ("loss", "accuracy", "certified_accuracy"):
         difference = np.abs(np.array(history[key]) - np.array(reference[key])).max()
         assert difference < 0.02, (key, history[key], reference[key])

@@ -9,13 +9,25 @@ import pytest
 TESTS = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
-def test_two_replicas_do_not_drift_apart():
+def output_of(script, **environment):
+    """What a script of this folder prints, run in a process with devices of its own."""
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TESTS / "optimizers" / "replicas.py")],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        [sys.executable, "-W", "ignore", str(TESTS / "optimizers" / script)],
+        env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert "replicas agree" in result.stdout, result.stdout[-2000:] + result.stderr[-4000:]
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_two_replicas_do_not_drift_apart():
+    assert "replicas agree" in output_of("replicas.py")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+def test_sharded_matrices_take_the_same_steps():
+    flags = "--xla_force_host_platform_device_count=4"
+    assert "shards agree" in output_of("shards.py", XLA_FLAGS=flags)

@@ -1,0 +1,71 @@
+"""One full training step of a compiled Keras model, as a callable to be timed."""
+
+import itertools
+
+import keras
+
+
+def unconstrained(model):
+    """Takes the constraints off the weights: what is left is an ordinary network."""
+    for variable in model.trainable_variables:
+        variable.constraint = None
+
+
+class TrainingStep:
+    """Takes one training step on a batch and returns when it is finished.
+
+    Inputs stay, targets change from step to step in turn: drawn at random they cannot be learned.
+    On a batch known by heart the optimizers would stand still, which may cost them less.
+
+    What Keras compiles, without the data pipeline and callbacks around it: `model.train_step`,
+    jitted on JAX, a tf.function on TensorFlow, eager on PyTorch. On JAX the weights move on in the
+    step's own state and the model's variables are left behind.
+    """
+
+    def __init__(self, model, x, targets):
+        self._model = model
+        self._targets = itertools.cycle(list(map(keras.ops.convert_to_tensor, targets)))
+        self._x = keras.ops.convert_to_tensor(x)
+        model.optimizer.build(model.trainable_variables)
+        take = {"jax": self._on_jax, "tensorflow": self._on_tensorflow, "torch": self._on_torch}
+        self._step = take[keras.backend.backend()]()
+
+    def __call__(self):
+        self._step((self._x, next(self._targets)))
+
+    def weights(self):
+        """The trainable weights as NumPy arrays, in the model's order."""
+        if keras.backend.backend() == "jax":
+            return list(map(keras.ops.convert_to_numpy, self._state[0]))
+        return list(map(keras.ops.convert_to_numpy, self._model.trainable_variables))
+
+    def _on_torch(self):
+        return self._model.train_step
+
+    def _on_tensorflow(self):
+        import tensorflow as tf
+
+        tf.get_logger().setLevel("ERROR")  # takes several models for one function retraced
+        step = tf.function(self._model.train_step)
+        return lambda data: [value.numpy() for value in step(data).values()]
+
+    def _on_jax(self):
+        import jax
+
+        model = self._model
+        model.evaluate(self._x[:1], next(self._targets)[:1], verbose=0)  # makes the metrics' state
+        parts = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+        # Copies, because donated buffers are gone and the model may be used again.
+        self._state = jax.tree.map(lambda v: v.value.copy(), tuple(map(list, parts)))
+        step = jax.jit(model.train_step, donate_argnums=0)
+
+        def take(data):
+            _, self._state = step(self._state, data)
+            jax.block_until_ready(self._state)
+
+        return take

@@ -1,0 +1,32 @@
+"""Bridges to JAX, PyTorch and TensorFlow: the only folder that imports one of them.
+
+Everything else in the package is written on `keras.ops`. What `keras.ops` does not offer is here.
+"""
+
+from keras_lipnext.backend.core import (
+    assign_stacked,
+    compiled,
+    float64_scope,
+    full_precision,
+    gradient,
+    inference_scope,
+    on_cpu,
+    replicas,
+    stacked,
+    value,
+)
+from keras_lipnext.backend.torch_module import torch_module
+
+__all__ = [
+    "assign_stacked",
+    "compiled",
+    "float64_scope",
+    "full_precision",
+    "gradient",
+    "inference_scope",
+    "on_cpu",
+    "replicas",
+    "stacked",
+    "torch_module",
+    "value",
+]

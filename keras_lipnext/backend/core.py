@@ -1,0 +1,192 @@
+"""64-bit mode, switching gradients off, input gradients, stacks: each written three times."""
+
+import contextlib
+
+import keras
+from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+
+@contextlib.contextmanager
+def float64_scope():
+    """Context in which computations on float64 tensors stay in float64, on every backend.
+
+    Two things stand in the way. JAX has no float64 unless its 64-bit mode is on. And on JAX and
+    PyTorch Keras' dtype promotion turns 64-bit results into 32-bit ones: `keras.ops.matmul` of two
+    float64 tensors computes in float32 on PyTorch, `tanh` on JAX. Both are switched inside the
+    context only.
+
+    Raises:
+        RuntimeError: if the Keras installed would still promote float64 to something else.
+    """
+    with contextlib.ExitStack() as stack:
+        if keras.backend.backend() == "jax":
+            import jax
+
+            if jax.default_backend() == "tpu":
+                raise RuntimeError(
+                    "TPUs have no IEEE float64 arithmetic: certificates need it. Set "
+                    "JAX_PLATFORMS=cpu before starting Python."
+                )
+            stack.enter_context(jax.enable_x64(True))
+            # A lower precision set for training would reach float64 products too.
+            stack.enter_context(jax.default_matmul_precision("highest"))
+        promotion = BIT64_TO_BIT32_DTYPE["float64"]
+        stack.callback(BIT64_TO_BIT32_DTYPE.__setitem__, "float64", promotion)
+        BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+        if keras.backend.result_type("float64", "float64") != "float64":
+            raise RuntimeError(
+                f"Keras {keras.__version__} computes float64 operations in lower precision on the "
+                f"{keras.backend.backend()} backend: certificates cannot be evaluated."
+            )
+        yield
+
+
+def full_precision():
+    """Context in which JAX multiplies float32 matrices in float32 on accelerators, too.
+
+    An orthogonal matrix is none in TF32 or bfloat16. PyTorch multiplies in float32 unless told
+    otherwise; on TensorFlow `tf.config.experimental.enable_tensor_float_32_execution(False)` is
+    the only switch, for the whole program.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
+def on_cpu():
+    """Whether the backend computes on the CPU, where float32 products are float32."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.get_default_device().type == "cpu" and not torch.cuda.is_available()
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
+
+
+def inference_scope():
+    """Context in which PyTorch records no gradients; a no-op on JAX and TensorFlow."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def compiled(function, variables):
+    """`function` of one tensor, compiled where the backend compiles: JAX and TensorFlow.
+
+    Args:
+        function: Function of one tensor that reads no other state than `variables`.
+        variables: List of Keras variables; their values are read anew at each call.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        @jax.jit
+        def pure(values, x):
+            # As an argument a weight is not copied into the program as a constant.
+            with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+                return function(x)
+
+        return lambda x: pure([v.value for v in variables], x)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    return function
+
+
+def value(variable):
+    """The current value of a Keras variable, or of the raw `tf.Variable` an optimizer is handed.
+
+    `keras.ops.convert_to_tensor` passes a `tf.Variable` through as it is. The sparse gradients of
+    embeddings on TensorFlow become dense. Anything else is returned unchanged.
+    """
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if isinstance(variable, (tf.Variable, tf.IndexedSlices)):
+            return tf.convert_to_tensor(variable)
+    return variable
+
+
+def stacked(values):
+    """Variables or tensors of one shape and dtype as one tensor, shape (len(values), ...).
+
+    On PyTorch in one call: `keras.ops.stack` and `Variable.value` look at each of them at length,
+    which for hundreds of variables takes longer than a small network's training step.
+    """
+    if keras.backend.backend() == "torch" and not in_stateless_scope():
+        import torch
+
+        values = [v._value if isinstance(v, keras.Variable) else v for v in values]
+        return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
+    values = [value(v) for v in values]
+    if len(values) == 1:
+        return keras.ops.expand_dims(values[0], 0)
+    return keras.ops.stack(values)
+
+
+def assign_stacked(optimizer, variables, values):
+    """Assigns the members of a stack to variables; see `stacked`."""
+    if keras.backend.backend() == "torch" and not in_stateless_scope():
+        import torch
+
+        torch._foreach_copy_([v._value for v in variables], values.unbind())
+        return
+    for variable, member in zip(variables, keras.ops.unstack(values, len(variables))):
+        optimizer.assign(variable, member)
+
+
+def replicas():
+    """Number of replicas that TensorFlow's distribution strategy keeps in step; 1 elsewhere."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def gradient(fn, x):
+    """Gradient of `sum(fn(x))` with respect to `x`.
+
+    Args:
+        fn: Function from one tensor to a tensor of any shape.
+        x: Floating point tensor of the current backend.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.grad(lambda t: keras.ops.sum(fn(t)))(x)
+    if backend == "torch":
+        import torch
+
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(fn(leaf).sum(), leaf)[0]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(fn(x))
+        return tape.gradient(total, x)
+    raise RuntimeError(
+        "keras_lipnext runs on the jax, torch and tensorflow backends of Keras. "
+        f"Received: KERAS_BACKEND={backend}. Set it to one of the three before importing keras."
+    )

@@ -1,0 +1,158 @@
+"""What `certify` computes of one batch: predictions, radii, and what rounding can have done."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend
+from keras_lipnext.certification.evidence import policies
+from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.certification.lipschitz import (
+    bound_of,
+    check_same_shape,
+    required_rule,
+    step_bounds,
+)
+from keras_lipnext.certification.norms import gamma
+from keras_lipnext.certification.radius import (
+    certified_radii_float64,
+    joint_norms_float64,
+    pairwise_distances_float64,
+)
+from keras_lipnext.certification.rounding import (
+    forward_errors,
+    head_allowances,
+    input_norms,
+    logit_allowances,
+)
+from keras_lipnext.certification.rules import Bound, Context, size
+
+
+class Evaluation:
+    """Predictions, radii and error allowances of batches of one model.
+
+    Attributes:
+        bound: `LipschitzBound` for the inputs seen; where sizes differ, the largest.
+    """
+
+    def __init__(self, certifiable, classes, verbose=0):
+        for step in certifiable.body.steps:
+            required_rule(step)
+            known = all(None not in shape[1:] for shape in step.input_shapes)
+            if known and not isinstance(step.operation, keras.layers.Layer):
+                step_bounds(step, Context(step))  # says why it refuses before a backend fails
+        self._certifiable = certifiable
+        self._verbose = verbose
+        self._twin = Float64Twin(certifiable)
+        self._by_size = {}
+        self._kernel = None
+        self.bound = None
+        head = certifiable.head
+        if head is None:
+            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
+        else:
+            self._kernel = Context(head).array(head.operation.kernel)
+            self._pairs = pairwise_distances_float64(self._kernel)
+            self._joint = joint_norms_float64(self._kernel)
+
+    def __call__(self, inputs, padded):
+        """(predictions, radii, allowances of the deciding class), shape (samples,) each.
+
+        A batch of fewer than `padded` samples is filled up: another size would be compiled anew.
+        """
+        inputs = np.asarray(inputs, "float64")
+        count = len(inputs)
+        full = inputs
+        if 0 < count < padded:
+            full = np.concatenate([inputs, np.repeat(inputs[:1], padded - count, axis=0)])
+        logits = self._twin(full)
+        if inputs.shape[1:] not in self._by_size:
+            self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
+            self._check_independence(full, logits)
+        bound, bounds = self._by_size[inputs.shape[1:]]
+        self._logits = logits = logits[:count]
+        with np.errstate(all="ignore"):
+            errors = self.allowances(inputs, logits, bounds)
+            distances = bound.constant * self._pairs * (1 + 2.0**-52)
+            # A product that underflows is rounded in units that are no longer relative.
+            distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
+            predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+        return predictions, radii, errors[np.arange(count), deciding]
+
+    def compare(self, model, inputs):
+        """The model itself must give the margins of the batch just evaluated, but for rounding.
+
+        A net under everything else: it would catch a layer that computes something else than its
+        rule and its copy in float64 do.
+        """
+        wide = "float64" in policies(self._certifiable)
+        scope = backend.float64_scope() if wide else contextlib.nullcontext()
+        with np.errstate(all="ignore"), scope:  # beyond float32 its answer is infinite
+            own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs)).astype("float64")
+            if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
+                own = np.log(np.where(own > 1e-30, own, np.nan))
+            inputs, logits = np.asarray(inputs, "float64"), self._logits
+            top, rows = logits.argmax(axis=-1), np.arange(len(logits))
+            margins, own_margins = (z[rows, top][:, None] - z for z in (logits, own))
+            # Float32 rounds 2^29 times as coarsely as float64; accelerators may use TF32.
+            slack = 2.0**33 if backend.on_cpu() else 2.0**46
+            allowed = slack * self.allowances(inputs, logits) + 1e-6 * np.abs(logits).max(
+                axis=-1, keepdims=True
+            )
+            if self._certifiable.notes:  # shares near 1/2 lose what small logits differ by
+                allowed = allowed + 1e-4 * (1 + np.abs(margins))
+            off = np.abs(margins - own_margins) > allowed
+        if (off & np.isfinite(own_margins) & np.isfinite(margins)).any():
+            raise ValueError(
+                "The model's own predictions are not those of its evaluation in float64, by far "
+                "more than rounding explains: a layer does something that its configuration does "
+                "not show. Build and load the model anew; if that does not help, report it."
+            )
+
+    def allowances(self, inputs, logits, bounds=None):
+        """E_ij of each sample's predicted class i, shape (samples, classes)."""
+        body = self._certifiable.body
+        bounds = self._by_size[inputs.shape[1:]][1] if bounds is None else bounds
+        r, d = forward_errors(body, bounds, input_norms(inputs))[body.output]
+        if self._kernel is None:
+            return logit_allowances(logits, d)
+        return head_allowances(logits, self._kernel, self._pairs, self._joint, r, d)
+
+    def _bounds(self, shape, shapes):
+        """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""
+        steps, bounds = self._certifiable.body.steps, []
+        progress = keras.utils.Progbar(len(steps), unit_name="layer") if self._verbose else None
+        for step in steps:
+            for index, expected in zip(step.outputs, step.output_shapes):
+                check_same_shape(step, expected, shapes[index])
+            parts = step_bounds(step, Context(step, shapes))
+            bounds.append(tuple(self._measured(step, part, shapes) for part in parts))
+            if progress:
+                progress.add(1)
+        bound = bound_of(self._certifiable, bounds)
+        if self.bound is None or bound.constant > self.bound.constant:
+            self.bound = bound
+        return bound, bounds
+
+    def _check_independence(self, full, logits):
+        """No rule lets a proven layer mix samples; a declared one, or a fixed batch size, might."""
+        fixed = self._certifiable.graph.input_shape[0] is not None
+        if not (fixed or self.bound.declared) or len(full) < 2:
+            return
+        turned = np.roll(self._twin(np.roll(full, 1, axis=0)), -1, axis=0)
+        scale = np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
+        if not np.allclose(turned, logits, rtol=1e-6, atol=1e-6 * scale, equal_nan=True):
+            raise ValueError(
+                "The model's answer to a sample depends on its place in the batch: no certificate "
+                "speaks of that."
+            )
+
+    def _measured(self, step, part, shapes):
+        """The bound with an estimate of offset and rounding, where only the constant was stated."""
+        if part.offset is not None:
+            return part
+        offset = self._twin.at_zero(step, shapes) * (1 + 2.0**-20)
+        entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
+        relative = 16 * gamma(entries + 64)
+        return Bound(part.constant, offset, relative * part.constant, relative * offset)

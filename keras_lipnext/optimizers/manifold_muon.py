@@ -1,0 +1,95 @@
+import keras
+
+from keras_lipnext.layers._channels import positive_integer
+from keras_lipnext.manifolds import orthogonalize, rotate, stiefel
+from keras_lipnext.manifolds.polar import skew, transpose
+from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer, share
+
+LARGEST = 1.23  # singular value that `orthogonalize` leaves
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class ManifoldMuon(ManifoldOptimizer):
+    """Muon on the orthogonal group and the Stiefel manifold, and plain Adam elsewhere.
+
+    For a square kernel X marked by a `keras_lipnext.manifolds.Stiefel` constraint, with gradient
+    G, momentum runs on the skew-symmetric Riemannian gradient, its singular values are brought
+    close to 1 by Newton-Schulz steps, and X is rotated by the result:
+
+        A = skew(X^T G),    m <- momentum * m + A,    D = -lr * UV^T of m,    X <- X p(D),
+
+    with p(D) = exp(D) to second order. So every plane that the gradient says anything about turns
+    by about `lr` radians a step, whatever its size: the steepest descent for the spectral norm. A
+    rectangular kernel does the same with the tangent projection of G, projects the direction on
+    the tangent space and takes the polar retraction. Beyond plain Adam a step costs a square d x d
+    kernel 11 products of d x d matrices, 12 from 0.025 radians on, and a quarter for the drift.
+
+    `clipnorm`, `global_clipnorm` and `clipvalue` act on the Euclidean gradients, before they are
+    projected; on the manifold they have hardly an effect, as the length of the momentum does not
+    count. Weight decay skips manifold variables. An exponential moving average of the weights
+    (`use_ema`) is projected when it overwrites them.
+
+    Example:
+
+    ```python
+    model.compile(
+        keras_lipnext.optimizers.ManifoldMuon(0.01, euclidean_learning_rate=0.005), loss=...
+    )
+    ```
+
+    Args:
+        learning_rate: Float, `LearningRateSchedule` or callable: the angle, in radians, by which a
+            matrix turns in one step. The best one does not depend on its size, and falls with the
+            depth of the network.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Whether to look ahead along the momentum: `A + momentum * m` instead of `m`.
+        newton_schulz_steps: Positive integer, steps of `keras_lipnext.manifolds.orthogonalize`, at
+            two products each.
+        euclidean_learning_rate: Float or `LearningRateSchedule` of Adam for the other variables.
+            None uses `learning_rate`. A float is constant: callbacks that change `learning_rate`
+            do not change it; the cosine of `LipNeXt.fit` multiplies both.
+        beta_1, beta_2, epsilon: Of Adam, as in `keras.optimizers.Adam`.
+        lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
+        lookahead_step: Lookahead's slow step, in (0, 1].
+        **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
+            `gradient_accumulation_steps`, `loss_scale_factor`, ...).
+
+    Reference:
+        Muon (Jordan et al., 2024); Modular Manifolds (Bernstein, 2025); scaled Newton-Schulz steps
+        (Chen and Chow, 2014; The Polar Express, arXiv 2505.16932).
+    """
+
+    moment_names = ("momentum",)
+
+    def __init__(
+        self,
+        learning_rate=1e-2,
+        momentum=0.95,
+        nesterov=True,
+        newton_schulz_steps=4,
+        name="manifold_muon",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, name=name, **kwargs)
+        self.momentum = share("momentum", momentum)
+        self.nesterov = nesterov
+        self.newton_schulz_steps = positive_integer("newton_schulz_steps", newton_schulz_steps)
+
+    def manifold_step(self, x, gradient, learning_rate, moments):
+        (m,) = moments
+        square = x.shape[-1] == x.shape[-2]
+        tangent = skew(transpose(x) @ gradient) if square else stiefel.proju(x, gradient)
+        m = self.momentum * m + tangent
+        ahead = tangent + self.momentum * m if self.nesterov else m
+        direction = orthogonalize(ahead, steps=self.newton_schulz_steps)
+        if square:
+            return rotate(x, -learning_rate * skew(direction), LARGEST * learning_rate), [m]
+        return stiefel.retr(x, stiefel.proju(x, -learning_rate * direction)), [m]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "newton_schulz_steps": self.newton_schulz_steps,
+        }

@@ -1,0 +1,61 @@
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+
+from keras_lipnext.manifolds import RandomStiefel, Stiefel
+from keras_lipnext.optimizers import ManifoldMuon
+
+
+def kernel(shape):
+    variable = keras.Variable(RandomStiefel(0)(shape))
+    variable.constraint = Stiefel()
+    return variable
+
+
+def test_every_plane_turns_by_the_learning_rate():
+    """Whatever the size of the gradient, and of the matrix."""
+    for size in (6, 24):
+        for scale in (1e-12, 1.0, 1e12):
+            variable = kernel((size, size))
+            before = to_numpy(variable).astype("float64")
+            gradient = scale * np.random.default_rng(size).normal(size=(size, size))
+            ManifoldMuon(0.02).apply([keras.ops.convert_to_tensor(gradient, "float32")], [variable])
+            angles = np.abs(np.angle(np.linalg.eigvals(before.T @ to_numpy(variable))))
+            # The gradient's small singular values, relative to its largest, turn less.
+            np.testing.assert_allclose(np.median(angles), 0.02, rtol=0.23)
+            assert angles.max() < 0.02 * 1.23
+
+
+def test_a_vanishing_gradient_moves_nothing():
+    variable = kernel((6, 4))
+    before = to_numpy(variable).copy()
+    ManifoldMuon(0.02).apply([keras.ops.zeros((6, 4))], [variable])
+    np.testing.assert_allclose(to_numpy(variable), before, atol=1e-6)
+
+
+def test_it_keeps_one_moment_of_a_manifold_variable():
+    optimizer, plain = ManifoldMuon(), keras.Variable(np.zeros(3, "float32"))
+    optimizer.build([kernel((4, 4)), plain])
+    # iterations, learning rate, decay, momentum of the kernel, two moments of the vector
+    assert sum(v.shape == (4, 4) for v in optimizer.variables) == 1
+    assert sum(v.shape == (3,) for v in optimizer.variables) == 2
+
+
+def test_config_round_trip():
+    optimizer = ManifoldMuon(0.02, momentum=0.9, nesterov=False, newton_schulz_steps=3, beta_2=0.9)
+    serialized = keras.saving.serialize_keras_object(optimizer)
+    assert serialized["registered_name"] == "keras_lipnext>ManifoldMuon"
+    copy = keras.saving.deserialize_keras_object(serialized)
+    assert copy.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("momentum", [1.0, -0.1, "much"])
+def test_bad_momentum(momentum):
+    with pytest.raises(ValueError, match=r"`momentum` must be .* Received: momentum="):
+        ManifoldMuon(momentum=momentum)
+
+
+def test_bad_number_of_newton_schulz_steps():
+    with pytest.raises(ValueError, match=r"positive integer. Received: newton_schulz_steps=0"):
+        ManifoldMuon(newton_schulz_steps=0)
