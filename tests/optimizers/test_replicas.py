@@ -29,5 +29,10 @@ def test_two_replicas_do_not_drift_apart():
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_sharded_matrices_take_the_same_steps():
-    flags = "--xla_force_host_platform_device_count=4"
-    assert "shards agree" in output_of("shards.py", XLA_FLAGS=flags)
+    # Every device waits for the others in a thread of its own, from one pool for all programs: were
+    # it no larger than the number of devices, two programs in flight could hold it between them for
+    # ever (seen once, on two busy cores). So a large pool, and one program at a time.
+    pool = {"PJRT_NPROC": "16", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+    flags = "--xla_force_host_platform_device_count=2 "
+    flags += "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+    assert "shards agree" in output_of("shards.py", XLA_FLAGS=flags, **pool)
