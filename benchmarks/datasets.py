@@ -14,7 +14,8 @@ def load(folder, name, part, count=None):
 
     Args:
         name: "cifar10" (JPEG q75 copy) or "mnist".
-        part: "train", "validation" (the last images of the training part) or "test".
+        part: "train", "validation" (the last images of the training part), "whole" (both) or
+            "test".
         count: Take this many from the beginning.
     """
     path = pathlib.Path(folder) / {"cifar10": "cifar10_jpeg.npz"}.get(name, f"{name}.npz")
@@ -24,7 +25,7 @@ def load(folder, name, part, count=None):
     key = "test" if part == "test" else "train"
     labels = archive[f"{key}_labels"].astype("int32")
     held_out = len(labels) - VALIDATION[name]
-    rows = {"test": range(len(labels)), "train": range(held_out)}
+    rows = {"test": range(len(labels)), "whole": range(len(labels)), "train": range(held_out)}
     rows = rows.get(part, range(held_out, len(labels)))[:count]
     if f"{key}_images" in archive:
         images = archive[f"{key}_images"][rows.start : rows.stop, ..., None]

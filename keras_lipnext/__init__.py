@@ -1,19 +1,30 @@
 """1-Lipschitz neural networks that come with a proof, on TensorFlow, JAX and PyTorch."""
 
-from keras_lipnext import certification, layers, losses, manifolds, metrics, models, optimizers
+from keras_lipnext import (
+    certification,
+    layers,
+    lmi,
+    losses,
+    manifolds,
+    metrics,
+    models,
+    optimizers,
+)
 from keras_lipnext.certification import Certificate, certify, lipschitz_bound
-from keras_lipnext.models import CertifiableModel, LipNeXt
+from keras_lipnext.models import CertifiableModel, LipNeXt, SLLNet
 from keras_lipnext.version import __version__
 
 __all__ = [
     "CertifiableModel",
     "Certificate",
     "LipNeXt",
+    "SLLNet",
     "__version__",
     "certification",
     "certify",
     "layers",
     "lipschitz_bound",
+    "lmi",
     "losses",
     "manifolds",
     "metrics",

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification import wording
+from keras_lipnext.certification.bounds import METHODS
 from keras_lipnext.certification.certify import EPSILONS, certify
 from keras_lipnext.certification.evidence import Evidence, check_hash
 from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
@@ -58,7 +59,15 @@ def _certify(model, certifiable, options):
     if message := range_warning(x, options.epsilons):
         _warn(message)
     with _progress() as verbose:
-        certificate = certify(model, x, y, options.epsilons, options.batch_size, verbose)
+        certificate = certify(
+            model,
+            x,
+            y,
+            options.epsilons,
+            options.batch_size,
+            verbose,
+            lipschitz=options.lipschitz,
+        )
     declared = wording.declared(certificate)
     _warn_of(declared)
     print(certificate)
@@ -236,6 +245,12 @@ def _parser():
         default=EPSILONS,
         metavar="E",
         help="l2 radii in units of the inputs (36/255 72/255 108/255)",
+    )
+    command.add_argument(
+        "--lipschitz",
+        choices=("product", *METHODS),
+        default="product",
+        help="how to bound the Lipschitz constant (product of the layers' constants)",
     )
     command.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     command.add_argument("--limit", type=_positive, metavar="N", help="take the first N samples")

@@ -9,7 +9,16 @@ import pytest
 import keras_lipnext as lip
 
 PACKAGE = pathlib.Path(lip.__file__).parent
-ROOMS = ["manifolds", "layers", "certification", "optimizers", "losses", "metrics", "models"]
+ROOMS = [
+    "manifolds",
+    "layers",
+    "certification",
+    "lmi",
+    "optimizers",
+    "losses",
+    "metrics",
+    "models",
+]
 
 
 def modules():
@@ -47,6 +56,7 @@ def rooms_read_by(room):
         ("manifolds", set()),
         ("layers", {"manifolds"}),
         ("certification", {"manifolds", "layers"}),
+        ("lmi", {"layers", "certification"}),
         ("optimizers", {"manifolds", "layers"}),
         ("losses", {"certification", "layers"}),  # certification: radius.py only
         ("metrics", {"certification", "layers"}),

@@ -25,12 +25,19 @@ class Activation:
         at_zero: Upper bound of its magnitude at 0.
         ulps: Its float64 evaluation at x is off by at most ulps * 2^-53 * (constant |x| + at_zero);
             0 if exact. tests/certification/test_activations.py measures less than half of it.
+        least: Lower bound of its slope, None if it is only known to be above -constant.
     """
 
     function: object
     constant: float = 1.0
     at_zero: float = 0.0
     ulps: float = 64.0
+    least: float | None = None
+
+    @property
+    def slopes(self):
+        """(lower, upper) bound of its slope."""
+        return (-self.constant if self.least is None else self.least), self.constant
 
     def bound(self, shape):
         """`Bound` of its application to a tensor of this shape, without batch axis."""
@@ -45,6 +52,7 @@ def leaky_relu(slope):
         lambda x: ops.maximum(x, 0) + ops.minimum(x, 0) * np.float64(slope),
         max(1.0, abs(slope)),
         ulps=4.0,
+        least=min(1.0, slope),
     )
 
 
@@ -53,13 +61,16 @@ def elu(alpha):
     return Activation(
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * np.float64(alpha),
         max(1.0, abs(alpha)),
+        least=min(0.0, alpha),
     )
 
 
 def celu(alpha):
     """x for positive x, alpha (exp(x / alpha) - 1) for others."""
     alpha = np.float64(alpha)
-    return Activation(lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha)
+    return Activation(
+        lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha, least=0.0
+    )
 
 
 def gelu(approximate):
@@ -84,7 +95,12 @@ def clipped_relu(negative_slope, max_value):
             positive = ops.minimum(positive, np.float64(max_value))
         return positive + ops.minimum(x, 0) * slope if slope else positive
 
-    return Activation(function, max(1.0, abs(negative_slope)), ulps=4.0 if slope else 0.0)
+    return Activation(
+        function,
+        max(1.0, abs(negative_slope)),
+        ulps=4.0 if slope else 0.0,
+        least=min(0.0, negative_slope),
+    )
 
 
 def _softplus(x):
@@ -94,7 +110,7 @@ def _softplus(x):
 _SELU_ALPHA, _SELU_SCALE = np.float64(1.6732632423543772), np.float64(1.0507009873554805)
 
 _FUNCTIONS = {
-    "linear": Activation(lambda x: x, ulps=0.0),
+    "linear": Activation(lambda x: x, ulps=0.0, least=1.0),
     "relu": clipped_relu(0.0, None),
     "relu6": clipped_relu(0.0, 6.0),
     "leaky_relu": leaky_relu(0.2),
@@ -103,26 +119,27 @@ _FUNCTIONS = {
     "selu": Activation(
         lambda x: (ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * _SELU_ALPHA) * _SELU_SCALE,
         1.7580994,
+        least=0.0,
     ),
     "gelu": gelu(False),
     "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394),
     "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991),
-    "softplus": Activation(_softplus, at_zero=0.6931472),
-    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472),
-    "squareplus": Activation(lambda x: (x + ops.sqrt(x * x + 4)) / 2, at_zero=1.0),
-    "softsign": Activation(lambda x: x / (1 + ops.abs(x))),
+    "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0),
+    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0),
+    "squareplus": Activation(lambda x: (x + ops.sqrt(x * x + 4)) / 2, at_zero=1.0, least=0.0),
+    "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0),
     "soft_shrink": Activation(
-        lambda x: ops.maximum(x - 0.5, 0) + ops.minimum(x + 0.5, 0), ulps=4.0
+        lambda x: ops.maximum(x - 0.5, 0) + ops.minimum(x + 0.5, 0), ulps=4.0, least=0.0
     ),
-    "tanh": Activation(ops.tanh),
-    "tanh_shrink": Activation(lambda x: x - ops.tanh(x)),
-    "hard_tanh": Activation(lambda x: ops.minimum(ops.maximum(x, -1), 1), ulps=0.0),
-    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5),
+    "tanh": Activation(ops.tanh, least=0.0),
+    "tanh_shrink": Activation(lambda x: x - ops.tanh(x), least=0.0),
+    "hard_tanh": Activation(lambda x: ops.minimum(ops.maximum(x, -1), 1), ulps=0.0, least=0.0),
+    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5, least=0.0),
     "hard_sigmoid": Activation(
-        lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1 / 6 + 1e-9, at_zero=0.5
+        lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1 / 6 + 1e-9, at_zero=0.5, least=0.0
     ),
     "sparse_sigmoid": Activation(
-        lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1), 0.5, at_zero=0.5
+        lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1), 0.5, at_zero=0.5, least=0.0
     ),
     "hard_silu": Activation(lambda x: x * ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1.5),
 }
@@ -148,7 +165,7 @@ OPERATION_ACTIVATIONS = {
     "SparseSigmoid": _FUNCTIONS["sparse_sigmoid"],
     "HardSilu": _FUNCTIONS["hard_silu"],
     "Sin": Activation(ops.sin),
-    "Arctan": Activation(ops.arctan),
+    "Arctan": Activation(ops.arctan, least=0.0),
 }
 
 _ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in _FUNCTIONS.items()}

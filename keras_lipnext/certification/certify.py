@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
+from keras_lipnext.certification.bounds import method_named
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
 from keras_lipnext.certification.lipschitz import read
@@ -14,7 +15,14 @@ EPSILONS = (36 / 255, 72 / 255, 108 / 255)
 
 
 def certify(
-    model, x, y=None, epsilons=EPSILONS, batch_size=256, verbose="auto", expected_hash=None
+    model,
+    x,
+    y=None,
+    epsilons=EPSILONS,
+    batch_size=256,
+    verbose="auto",
+    expected_hash=None,
+    lipschitz="product",
 ):
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
@@ -41,18 +49,25 @@ def certify(
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
+        lipschitz: How to bound the constant K of the body: "product" of the layers' constants along
+            the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
+            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`). The method
+            named is the one used, whether or not another one would give less.
 
     Returns:
         `Certificate`.
 
     Raises:
-        ValueError: for a layer that has no known constant (naming it), weights that are not
-            finite, inputs or labels that do not fit the model, negative epsilons, a model of
-            another hash than expected.
+        ValueError: for a layer that has no known constant or that the method does not cover
+            (naming it), weights that are not finite, inputs or labels that do not fit the model,
+            negative epsilons, a model of another hash than expected.
+        RuntimeError: if the method's solver fails, or its bound cannot be proven in float64.
+        ImportError: if the method's solver is not installed.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
+    method = method_named(lipschitz)
     batches, total = numpy_batches(x, y, batch_size)
     certifiable = read(model)
     check_hash(certifiable, expected_hash)
@@ -63,6 +78,8 @@ def certify(
             f"Received: output_shape={model.output_shape}"
         )
     evaluation = Evaluation(certifiable, classes, verbose)
+    if method is not None:
+        evaluation.use(lipschitz, method.function(model))
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
     predictions, radii, allowances, labels = [], [], [], []

@@ -1,6 +1,7 @@
 """What `certify` computes of one batch: predictions, radii, and what rounding can have done."""
 
 import contextlib
+import dataclasses
 
 import keras
 import numpy as np
@@ -47,6 +48,7 @@ class Evaluation:
         self._twin = Float64Twin(certifiable)
         self._by_size = {}
         self._kernel = None
+        self._found = {}
         self.bound = None
         head = certifiable.head
         if head is None:
@@ -55,6 +57,14 @@ class Evaluation:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
             self._joint = joint_norms_float64(self._kernel)
+
+    def use(self, method, constant):
+        """Takes a constant of the body that a method proved, not the product of the layers'."""
+        if not 2.0**-500 < constant < 2.0**500:
+            raise ValueError(
+                f"The Lipschitz constant by '{method}' is {constant}: no radius follows."
+            )
+        self._found = {"method": method, "constant": constant}
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -130,7 +140,7 @@ class Evaluation:
             bounds.append(tuple(self._measured(step, part, shapes) for part in parts))
             if progress:
                 progress.add(1)
-        bound = bound_of(self._certifiable, bounds)
+        bound = dataclasses.replace(bound_of(self._certifiable, bounds), **self._found)
         if self.bound is None or bound.constant > self.bound.constant:
             self.bound = bound
         return bound, bounds

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_lipnext.certification.lipschitz import LipschitzBound
+from keras_lipnext.certification.bounds import LipschitzBound
 from keras_lipnext.version import __version__
 
 

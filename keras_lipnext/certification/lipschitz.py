@@ -12,8 +12,10 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
     merging_rules,
     operation_rules,
     pooling_rules,
+    sdp_rules,
 )
 from keras_lipnext.certification.activations import is_softmax
+from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound
 from keras_lipnext.certification.calls import replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
 from keras_lipnext.certification.rounding import combined, underflow
@@ -41,66 +43,6 @@ CONVERTING = (
     keras.layers.ZeroPadding2D,
     *layer_rules.IDENTITIES,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerConstant:
-    """Lipschitz constant of one step of a model.
-
-    Attributes:
-        name: Path of the layer, "block_0/dense".
-        kind: Name of its class.
-        constant: Of the layer alone.
-        total: Of everything from the model's input to the layer's output.
-        proven: Whether the constant follows from the stored weights by a rule of this library.
-            If not, it was declared by whoever wrote the layer.
-        reads: Names of the layers whose outputs it reads; "input" is the model's input.
-    """
-
-    name: str
-    kind: str
-    constant: float
-    total: float
-    proven: bool
-    reads: tuple
-
-
-@dataclasses.dataclass(frozen=True)
-class LipschitzBound:
-    """Upper bound of the l2 Lipschitz constant of a model's body, everything before the head.
-
-    Attributes:
-        constant: Float, rounded up.
-        layers: Tuple of `LayerConstant`, in the order of evaluation.
-        head: Name of the linear layer that makes the logits, or None; then `constant` covers the
-            logits.
-        notes: Tuple of sentences on what was read in a special way.
-    """
-
-    constant: float
-    layers: tuple
-    head: str | None
-    notes: tuple = ()
-
-    @property
-    def declared(self):
-        """Names of the layers whose constants are declared, not proven."""
-        return tuple(layer.name for layer in self.layers if not layer.proven)
-
-    def __str__(self):
-        width = max([len(layer.name) for layer in self.layers], default=5)
-        kinds = max([len(layer.kind) for layer in self.layers], default=5)
-        lines = [f"{'layer':<{width}}  {'class':<{kinds}}  {'constant':>15}  {'input to here':>15}"]
-        for layer in self.layers:
-            several = f"  reads {', '.join(layer.reads)}" if len(layer.reads) > 1 else ""
-            declared = "" if layer.proven else "  declared, not proven"
-            lines.append(
-                f"{layer.name:<{width}}  {layer.kind:<{kinds}}  {layer.constant:>15.12g}  "
-                f"{layer.total:>15.12g}{several}{declared}"
-            )
-        lines.append(f"Lipschitz constant of the body: {self.constant:.12g}")
-        lines.append(f"head: {self.head or 'none: the constant covers the logits'}")
-        return "\n".join([*lines, *self.notes])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,6 +189,7 @@ def evidence_dict(evidence):
         "input_shape": list(evidence.input_shape),
         "backend": evidence.backend,
         "versions": dict(evidence.versions),
+        "lipschitz_method": bound.method,
         "how_proven": wording.how_proven(bound),
         "layers": [
             {

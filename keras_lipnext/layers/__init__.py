@@ -9,6 +9,10 @@ from keras_lipnext.layers.normalized_dense import NormalizedDense
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.patch_embedding import PatchEmbedding
 from keras_lipnext.layers.positional_bias import PositionalBias
+from keras_lipnext.layers.sdp_conv2d import SDPConv2D
+from keras_lipnext.layers.sdp_dense import SDPDense
+from keras_lipnext.layers.sdp_residual_conv2d import SDPResidualConv2D
+from keras_lipnext.layers.sdp_residual_dense import SDPResidualDense
 from keras_lipnext.layers.shift_mixing import ShiftMixing
 from keras_lipnext.layers.spatial_shift import SpatialShift
 
@@ -22,6 +26,10 @@ __all__ = [
     "OrthogonalDense",
     "PatchEmbedding",
     "PositionalBias",
+    "SDPConv2D",
+    "SDPDense",
+    "SDPResidualConv2D",
+    "SDPResidualDense",
     "ShiftMixing",
     "SpatialShift",
 ]

@@ -2,5 +2,6 @@
 
 from keras_lipnext.models.certifiable import CertifiableModel
 from keras_lipnext.models.lipnext import LipNeXt
+from keras_lipnext.models.sll_net import SLLNet
 
-__all__ = ["CertifiableModel", "LipNeXt"]
+__all__ = ["CertifiableModel", "LipNeXt", "SLLNet"]

@@ -3,9 +3,15 @@ import math
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.layers._channels import number, positive_integer, resolve_data_format
+from keras_lipnext.layers._channels import positive_integer, resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
+from keras_lipnext.models.building import (
+    check_classes,
+    check_positive,
+    default_temperature,
+    image_sizes,
+)
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import PRESETS
 from keras_lipnext.optimizers import ManifoldMuon
@@ -13,8 +19,6 @@ from keras_lipnext.optimizers import ManifoldMuon
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 ANGLE = 0.04  # radians by which the matrices of sqrt(depth) blocks together turn in a step
 EUCLIDEAN_SHARE = 1 / 2  # Adam's rate for biases and the head, as a share of a block's angle
-# Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
-SIZED_TEMPERATURE = 128.0
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -103,15 +107,8 @@ class LipNeXt(CertifiableModel):
         **kwargs,
     ):
         reject_unknown(self, kwargs, ("trainable",))
-        for argument, value in (
-            ("epsilon", epsilon),
-            ("temperature", temperature),
-            ("learning_rate", learning_rate),
-        ):
-            if argument != "epsilon" and value is None:
-                continue
-            if not 0 < number(argument, value) < float("inf"):
-                raise ValueError(f"`{argument}` must be positive. Received: {argument}={value!r}")
+        check_positive(epsilon=epsilon)
+        check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
@@ -119,11 +116,8 @@ class LipNeXt(CertifiableModel):
         depth = positive_integer("depth", preset["depth"])
         width = positive_integer("width", preset["width"])
         shift_ratio = preset["shift_ratio"]
-        if positive_integer("num_classes", num_classes) < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2. Received: num_classes={num_classes}"
-            )
-        sizes = _image_sizes(input_shape, data_format)
+        check_classes(num_classes)
+        sizes = image_sizes(input_shape, data_format)
         if patch_size is None:
             patch_size = _default_patch_size(*sizes, width)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -164,7 +158,7 @@ class LipNeXt(CertifiableModel):
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             self.compile(
                 optimizer,
-                loss=EMMA(3 * epsilon, temperature=temperature or _temperature(*sizes)),
+                loss=EMMA(3 * epsilon, temperature=temperature or default_temperature(*sizes)),
                 metrics=["accuracy", CertifiedAccuracy(epsilon)],
             )
             self._cosine = True
@@ -227,26 +221,6 @@ def _preset(size, depth, width, shift_ratio):
         raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
     given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
     return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
-
-
-def _image_sizes(input_shape, data_format):
-    """(height, width, channels) of images of this shape."""
-    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
-        raise ValueError(
-            "`input_shape` is (height, width, channels), or (channels, height, width) with "
-            f"data_format='channels_first'. Received: input_shape={input_shape!r}"
-        )
-    if None in input_shape:
-        raise ValueError(
-            "LipNeXt holds a bias for each position and needs a known height, width and number of "
-            f"channels. Received: input_shape={input_shape}"
-        )
-    first, *others = input_shape
-    return (first, *others) if data_format == "channels_last" else (*others, first)
-
-
-def _temperature(height, width, _):
-    return max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
 
 
 def _default_patch_size(height, width, channels, units):

@@ -339,6 +339,19 @@ def overlapping_windows():
         slopes(model, spike)
 
 
+def residual_reflection():
+    """x - 2 W relu(W^T x + b), every unit active, W a little too large: beyond a reflection."""
+    inputs = keras.Input((6,))
+    layer = ll.SDPResidualDense(3, "orthogonal")
+    model = keras.Model(inputs, ll.NormalizedDense(4)(layer(inputs)))
+    layer.bias.assign(np.full(3, 50.0))
+    layer.kernel.assign(1.05 * np.asarray(to_numpy(layer.kernel)))
+    weights = 0.1 * np.random.default_rng(0).normal(size=(6, 4))
+    weights[:, :2] += np.outer(to_numpy(layer.kernel)[:, 0], [1, -1])
+    model.layers[-1].kernel.assign(weights)
+    slopes(model)
+
+
 ALL = (
     ties,
     opposed_classes,
@@ -352,6 +365,7 @@ ALL = (
     gradient_equality,
     replicated_border,
     overlapping_windows,
+    residual_reflection,
     exact_arithmetic,
     cancelling_products,
 )

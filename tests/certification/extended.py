@@ -270,6 +270,111 @@ def upsampled(layer, x):
     return x
 
 
+def correlations(w):
+    """W^T W of a convolution at every offset, kernel (h, w, rows, columns): one circle each."""
+    h, v = w.shape[:2]
+    full = np.pad(w, [(h - 1, h - 1), (v - 1, v - 1), (0, 0), (0, 0)])
+    for a, b in itertools.product(range(2 * h - 1), range(2 * v - 1)):
+        part = full[a : a + h, b : b + v]
+        yield sum(part[t].T @ w[t] for t in np.ndindex(h, v))
+
+
+def symbols(w, count=6):
+    """The symbol of a convolution on the library's grid, and the grid's factor."""
+    h, v = w.shape[:2]
+    sizes = [max(count * (k - 1), 1) for k in (h, v)]
+    factor = 1
+    for k, n in zip((h, v), sizes):
+        factor = factor / np.cos(PI * (k - 1) / (2 * n)) ** 2
+    found = []
+    for a, b in np.ndindex(*sizes):
+        turns = [
+            2 * PI * (LONG(a * i) / sizes[0] + LONG(b * j) / sizes[1]) for i, j in np.ndindex(h, v)
+        ]
+        taps = w.reshape(h * v, *w.shape[2:])
+        found.append(sum((np.cos(t) + 1j * np.sin(t)) * k for t, k in zip(turns, taps)))
+    return found, factor
+
+
+def sdp_diagonal(layer, w):
+    """T of W, scaled to a largest entry of 1, as _sdp.py defines it."""
+    unit, columns = LONG(2.0**-23), w.shape[-1]
+    if layer.bound == "orthogonal":
+        return np.ones(columns, LONG)
+    losses = lambda n: (8 + np.sqrt(LONG(n))) * unit  # noqa: E731
+    kernels = list(correlations(w)) if w.ndim == 4 else [w.T @ w]
+    if layer.bound == "spectral":
+        rows, matrices, factor = max(w.shape), [w], LONG(1)
+        if w.ndim == 4:
+            rows = np.prod(w.shape[:2]) * max(w.shape[2:])
+            matrices, factor = symbols(w)
+        tops = []
+        for matrix in matrices:
+            matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.conj().T
+            gram, root = matrix.conj().T @ matrix, LONG(1)
+            for k in range(11):
+                size = np.sqrt((abs(gram) ** 2).sum())
+                root = root * size ** (LONG(1) / 2**k)
+                gram = gram / size @ (gram / size)
+            tops.append(root)
+        return np.full(columns, factor * (1 + 4 * losses(rows)) * max(tops) + unit**2)
+    q = np.ones(columns, LONG)
+    if layer.bound == "sll":
+        log_q = wide(layer.log_q)
+        q = np.exp(np.clip(log_q - log_q.mean(), -20, 20))
+    taps = int(np.prod(w.shape[:-1]))
+    centre = kernels[len(kernels) // 2]
+    lengths = np.sqrt(np.diag(centre))
+    sums = sum(abs(k) for k in kernels) * (1 + losses(taps))
+    sums = sums + len(kernels) * unit * np.outer(lengths, lengths)
+    return sums @ q / q + unit**2
+
+
+def sdp_scaled(w):
+    size = abs(w).max()
+    return (w / size, size) if size > 2.0**-100 else (w, LONG(1))
+
+
+def with_bias(layer, x):
+    return x if layer.bias is None else x + wide(layer.bias)
+
+
+def sdp_dense(layer, x):
+    kernel = wide(layer.kernel).T
+    w = kernel if layer.bound == "orthogonal" else sdp_scaled(kernel)[0]
+    return activated(layer, with_bias(layer, x @ (w / np.sqrt(sdp_diagonal(layer, w))).T))
+
+
+def sdp_residual_dense(layer, x):
+    kernel = wide(layer.kernel)
+    w, size = (kernel, LONG(1)) if layer.bound == "orthogonal" else sdp_scaled(kernel)
+    hidden = activated(layer, with_bias(layer, x @ kernel))
+    return x - 2 * hidden @ (w / sdp_diagonal(layer, w)).T / size
+
+
+def sdp_convolve(layer, x, kernel, strides=(1, 1), adjoint=False):
+    if adjoint:
+        kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+    pads = [((k - 1) // 2, k // 2)[:: -1 if adjoint else 1] for k in kernel.shape[:2]]
+    mode = "wrap" if layer.padding == "circular" else "constant"
+    x = np.pad(x, [(0, 0), *pads, (0, 0)], mode=mode)
+    return convolve(x, kernel, strides, "valid", None)
+
+
+def sdp_conv2d(layer, x):
+    w, _ = sdp_scaled(wide(layer.kernel).swapaxes(2, 3))
+    kernel = (w / np.sqrt(sdp_diagonal(layer, w))).swapaxes(2, 3)
+    return activated(layer, with_bias(layer, sdp_convolve(layer, x, kernel, layer.strides)))
+
+
+def sdp_residual_conv2d(layer, x):
+    kernel = wide(layer.kernel)
+    w, size = sdp_scaled(kernel)
+    hidden = activated(layer, with_bias(layer, sdp_convolve(layer, x, kernel)))
+    up = w / sdp_diagonal(layer, w)
+    return x - 2 * sdp_convolve(layer, hidden, up, adjoint=True) / size
+
+
 def identity(layer, x):
     return x
 
@@ -283,6 +388,10 @@ LAYERS = {
     "ShiftMixing": shift_mixing,
     "FullShiftMixing": full_shift_mixing,
     "SpatialShift": spatial_shift,
+    "SDPDense": sdp_dense,
+    "SDPResidualDense": sdp_residual_dense,
+    "SDPConv2D": sdp_conv2d,
+    "SDPResidualConv2D": sdp_residual_conv2d,
     "BetaAbs": beta_abs,
     "MaxMin": max_min,
     "L2Pool": lambda layer, x: np.sqrt((x**2).sum(axis=(1, 2)) + c(layer.epsilon)),

@@ -18,6 +18,8 @@ from keras_lipnext.certification.radius import pairwise_distances_float64
 kl, ll = keras.layers, lip.layers
 
 ACTIVATIONS = ["linear", "relu", "tanh", "gelu", "silu", "softplus", "leaky_relu", "elu", "selu"]
+SLOPES = ["relu", "tanh", "sigmoid", "softplus"]
+SDP_BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
 MODERATE = [1e-3, 0.5, 1.0, 3.0, 40.0]
 
 
@@ -65,6 +67,8 @@ def on_vectors(x, choose):
     options = [
         lambda: kl.Dense(choose([2, 5, 16, 32]), activation=activation())(x),
         lambda: ll.OrthogonalDense(choose([2, 5, 16, 32]), activation=activation())(x),
+        lambda: ll.SDPDense(choose([2, 5, 16]), choose(SDP_BOUNDS), activation())(x),
+        lambda: ll.SDPResidualDense(choose([None, 3, 9]), choose(SDP_BOUNDS), choose(SLOPES))(x),
         lambda: ll.BetaAbs(choose([0.5, 1.0]))(x),
         lambda: kl.Activation(activation())(x),
         lambda: kl.PReLU(alpha_initializer="random_normal")(x),
@@ -112,6 +116,12 @@ def on_images(x, choose):
         lambda: kl.Cropping2D(((1, 0), (0, 1)))(x) if min(h, w) >= 2 else x,
         lambda: kl.BatchNormalization()(x),
         lambda: ll.PositionalBias()(x),
+        lambda: ll.SDPConv2D(
+            choose([2, 4]), choose([1, 3, (3, 2)]), choose(SDP_BOUNDS[:3]), choose([1, 2])
+        )(x),
+        lambda: ll.SDPResidualConv2D(
+            choose([None, 3]), choose([2, 3]), choose(SDP_BOUNDS[:3]), activation=choose(SLOPES)
+        )(x),
         lambda: ll.OrthogonalDense(choose([4, 8]))(x),
         lambda: kl.Add()([x, kl.Conv2D(c, 3, padding="same", activation="relu")(x)]),
         lambda: keras.ops.roll(x, 1, axis=1) + x,

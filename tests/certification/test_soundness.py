@@ -230,6 +230,22 @@ def full_mixing_counted_once():
     return rule(lip.layers.FullShiftMixing, once)
 
 
+def residual_form_taken_as_1():
+    """SDPResidualDense counted as 1-Lipschitz, its kernel not looked at."""
+    return rule(
+        lip.layers.SDPResidualDense, lambda layer, context: rules.Bound(1.0, relative=1e-13)
+    )
+
+
+def residual_form_counted_as_linear():
+    """SDPResidualDense counted as if it were no more than its kernel: s for 1 + 2 (s^2 - 1)."""
+
+    def norm(layer, context):
+        return rules.Bound(max(1.0, context.norm(layer.kernel)), offset=1e3, relative=1e-13)
+
+    return rule(lip.layers.SDPResidualDense, norm)
+
+
 def logits_half_bounded():
     """The head's error counted without what the body passes on to it."""
     real = rounding.head_allowances
@@ -297,6 +313,8 @@ MUTANTS = {
     stem_forgotten: detectors.scaled_layer,
     one_sided_mixing_constant: detectors.noisy_kernel,
     full_mixing_counted_once: detectors.scaled_layer,
+    residual_form_taken_as_1: detectors.residual_reflection,
+    residual_form_counted_as_linear: detectors.residual_reflection,
     logits_half_bounded: detectors.rounding_attack,
     head_products_without_rounding: detectors.cancelling_products,
     products_without_rounding: detectors.cancelling_products,

@@ -70,6 +70,19 @@ def test_attacks_stay_above_the_certificate(tmp_path):
         assert image.size == (900, 600)
 
 
+def test_layer_zoo(tmp_path):
+    size = ["--epochs", "2", "--width", "64", "--depth", "2", "--output", str(tmp_path / "out")]
+    text = run("layer_zoo.py", *size)
+    rows = re.findall(r"^\| (\w+) \| ([0-9.]+) % \|.*\| ([0-9.]+) \|$", text, flags=re.M)
+    assert {name for name, _, _ in rows} == {"orthogonal", "SLL", "CPL", "AOL", "spectral"}
+    for _, clean, constant in rows:
+        assert float(clean) > 60
+        assert float(constant) < 1 + 1e-5
+    assert (tmp_path / "out" / "layer_zoo.md").exists()
+    with Image.open(tmp_path / "out" / "layer_zoo.png") as image:
+        assert image.size == (900, 600)
+
+
 def test_help():
-    for script in ("quickstart.py", "custom_model.py", "attack.py"):
+    for script in ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py"):
         assert "--epochs" in run(script, "--help")

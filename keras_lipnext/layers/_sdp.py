@@ -1,0 +1,166 @@
+"""Diagonal matrices T with W^T W <= T, of which SDP-based Lipschitz layers are made.
+
+With any such T and an activation of slope in [0, 1],
+
+    W T^(-1/2) x   and   x - 2 W T^-1 sigma(W^T x + b)   are 1-Lipschitz.
+
+One condition, several members, by what T is:
+
+    spectral     ||W||^2 I                      (linear: spectral normalisation, residual: CPL)
+    aol          sum_j |W^T W|_ij               (AOL)
+    sll          sum_j |W^T W|_ij q_j / q_i     (SLL, q > 0 learned)
+    orthogonal   I, as W^T W = I or W W^T = I
+
+For a convolution W^T W is the correlation of the kernel with itself, and |W^T W| the sum of its
+magnitudes over all offsets: Gershgorin's circles of the infinite convolution, of which zero
+padding, a stride and wrapping around are restrictions or foldings.
+
+T is a little larger than these formulas, by amounts that belong to its definition: relatively as
+much as float32 may lose in the products, and `UNIT**2` where T is in units of the largest |W|^2,
+which keeps columns that are 0 or tiny from being divided by 0. So the constant is at most 1 in
+real arithmetic, and at most 1 + 1e-6 where T is computed in float32.
+
+Reference: Araujo et al. (ICLR 2023), arXiv 2303.03169; Meunier et al. (ICML 2022), 2110.12690 (CPL);
+Prach, Lampert (ECCV 2022), 2208.03160 (AOL); Delattre et al. (ICML 2023), 2305.16173 (Gram
+iteration). What is added for rounding is ours.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lipnext import backend
+
+BOUNDS = ("spectral", "aol", "sll", "orthogonal")
+UNIT = 2.0**-23  # of float32, in whatever dtype T is computed: it is part of T's definition
+Q_RANGE = 20.0  # log q is kept within this of its mean: any q > 0 is valid
+SQUARINGS = 10  # Gram iteration: ||W||^2 too large by a factor of at most n^(2^-11), n columns
+GRID = 6  # points of the symbol's grid an axis, times the kernel's degree
+SMALLEST = 2.0**-100  # a kernel with no entry above this counts as 0
+
+
+def wide(x):
+    """`x` in float32, or float64 if it is that: T is never computed in half precision."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def scaled(w):
+    """(w / s, s) with s the largest magnitude: both W T^(-1/2) and W T^-1 s do not depend on s."""
+    largest = ops.max(ops.abs(ops.stop_gradient(w)))
+    s = ops.where(largest > SMALLEST, largest, ops.ones_like(largest))
+    return w / s, s
+
+
+def inverse_diagonal(w, bound, log_q=None):
+    """1 / T of a scaled W, shape (columns,).
+
+    Args:
+        w: Shape (*spatial, rows, columns); without spatial axes a matrix, else a convolution's
+            kernel, which takes `columns` channels to `rows` or, as its adjoint, back.
+        bound: "spectral", "aol" or "sll".
+        log_q: Shape (columns,), for "sll".
+    """
+    with backend.full_precision():
+        if bound == "spectral":
+            return ops.ones_like(w[(0,) * (len(w.shape) - 1)]) / (_spectral(w) + UNIT**2)
+        return 1 / (_row_sums(w, log_q) + UNIT**2)
+
+
+def _row_sums(w, log_q):
+    magnitudes, centre, offsets = _correlation(w)
+    lengths = ops.sqrt(ops.stop_gradient(ops.diagonal(centre)))
+    # A sum of n products loses some sqrt(n) units of what its terms add up to, and one unit of the
+    # product of the lengths where terms cancel.
+    products = math.prod(w.shape[:-1])
+    magnitudes = magnitudes * (1 + (8 + math.sqrt(products)) * UNIT)
+    magnitudes = magnitudes + (offsets * UNIT) * lengths[:, None] * lengths[None, :]
+    if log_q is None:
+        return ops.sum(magnitudes, axis=1)
+    q = ops.exp(ops.clip(log_q - ops.mean(log_q), -Q_RANGE, Q_RANGE))
+    return ops.matmul(magnitudes, q[:, None])[:, 0] / q
+
+
+def _correlation(w):
+    """(|W^T W| summed over all offsets, W^T W at offset 0, number of offsets)."""
+    if len(w.shape) == 2:
+        gram = ops.matmul(ops.transpose(w), w)
+        return ops.abs(gram), gram, 1
+    height, width = w.shape[:2]
+    images = ops.transpose(w, (3, 0, 1, 2))
+    pads = ((0, 0), (height - 1, height - 1), (width - 1, width - 1), (0, 0))
+    maps = ops.conv(
+        ops.pad(images, pads), w, strides=1, padding="valid", data_format="channels_last"
+    )
+    magnitudes = ops.sum(ops.abs(maps), axis=(1, 2))
+    return magnitudes, maps[:, height - 1, width - 1, :], (2 * height - 1) * (2 * width - 1)
+
+
+def _spectral(w):
+    """||W||^2, from above: lambda <= ||G^(2^k)||_F^(2^-k), squared and scaled k times.
+
+    Of a convolution the largest of its symbol's on a grid, times what can lie between the points
+    (certification/convolutions.py, note 4).
+    """
+    if len(w.shape) == 2:
+        if w.shape[0] < w.shape[1]:
+            w = ops.transpose(w)
+        parts, factor, rows = (ops.matmul(ops.transpose(w), w)[None],), 1.0, w.shape[0]
+    else:
+        if w.shape[2] < w.shape[3]:  # the symbol's adjoint, of the same norm
+            w = ops.transpose(w, (0, 1, 3, 2))
+        parts, factor = _symbol_grams(w)
+        rows = math.prod(w.shape[:3])
+    logarithm, weight = 0.0, 1.0
+    for index in range(SQUARINGS + 1):
+        # The addend keeps the logarithm of a zero kernel, and its gradient, finite.
+        size = sum(ops.sum(p * p, axis=(1, 2)) for p in parts) + UNIT**4
+        logarithm = logarithm + 0.5 * weight * ops.log(size)
+        if index == SQUARINGS:
+            break
+        root = ops.sqrt(size)[:, None, None]
+        parts = _squared([p / root for p in parts])
+        weight /= 2
+    # Products lose relatively as much as above, each squaring half as much as the one before.
+    return factor * (1 + 4 * (8 + math.sqrt(rows)) * UNIT) * ops.exp(ops.max(logarithm))
+
+
+def _squared(parts):
+    """The square of symmetric matrices, or of Hermitian ones as (real, imaginary) parts."""
+    real, *imaginary = parts
+    if not imaginary:
+        return (ops.matmul(real, real),)
+    (imaginary,) = imaginary
+    cross = ops.matmul(real, imaginary)
+    # (A + iB)^2 with A symmetric and B antisymmetric: AB + BA = AB - (AB)^T.
+    return (
+        ops.matmul(real, real) - ops.matmul(imaginary, imaginary),
+        cross - ops.transpose(cross, (0, 2, 1)),
+    )
+
+
+def _symbol_grams(w):
+    """((real, imaginary) of W^(theta)* W^(theta) on half a grid, the factor of the grid)."""
+    height, width, rows, columns = w.shape
+    sizes = [max(GRID * (k - 1), 1) for k in (height, width)]
+    points = np.indices(sizes).reshape(2, -1).T
+    mirrored = np.ravel_multi_index((-points % sizes).T, sizes)
+    points = points[np.ravel_multi_index(points.T, sizes) <= mirrored]  # the others' conjugates
+    taps = np.indices((height, width)).reshape(2, -1).T
+    angles = 2 * np.pi * (points / sizes) @ taps.T
+    flat = ops.reshape(w, (height * width, rows * columns))
+    real, imaginary = (
+        ops.reshape(ops.matmul(ops.cast(wave(angles), w.dtype), flat), (len(points), rows, columns))
+        for wave in (np.cos, np.sin)
+    )
+    adjoint, other = (ops.transpose(x, (0, 2, 1)) for x in (real, imaginary))
+    parts = (
+        ops.matmul(adjoint, real) + ops.matmul(other, imaginary),
+        ops.matmul(adjoint, imaginary) - ops.matmul(other, real),
+    )
+    factor = math.prod(
+        1 / math.cos(math.pi * (k - 1) / (2 * n)) ** 2 for k, n in zip((height, width), sizes)
+    )
+    return parts, factor

@@ -1,0 +1,109 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import (
+    NAMESPACE,
+    channel_axis,
+    positive_integer,
+    spatial_axes,
+)
+from keras_lipnext.layers._sdp_layer import CentredOrthogonal, SDPConvolution
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class SDPConv2D(SDPConvolution):
+    """2-D convolution `activation(W T^(-1/2) x + b)`, 1-Lipschitz as T is diagonal, W^T W <= T.
+
+    T has one entry for each input channel; |W^T W| is the correlation of the kernel with itself,
+    its magnitudes summed over all offsets. See `SDPDense` for the bounds; "orthogonal" there is
+    none for convolutions. "spectral" evaluates the kernel's symbol on a grid and is the dearest.
+
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.SDPConv2D(32, 3, bound="aol", activation="relu")
+    ```
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Positive integer, or two (height, width).
+        bound: "aol", "sll" or "spectral".
+        strides: Positive integer, or two.
+        padding: "same", zeros in front (k - 1) // 2 and behind k // 2, or "circular".
+        activation: Keras activation, a 1-Lipschitz one.
+        use_bias: Whether to add a bias.
+        kernel_initializer: Keras initializer of the kernel, of shape (height, width, inputs,
+            filters). None starts with an orthogonal matrix at its centre, 0 elsewhere.
+        bias_initializer: Keras initializer.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4; the batch and spatial sizes may be None.
+
+    Output shape:
+        (batch, ceil(height / strides), ceil(width / strides), filters), or channels first.
+
+    Raises:
+        ValueError: for an unknown bound or padding, or arguments that are not positive integers.
+
+    Reference:
+        Araujo et al. (ICLR 2023), arXiv 2303.03169; AOL: Prach, Lampert (ECCV 2022), 2208.03160.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        bound="aol",
+        strides=1,
+        padding="same",
+        activation=None,
+        use_bias=True,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(
+            kernel_size,
+            padding,
+            data_format,
+            bound=bound,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer or CentredOrthogonal(),
+            bias_initializer=bias_initializer,
+            **kwargs,
+        )
+        self.filters = positive_integer("filters", filters)
+        pair = strides if isinstance(strides, (tuple, list)) else (strides,) * 2
+        self.strides = tuple(positive_integer("strides", s) for s in pair)
+
+    def build(self, input_shape):
+        channels = self._check_image(input_shape)
+        shape = (*self.kernel_size, channels, self.filters)
+        self._add_weights(shape, columns=channels, biases=self.filters)
+
+    def _columns_last(self, kernel):
+        return ops.transpose(kernel, (0, 1, 3, 2))
+
+    def effective_kernel(self):
+        """The kernel with its inputs scaled by T^(-1/2)."""
+        w, inverse, _ = self.diagonal_form()
+        return ops.transpose(w * ops.sqrt(inverse), (0, 1, 3, 2))
+
+    def call(self, inputs):
+        kernel = ops.cast(self.effective_kernel(), self.compute_dtype)
+        x = self._convolved(self._channels_last(inputs), kernel, self.strides)
+        x = x if self.bias is None else x + self.bias
+        return self._own_format(self.activation(x))
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        for axis, stride in zip(spatial_axes(self.data_format), self.strides):
+            shape[axis] = shape[axis] and -(-shape[axis] // stride)
+        shape[channel_axis(self.data_format)] = self.filters
+        return tuple(shape)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "strides": self.strides}

@@ -1,0 +1,83 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers._channels import NAMESPACE, channels_of, positive_integer
+from keras_lipnext.layers._sdp_layer import SDPLayer
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class SDPDense(SDPLayer):
+    """Dense layer `activation(W T^(-1/2) x + b)`, 1-Lipschitz as T is diagonal and W^T W <= T.
+
+    Any kernel will do: T is computed from it in every call. With
+
+    - `bound="aol"`, T_ii = sum_j |W^T W|_ij, the almost-orthogonal layer (AOL);
+    - `bound="sll"`, T_ii = sum_j |W^T W|_ij q_j / q_i with q > 0 learned;
+    - `bound="spectral"`, T = ||W||^2 I, spectral normalisation, the norm bounded from above by
+      Gram iteration;
+    - `bound="orthogonal"`, T = I, the kernel on the Stiefel manifold, as `OrthogonalDense`.
+
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.SDPDense(64, bound="aol", activation="relu")
+    ```
+
+    Args:
+        units: Positive integer, size of the output.
+        bound: "aol", "sll", "spectral" or "orthogonal".
+        activation: Keras activation, a 1-Lipschitz one.
+        use_bias: Whether to add a bias.
+        kernel_initializer: Keras initializer of the kernel, W^T, of shape (d, units).
+        bias_initializer: Keras initializer.
+
+    Input shape:
+        (..., d).
+
+    Output shape:
+        (..., units).
+
+    Raises:
+        ValueError: for an unknown bound, or if `units` is not a positive integer.
+
+    Reference:
+        Araujo et al. (ICLR 2023), arXiv 2303.03169; AOL: Prach, Lampert (ECCV 2022), 2208.03160.
+    """
+
+    def __init__(
+        self,
+        units,
+        bound="aol",
+        activation=None,
+        use_bias=True,
+        kernel_initializer="orthogonal",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(
+            bound, activation, use_bias, kernel_initializer, bias_initializer, **kwargs
+        )
+        self.units = positive_integer("units", units)
+
+    def build(self, input_shape):
+        features = channels_of(self, input_shape, -1)
+        self._add_weights((features, self.units), columns=features, biases=self.units)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
+
+    def _columns_last(self, kernel):
+        return ops.transpose(kernel)
+
+    def effective_kernel(self):
+        """T^(-1/2) W^T, shape (d, units): what the input is multiplied with."""
+        w, inverse, _ = self.diagonal_form()
+        return ops.transpose(w * ops.sqrt(inverse))
+
+    def call(self, inputs):
+        x = ops.matmul(inputs, ops.cast(self.effective_kernel(), self.compute_dtype))
+        return self.activation(x if self.bias is None else x + self.bias)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}

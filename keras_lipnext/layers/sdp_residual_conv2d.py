@@ -1,0 +1,100 @@
+import keras
+from keras import ops
+
+from keras_lipnext.layers import _sdp
+from keras_lipnext.layers._channels import NAMESPACE, positive_integer
+from keras_lipnext.layers._sdp_layer import SDPConvolution
+
+
+@keras.saving.register_keras_serializable(NAMESPACE)
+class SDPResidualConv2D(SDPConvolution):
+    """Residual convolution `x - 2 W T^-1 sigma(W^T x + b)`, 1-Lipschitz as W^T W <= T, T diagonal.
+
+    W^T is a convolution to `hidden_filters` channels, W its adjoint, sigma has slopes in [0, 1].
+    T has one entry for each hidden channel. See `SDPResidualDense` for the bounds; there is no
+    "orthogonal" for convolutions.
+
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.SDPResidualConv2D(32, 3, bound="sll")
+    ```
+
+    Args:
+        hidden_filters: Positive integer, the number of hidden channels. None takes as many as the
+            input has.
+        kernel_size: Positive integer, or two (height, width).
+        bound: "sll", "spectral" or "aol".
+        padding: "same" (zeros) or "circular".
+        activation: Keras activation with slopes in [0, 1]: relu, tanh, sigmoid, ...
+        use_bias: Whether to add a bias b.
+        kernel_initializer: Keras initializer of the kernel, of shape (height, width, inputs,
+            hidden_filters).
+        bias_initializer: Keras initializer.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+
+    Input shape:
+        Images of rank 4; the batch and spatial sizes may be None.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: for an unknown bound or padding, another activation, or arguments that are not
+            positive integers.
+
+    Reference:
+        Araujo et al. (ICLR 2023), arXiv 2303.03169; CPL: Meunier et al. (ICML 2022), 2110.12690.
+    """
+
+    def __init__(
+        self,
+        hidden_filters=None,
+        kernel_size=3,
+        bound="sll",
+        padding="same",
+        activation="relu",
+        use_bias=True,
+        kernel_initializer="glorot_normal",
+        bias_initializer="zeros",
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(
+            kernel_size,
+            padding,
+            data_format,
+            bound=bound,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            **kwargs,
+        )
+        if hidden_filters is not None:
+            positive_integer("hidden_filters", hidden_filters)
+        self.hidden_filters = hidden_filters
+        self._check_slopes()
+
+    def build(self, input_shape):
+        channels = self._check_image(input_shape)
+        hidden = self.hidden_filters or channels
+        self._add_weights((*self.kernel_size, channels, hidden), columns=hidden, biases=hidden)
+
+    def effective_kernels(self):
+        """(the kernel of W^T, that kernel with hidden channel i divided by T_ii)."""
+        w, inverse, scale = self.diagonal_form()
+        return _sdp.wide(self.kernel), w * inverse / scale
+
+    def call(self, inputs):
+        down, up = (ops.cast(k, self.compute_dtype) for k in self.effective_kernels())
+        x = self._channels_last(inputs)
+        hidden = self._convolved(x, down)
+        hidden = self.activation(hidden if self.bias is None else hidden + self.bias)
+        return self._own_format(x - 2 * self._convolved(hidden, up, adjoint=True))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "hidden_filters": self.hidden_filters}

@@ -1,0 +1,238 @@
+"""A model as a chain of affine maps and slope-restricted activations, in NumPy float64.
+
+    x_0 = input,   x_i = phi_i(W_i x_{i-1} + b_i) for i < l,   answer = W_l x_{l-1} + b_l.
+
+Tensors are flattened in row-major order. Affine layers that follow each other are multiplied, the
+rounding of the product bounded; what is no such chain is refused, with the reason.
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from keras_lipnext import layers
+from keras_lipnext.certification.activations import (
+    ACTIVATION_LAYERS,
+    activation_of,
+    operation_activation,
+)
+from keras_lipnext.certification.layer_rules import IDENTITIES
+from keras_lipnext.certification.lipschitz import read, step_bounds
+from keras_lipnext.certification.norms import UNIT_ROUNDOFF, gamma
+from keras_lipnext.certification.rules import Context
+from keras_lipnext.lmi._affine import AffineLayer, Chain
+from keras_lipnext.lmi._convolutions import convolution_matrix, output_sides
+
+kl = keras.layers
+
+# Entries of two neighbouring values together: a matrix of this side is factorised for each pair.
+LARGEST = 8192
+
+
+def read_chain(model, part="logits"):
+    """Reads a model as a `Chain`.
+
+    Args:
+        model: Built functional or Sequential Keras model: Dense, OrthogonalDense, NormalizedDense,
+            small Conv1D and Conv2D, Rescaling and BatchNormalization, with activations of bounded
+            slope; layers that only reshape, or do nothing at inference.
+        part: "logits" for all of the model but a softmax at its end; "body" for what is in front
+            of the head, the part that `certify` needs the constant of.
+
+    Raises:
+        ValueError: naming the layer that does not fit, and what bounds the model nevertheless.
+    """
+    if part not in ("logits", "body"):
+        raise ValueError(f"`part` must be 'logits' or 'body'. Received: part={part!r}")
+    certifiable = read(model)
+    head = certifiable.head
+    steps = certifiable.body.steps + ((head,) if head and part == "logits" else ())
+    shape = certifiable.graph.input_shape[1:]
+    if None in shape:
+        raise ValueError(f"Model '{model.name}' takes inputs of no fixed size, {shape}. {_WAY_OUT}")
+    reader, current = _Reader(math.prod(shape)), 0
+    for step in steps:
+        if step.inputs != (current,) or len(step.outputs) != 1:
+            raise refusal(step, "it makes the model no chain, but a graph that branches")
+        current = step.outputs[0]
+        context = Context(step)
+        if step is not head:
+            step_bounds(step, context)  # refuses what no certificate covers
+        reader.read(step, context, step is head)
+    reader.end()
+    return Chain(model.name, part, tuple(reader.layers))
+
+
+_WAY_OUT = (
+    "The product of the layers' norms covers it: keras_lipnext.lipschitz_bound, or "
+    "certify(..., lipschitz='product')."
+)
+
+
+def refusal(step, reason):
+    """The error for a step that has no place in a chain, with the way out."""
+    return ValueError(f"{step.title} cannot be read as part of a chain: {reason}. {_WAY_OUT}")
+
+
+class _Reader:
+    """The affine map since the last activation, x -> W x + b; W None stands for diag(scale)."""
+
+    def __init__(self, size):
+        self.layers = []
+        self.name = "input"
+        self._start(size)
+
+    def _start(self, size):
+        self.size, self.weight, self.scale = size, None, np.ones(())
+        self.bias, self.error = np.zeros(size), 0.0
+
+    def read(self, step, context, is_head):
+        layer, kind = step.operation, type(step.operation)
+        if not isinstance(layer, kl.Layer):
+            activation = operation_activation(layer)
+            if activation:
+                self.activate(activation, step)
+            elif step.kind not in ("Reshape", "Cast", "StopGradient"):
+                raise refusal(step, "it is neither affine nor an activation that is known here")
+        elif kind in ACTIVATION_LAYERS:
+            self.activate(activation_of(layer, context), step)
+        elif kind in _AFFINE:
+            matrix, bias = _AFFINE[kind](layer, context, step)
+            self.multiply(matrix, bias, step)
+            if not is_head and kind is not layers.NormalizedDense:
+                self.activate(activation_of(layer, context), step)
+        elif kind is kl.Rescaling:
+            if np.ndim(layer.scale) or np.ndim(layer.offset):
+                raise refusal(step, "only one number as scale and one as offset is read")
+            self.stretch(np.float64(layer.scale), np.float64(layer.offset), 0.0)
+        elif kind is kl.BatchNormalization:
+            self._normalize(layer, context, step)
+        elif kind is kl.Flatten and len(context.input_shape) > 1:
+            if layer.data_format != "channels_last":
+                raise refusal(step, "it permutes entries (data_format='channels_first')")
+        elif kind not in (kl.Flatten, kl.Reshape, *IDENTITIES):
+            raise refusal(step, "its class is neither affine nor an activation of bounded slope")
+
+    def multiply(self, matrix, bias, step):
+        """Appends x -> matrix x + bias."""
+        self.name = step.name
+        _check_size(step, *matrix.shape)
+        magnitude = magnitude_norm(matrix)
+        error = magnitude * self.error
+        self.bias = matrix @ self.bias + bias
+        if self.weight is None and (self.scale == 1).all():
+            self.weight = matrix
+        elif self.weight is None:
+            self.weight = matrix * self.scale
+            error += 2 * UNIT_ROUNDOFF * magnitude_norm(self.weight)
+        else:
+            error += 2 * gamma(len(self.weight) + 2) * magnitude * magnitude_norm(self.weight)
+            self.weight = matrix @ self.weight
+        self.error = float(error) * _UP if error else 0.0
+        self.size = len(matrix)
+
+    def stretch(self, factors, offsets, relative):
+        """Appends x -> factors x + offsets, entry by entry; `relative` error of the factors."""
+        largest = float(np.abs(factors).max(initial=0.0))
+        target = self.scale if self.weight is None else self.weight
+        product = factors * target if target.ndim < 2 else np.reshape(factors, (-1, 1)) * target
+        magnitude = np.abs(product).max() if product.ndim < 2 else magnitude_norm(product)
+        relative += 0.0 if largest == 1 and (np.abs(factors) == 1).all() else 2 * UNIT_ROUNDOFF
+        self.error = float(largest * self.error + relative * magnitude) * _UP
+        if self.weight is None:
+            self.scale = product
+        else:
+            self.weight = product
+        self.bias = factors * self.bias + offsets
+
+    def _normalize(self, layer, context, step):
+        if layer.axis % (len(context.input_shape) + 1) != len(context.input_shape):
+            raise refusal(step, "only the last axis is read as channels")
+        mean, variance = context.array(layer.moving_mean), context.array(layer.moving_variance)
+        factors = 1 / np.sqrt(variance + layer.epsilon)
+        if layer.scale:
+            factors = factors * context.array(layer.gamma)
+        beta = context.array(layer.beta) if layer.center else 0.0
+        repeats = self.size // len(mean)
+        tiled = (np.tile(values, repeats) for values in (factors, beta - mean * factors))
+        self.stretch(*tiled, relative=8 * UNIT_ROUNDOFF)
+
+    def activate(self, activation, step):
+        """Appends an activation: it ends the affine map, or joins the activation before it."""
+        low, high = activation.slopes
+        if low == high:  # it is linear
+            if low != 1:
+                self.stretch(np.float64(low), np.float64(0.0), 0.0)
+            return
+        if not -(2.0**64) < low < high < 2.0**64:
+            raise refusal(step, f"the slope of its activation is only known to be in {low, high}")
+        untouched = self.weight is None and (self.scale == 1).all() and not self.bias.any()
+        if untouched and self.layers:
+            last = self.layers[-1]
+            self.layers[-1] = dataclasses.replace(last, activations=(*last.activations, activation))
+            return
+        if self.weight is None:
+            self.name = step.name
+            _check_size(step, self.size, self.size)
+        self._finish((activation,))
+
+    def end(self):
+        """The last affine map."""
+        self._finish(())
+
+    def _finish(self, activations):
+        weight, inputs = self.weight, self.size
+        if weight is None:
+            weight = np.diag(np.broadcast_to(self.scale, inputs))
+        if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
+            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
+        self.layers.append(AffineLayer(self.name, weight, self.bias, self.error, activations))
+        self._start(len(weight))
+
+
+_UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves
+
+
+def magnitude_norm(matrix):
+    """Upper bound of `|| |matrix| ||_2`, and so of the norm of every matrix below it."""
+    magnitudes = np.abs(matrix)
+    sums = magnitudes.sum(axis=0).max() * magnitudes.sum(axis=1).max()
+    return float(np.sqrt(sums) * _UP)
+
+
+def _check_size(step, outputs, inputs):
+    if outputs + inputs > LARGEST:
+        raise refusal(step, f"it has {inputs} inputs and {outputs} outputs, over {LARGEST} in all")
+
+
+def _dense(layer, context, step):
+    if len(context.input_shape) != 1:
+        raise refusal(step, f"it acts along one axis of {context.input_shape}, not on vectors")
+    kernel = context.array(layer.kernel)
+    bias = np.zeros(kernel.shape[1]) if layer.bias is None else context.array(layer.bias)
+    return np.ascontiguousarray(kernel.T), bias
+
+
+def _convolution(layer, context, step):
+    if layer.data_format != "channels_last" or layer.groups != 1 or layer.padding == "causal":
+        raise refusal(
+            step, "of convolutions, channels-last ones without groups, not causal, are read"
+        )
+    kernel, shape = context.array(layer.kernel), context.input_shape
+    settings = (layer.strides, layer.padding, layer.dilation_rate)
+    outputs = math.prod(output_sides(kernel, shape, *settings)) * kernel.shape[-1]
+    _check_size(step, outputs, math.prod(shape))
+    matrix = convolution_matrix(kernel, shape, *settings)
+    bias = np.zeros(kernel.shape[-1]) if layer.bias is None else context.array(layer.bias)
+    return matrix, np.tile(bias, len(matrix) // len(bias))
+
+
+_AFFINE = {
+    kl.Dense: _dense,
+    layers.OrthogonalDense: _dense,
+    layers.NormalizedDense: _dense,
+    kl.Conv1D: _convolution,
+    kl.Conv2D: _convolution,
+}

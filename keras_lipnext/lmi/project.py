@@ -1,0 +1,126 @@
+"""Scaling a trained network to a Lipschitz constant that is proven of its stored weights."""
+
+import keras
+import numpy as np
+
+from keras_lipnext.layers._channels import number
+from keras_lipnext.lmi import result
+from keras_lipnext.lmi._chain import read_chain
+from keras_lipnext.lmi._dense_chain import dense_chain
+from keras_lipnext.lmi._verified import output_form, schur_complement
+from keras_lipnext.lmi.eclipse import fast
+from keras_lipnext.lmi.rs_lmi import RSLMI
+
+# Scaling rounds the weights to their dtype: a few attempts, each a little further below.
+ATTEMPTS = 8
+# The trained multipliers are scaled layer by layer by powers of these, coarse to fine.
+STEPS, LONGEST = (2.0, 1.4, 1.1, 1.03, 1.01), 20
+
+
+def project(model, lipschitz, bound=None):
+    """Scales the last Dense layer such that the network's constant is proven to be at most L.
+
+    The outputs, biases included, are multiplied by one factor <= 1, the proven bound's excess. So
+    predictions stay what they are, and certified radii too, as margins shrink like the constant. A
+    network that satisfies the bound already is left alone.
+
+    The bound is one of the whole stored weights in float64 with every rounding accounted for, never
+    of sketches: the smallest that LipSDP's matrix inequality proves with the multipliers that an
+    `RSLMI` trained, or with those of ECLipsE-Fast, which needs none and is never above the product
+    of the layers' norms. `bound` takes another method: `keras_lipnext.lmi.lipsdp`, for example.
+
+    Args:
+        model: `RSLMI`, or built chain of Dense layers, see there. Changed in place.
+        lipschitz: Positive float, L.
+        bound: Function from a Keras model to the `LipschitzResult` of its logits.
+
+    Returns:
+        `LipschitzResult` of the network as it is now stored: its `constant` is at most `lipschitz`.
+
+    Raises:
+        ValueError: for a model that is no chain of Dense layers, weights that are not finite, or a
+            `bound` that answers something else.
+        RuntimeError: if float64 cannot prove any bound.
+    """
+    if not 0 < number("lipschitz", lipschitz) < float("inf"):
+        raise ValueError(f"`lipschitz` must be positive. Received: lipschitz={lipschitz!r}")
+    training = model if isinstance(model, RSLMI) else None
+    network = training.constrained if training else model
+    chain = dense_chain(network)
+    multipliers = training.multipliers() if training else None
+
+    def current():
+        found = bound(network) if bound else proven_bound(network, multipliers)
+        if not isinstance(found, result.LipschitzResult) or found.part != "logits":
+            raise ValueError(
+                "`bound` must answer with the LipschitzResult of the logits, as "
+                f"keras_lipnext.lmi.eclipse does. Received: {found!r}"
+            )
+        return found
+
+    found = current()
+    for attempt in range(ATTEMPTS):
+        if found.constant <= lipschitz:
+            return found
+        factor = lipschitz / found.constant * (1 - 1e-7 * 4**attempt)
+        for weight in chain.layers[-1].weights:
+            values = np.asarray(keras.ops.convert_to_numpy(weight)).astype("float64")
+            weight.assign(keras.ops.cast(values * factor, weight.dtype))
+        if multipliers:  # they scale like the squares of the outputs
+            multipliers = [m * factor**2 for m in multipliers]
+        found = current()
+    raise ValueError(
+        f"Scaling did not bring the bound below {lipschitz}: it is {found.constant}. Does `bound` "
+        "depend on the last layer's weights?"
+    )
+
+
+def proven_bound(network, multipliers=None):
+    """`LipschitzResult` of a chain from trained multipliers and from ECLipsE-Fast's: the better.
+
+    Args:
+        network: Built chain of Dense layers.
+        multipliers: As `RSLMI.multipliers` answers.
+    """
+    chain = read_chain(network)
+    units = np.cumsum([result.scale_of(w) for w in chain.weights[:-1]])
+    fits = multipliers and [len(m) for m in multipliers] == [len(w) for w in chain.weights[:-1]]
+
+    def candidates(weights, slopes):
+        yield fast(weights, slopes)[0]
+        if fits:  # in units of the scaled weights
+            scaled = [np.ldexp(m, 2 * k) for m, k in zip(multipliers, units)]
+            yield scaled_multipliers(weights, slopes, scaled)
+
+    return result.proven_bound(network, "logits", "rs_lmi", candidates)
+
+
+def scaled_multipliers(weights, slopes, multipliers):
+    """The multipliers with a factor for each layer that makes the bound small; proves nothing."""
+
+    def square(factors):
+        p = np.eye(weights[0].shape[1])
+        for w, (a, b), m, factor in zip(weights, slopes, multipliers, factors):
+            if a + b == 0:  # then the complement does not depend on K, which has to be >= 0
+                lowest = np.linalg.eigvalsh(p + 2 * a * b * (w.T * (m * factor)) @ w)[0]
+                if not lowest >= 0:
+                    return np.inf
+            p = schur_complement(p, w, (a, b), m * factor, 1e-9)
+            if p is None:
+                return np.inf
+        form = output_form(p, weights[-1])
+        return np.inf if form is None else np.linalg.eigvalsh(form)[-1]
+
+    factors = np.ones(len(multipliers))
+    best = square(factors)
+    for step in STEPS:
+        for i in range(len(factors)):
+            for direction in (step, 1 / step):
+                for _ in range(LONGEST):
+                    trial = factors.copy()
+                    trial[i:] *= direction  # those behind have to follow
+                    value = square(trial)
+                    if not value < best * (1 - 1e-6):
+                        break
+                    factors, best = trial, value
+    return [m * f for m, f in zip(multipliers, factors)]

@@ -1,0 +1,202 @@
+import keras
+
+from keras_lipnext import layers
+from keras_lipnext.layers._channels import channel_axis, positive_integer, resolve_data_format
+from keras_lipnext.losses import EMMA
+from keras_lipnext.metrics import CertifiedAccuracy
+from keras_lipnext.models.building import (
+    check_classes,
+    check_positive,
+    default_temperature,
+    image_sizes,
+)
+from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
+from keras_lipnext.models.presets import SLL_PRESETS
+from keras_lipnext.optimizers import ManifoldAdam
+
+LEARNING_RATE = 3e-3
+
+
+@keras.saving.register_keras_serializable("keras_lipnext")
+class SLLNet(CertifiableModel):
+    """SLL network: residual SDP-based Lipschitz layers, convolutional, then dense.
+
+    image - 1/2 -> zero channels up to `width` -> depth x SDPResidualConv2D -> average pooling,
+    scaled to norm 1 -> flatten -> dense_depth x SDPResidualDense -> NormalizedDense -> logits
+
+    It comes compiled, as `LipNeXt`: Adam with a cosine decay over each `fit`, the EMMA loss with
+    its ramp, accuracy and certified accuracy as metrics.
+
+    Example:
+
+    ```python
+    model = keras_lipnext.SLLNet(size="small", input_shape=(32, 32, 3), num_classes=10)
+    model.fit(x_train, y_train, epochs=30, validation_data=(x_val, y_val))
+    print(model.certify(x_test, y_test))
+    ```
+
+    | size | depth | width | hidden_filters | dense_depth | hidden_units |
+    | --- | ---: | ---: | ---: | ---: | ---: |
+    | tiny | 4 | 16 | 16 | 2 | 64 |
+    | small | 20 | 45 | 5 | 7 | 2048 |
+    | medium | 30 | 60 | 5 | 10 | 2048 |
+    | large | 50 | 90 | 5 | 10 | 2048 |
+    | xlarge | 70 | 120 | 5 | 15 | 2048 |
+
+    Sizes but "tiny" are those of the paper's code.
+
+    Args:
+        size: One of the sizes above; "tiny" if None.
+        input_shape: (height, width, channels) of the images, channels first if so configured.
+            Values in [0, 1]. `pool_size` must divide height and width.
+        num_classes: Number of classes, at least 2.
+        depth: Number of convolutions; overrides the size's, as the next four.
+        width: Number of channels.
+        hidden_filters: Hidden channels of a convolution.
+        dense_depth: Number of dense layers.
+        hidden_units: Hidden units of a dense layer.
+        kernel_size: Of the convolutions.
+        pool_size: Side of the pooling's windows.
+        bound: "sll", "spectral" (CPL) or "aol"; see `layers.SDPResidualConv2D`.
+        activation: Keras activation with slopes in [0, 1].
+        epsilon: l2 radius of interest; EMMA demands margins up to 3 * epsilon.
+        temperature: EMMA's. None is 128 / sqrt(height * width), and at least 1.
+        learning_rate: Adam's, 0.003 if None.
+        data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
+        dtype: Dtype policy of the layers. None is the global policy.
+        compile: Whether to compile the model with these defaults.
+        name: Name of the model.
+
+    Raises:
+        ValueError: for an unknown size, or shapes that cannot work.
+
+    Reference:
+        Araujo et al. (ICLR 2023), arXiv 2303.03169.
+    """
+
+    def __init__(
+        self,
+        size=None,
+        input_shape=(32, 32, 3),
+        num_classes=10,
+        depth=None,
+        width=None,
+        hidden_filters=None,
+        dense_depth=None,
+        hidden_units=None,
+        kernel_size=3,
+        pool_size=4,
+        bound="sll",
+        activation="relu",
+        epsilon=36 / 255,
+        temperature=None,
+        learning_rate=None,
+        data_format=None,
+        dtype=None,
+        compile=True,
+        name=None,
+        **kwargs,
+    ):
+        reject_unknown(self, kwargs, ("trainable",))
+        check_positive(epsilon=epsilon)
+        check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
+        check_classes(num_classes)
+        data_format = resolve_data_format(data_format)
+        height, breadth, channels = image_sizes(input_shape, data_format)
+        given = {
+            "depth": depth,
+            "width": width,
+            "hidden_filters": hidden_filters,
+            "dense_depth": dense_depth,
+            "hidden_units": hidden_units,
+        }
+        sizes = _preset(size, given)
+        pool_size = positive_integer("pool_size", pool_size)
+        if height % pool_size or breadth % pool_size:
+            raise ValueError(
+                "`pool_size` must divide the images' height and width. Received: "
+                f"pool_size={pool_size}, input_shape={tuple(input_shape)}"
+            )
+        if sizes["width"] < channels:
+            raise ValueError(
+                f"`width` must be at least the images' number of channels, {channels}. Received: "
+                f"width={sizes['width']}"
+            )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        shared = {"bound": bound, "activation": activation, "dtype": policy}
+
+        inputs = keras.Input(tuple(input_shape), name="image")
+        x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
+        padding = [(0, 0)] * 4
+        padding[channel_axis(data_format)] = (0, sizes["width"] - channels)
+        x = keras.ops.pad(x, padding)
+        for index in range(sizes["depth"]):
+            x = layers.SDPResidualConv2D(
+                sizes["hidden_filters"],
+                kernel_size,
+                data_format=data_format,
+                name=f"convolution_{index}",
+                **shared,
+            )(x)
+        # The mean of p x p entries has norm 1 / p.
+        pool = keras.layers.AveragePooling2D(pool_size, data_format=data_format, dtype=policy)
+        x = keras.layers.Rescaling(float(pool_size), dtype=policy)(pool(x))
+        x = keras.layers.Flatten(data_format=data_format, dtype=policy)(x)
+        for index in range(sizes["dense_depth"]):
+            x = layers.SDPResidualDense(sizes["hidden_units"], name=f"dense_{index}", **shared)(x)
+        outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
+        super().__init__(inputs, outputs, name=name, **kwargs)
+
+        self._config = {
+            "size": size,
+            "input_shape": tuple(input_shape),
+            "num_classes": num_classes,
+            **sizes,
+            "kernel_size": kernel_size,
+            "pool_size": pool_size,
+            "bound": bound,
+            "activation": activation,
+            "epsilon": epsilon,
+            "temperature": temperature,
+            "learning_rate": learning_rate,
+            "data_format": data_format,
+            "dtype": policy.name,
+        }
+        if compile:
+            optimizer = ManifoldAdam(learning_rate or LEARNING_RATE)
+            if policy.name == "mixed_float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            temperature = temperature or default_temperature(height, breadth, channels)
+            self.compile(
+                optimizer,
+                loss=EMMA(3 * epsilon, temperature=temperature),
+                metrics=["accuracy", CertifiedAccuracy(epsilon)],
+            )
+            self._cosine = True
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            **self._config,
+            "frozen": [layer.name for layer in self.layers if not layer.trainable],
+            "cosine_decay": self._cosine,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
+        model = cls(**config, compile=False)
+        for layer in model.layers:
+            if layer.name in frozen:
+                layer.trainable = False
+        model._cosine = cosine_decay
+        return model
+
+
+def _preset(size, given):
+    size = "tiny" if size is None else size
+    if size not in SLL_PRESETS:
+        raise ValueError(f"`size` must be one of {', '.join(SLL_PRESETS)}. Received: size={size!r}")
+    sizes = {**SLL_PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
+    return {name: positive_integer(name, value) for name, value in sizes.items()}

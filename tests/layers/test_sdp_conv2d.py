@@ -1,0 +1,75 @@
+import pytest
+import sdp_checks
+from layer_checks import check_data_formats, check_layer, check_variant
+
+from keras_lipnext.layers import SDPConv2D
+
+BOUNDS = ["aol", "sll", "spectral"]
+# The grid of "spectral" and that of the verified norm both add a little to their bounds.
+NORM_GRID = {1: 1.0, 2: 1.02, 3: 1.02, 5: 1.02, 7: 1.1}
+
+
+def test_basics():
+    check_layer(SDPConv2D, {"filters": 4, "kernel_size": 3}, (3, 5, 4, 2), (3, 5, 4, 4))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize(
+    "size, strides, padding, shape",
+    [
+        (1, 1, "same", (5, 4)),
+        (2, 1, "circular", (5, 4)),
+        ((3, 5), 2, "same", (3, 2)),
+        (7, (2, 3), "circular", (3, 2)),
+    ],
+)
+def test_variants(bound, size, strides, padding, shape):
+    arguments = {"filters": 3, "kernel_size": size, "bound": bound, "strides": strides}
+    arguments |= {"padding": padding, "kernel_initializer": "glorot_normal"}
+    check_variant(SDPConv2D, arguments, (2, 5, 4, 2), (2, *shape, 3))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("size, padding", [(3, "same"), ((2, 4), "circular")])
+def test_equals_numpy(bound, size, padding):
+    layer = SDPConv2D(3, size, bound, strides=2, padding=padding, activation="relu")
+    sdp_checks.check_values(layer, (5, 6, 2), "SDPConv2D")
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_data_formats(bound):
+    arguments = {"filters": 3, "kernel_size": 3, "bound": bound, "strides": 2}
+    check_data_formats(SDPConv2D, arguments, (2, 5, 4, 2))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("size", NORM_GRID)
+def test_constant_of_any_kernel(bound, size):
+    layer = SDPConv2D(3, size, bound)
+    count = 64 if size < 5 else 24
+    sdp_checks.check_constants(layer, (None, 8, 8, 4), count, NORM_GRID[size])
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_gradients(bound):
+    sdp_checks.check_gradients(
+        lambda **k: SDPConv2D(3, 3, bound, activation="tanh", **k), (4, 3, 2)
+    )
+    sdp_checks.check_gradients_are_finite(SDPConv2D(3, 3, bound), (4, 3, 2))
+
+
+def test_starts_as_an_isometry():
+    layer = SDPConv2D(6, 3)
+    layer.build((None, 5, 5, 4))
+    assert sdp_checks.norm(sdp_checks.to_numpy(layer.effective_kernel())) > 1 - 1e-4
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="holds for matrices only"):
+        SDPConv2D(4, 3, "orthogonal")
+    with pytest.raises(ValueError, match=r"`padding` must be .* Received: padding='valid'"):
+        SDPConv2D(4, 3, padding="valid")
+    with pytest.raises(ValueError, match=r"`kernel_size` is an integer or two"):
+        SDPConv2D(4, (3, 3, 3))
+    with pytest.raises(ValueError, match=r"wraps around by 3 positions. Received: width=2"):
+        SDPConv2D(4, 7, padding="circular").build((None, 5, 2, 1))

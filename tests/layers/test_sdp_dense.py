@@ -1,0 +1,72 @@
+import keras
+import numpy as np
+import pytest
+import sdp_checks
+from layer_checks import check_layer, check_variant
+
+from keras_lipnext.layers import SDPDense
+
+BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
+FREE = BOUNDS[:3]
+
+
+def test_basics():
+    check_layer(SDPDense, {"units": 5, "bound": "sll"}, (4, 6), (4, 5))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("units", [3, 9])
+def test_variants(bound, units):
+    arguments = {"units": units, "bound": bound, "activation": "tanh", "use_bias": units > 3}
+    check_variant(SDPDense, arguments, (2, 3, 6), (2, 3, units))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_equals_numpy(bound):
+    sdp_checks.check_values(SDPDense(5, bound, activation="elu"), (7,), "SDPDense")
+
+
+@pytest.mark.parametrize("bound", FREE)
+@pytest.mark.parametrize("units, features", [(8, 8), (5, 12), (12, 5), (1, 6), (70, 90)])
+def test_constant_of_any_kernel(bound, units, features):
+    count = 64 if units == 70 else 256
+    largest = sdp_checks.check_constants(SDPDense(units, bound), (None, features), count)
+    assert largest > 1 - 1e-4  # the rank one kernels reach it
+
+
+def test_a_diagonal_that_is_too_small_would_be_seen(monkeypatch):
+    """The check of the constant is no formality: T without the terms off its diagonal."""
+    from keras_lipnext.layers import _sdp
+
+    monkeypatch.setattr(_sdp, "_row_sums", lambda w, log_q: keras.ops.sum(w**2, axis=0))
+    with pytest.raises(AssertionError):
+        sdp_checks.check_constants(SDPDense(8, "aol"), (None, 8), 16)
+
+
+@pytest.mark.parametrize("bound", FREE)
+def test_gradients(bound):
+    sdp_checks.check_gradients(lambda **k: SDPDense(5, bound, "tanh", **k), (4,))
+    sdp_checks.check_gradients_are_finite(SDPDense(5, bound), (4,))
+
+
+@pytest.mark.parametrize("bound", FREE)
+def test_scaling_the_kernel_changes_nothing(bound):
+    layer = SDPDense(5, bound)
+    layer.build((None, 4))
+    kernel = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    layer.kernel.assign(kernel)
+    reference = np.asarray(sdp_checks.to_numpy(layer.effective_kernel()))
+    for factor in (2.0**-90, 2.0**60):
+        layer.kernel.assign(kernel * np.float32(factor))
+        np.testing.assert_array_equal(sdp_checks.to_numpy(layer.effective_kernel()), reference)
+
+
+@pytest.mark.parametrize("bound", ["AOL", "cayley", None])
+def test_bad_bound(bound):
+    with pytest.raises(ValueError, match=r"`bound` must be one of spectral, aol, sll, orthogonal"):
+        SDPDense(4, bound)
+
+
+def test_bad_units():
+    with pytest.raises(ValueError, match=r"`units` must be a positive integer. Received: units=0"):
+        SDPDense(0)

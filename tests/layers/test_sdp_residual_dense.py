@@ -1,0 +1,57 @@
+import keras
+import pytest
+import sdp_checks
+from layer_checks import check_layer, check_variant
+
+from keras_lipnext.certification.activations import _FUNCTIONS
+from keras_lipnext.layers import SDPResidualDense
+from keras_lipnext.layers._sdp_layer import SLOPES_IN_0_1
+
+BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
+
+
+def test_basics():
+    arguments = {"hidden_units": 5, "bound": "sll", "activation": "tanh"}
+    check_layer(SDPResidualDense, arguments, (4, 6), (4, 6))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("hidden", [3, None, 9])
+def test_variants(bound, hidden):
+    arguments = {"hidden_units": hidden, "bound": bound, "use_bias": hidden != 3}
+    check_variant(SDPResidualDense, arguments, (2, 3, 6), (2, 3, 6))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_equals_numpy(bound):
+    layer = SDPResidualDense(5, bound, activation="softplus")
+    sdp_checks.check_values(layer, (7,), "SDPResidualDense")
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+@pytest.mark.parametrize("hidden, features", [(8, 8), (5, 12), (12, 5)])
+def test_constant_of_any_kernel(bound, hidden, features):
+    sdp_checks.check_constants(SDPResidualDense(hidden, bound), (None, features), 256)
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+def test_gradients(bound):
+    sdp_checks.check_gradients(lambda **k: SDPResidualDense(5, bound, "tanh", **k), (4,))
+    sdp_checks.check_gradients_are_finite(SDPResidualDense(5, bound), (4,))
+
+
+@pytest.mark.parametrize("name", sorted(_FUNCTIONS))
+def test_only_slopes_in_0_1_are_taken(name):
+    least, largest = _FUNCTIONS[name].slopes
+    assert (name in SLOPES_IN_0_1) == (least >= 0 and largest <= 1)
+    if name in SLOPES_IN_0_1:
+        SDPResidualDense(activation=name)
+    else:
+        with pytest.raises(ValueError, match=r"whose slope lies in \[0, 1\].*Received: activation"):
+            SDPResidualDense(activation=name)
+
+
+def test_other_callables_are_refused():
+    for activation in (lambda x: -x, keras.ops.abs):
+        with pytest.raises(ValueError, match=r"whose slope lies in \[0, 1\]"):
+            SDPResidualDense(activation=activation)

@@ -1,0 +1,203 @@
+"""Reading models as chains: the chain computes what the model does, and all else is refused."""
+
+import keras
+import numpy as np
+import pytest
+from chains import dense_chain
+
+import keras_lipnext as lip
+from keras_lipnext.lmi._affine import AffineLayer
+from keras_lipnext.lmi._chain import LARGEST, magnitude_norm, read_chain
+
+kl = keras.layers
+
+
+def built(*layers, shape):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def normalization():
+    layer = kl.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    random = np.random.default_rng(5)
+    for weight in layer.weights:
+        weight.assign(random.uniform(0.5, 2, weight.shape))
+    return layer
+
+
+MODELS = {
+    "dense": lambda: dense_chain((5, 7, 6, 3), "tanh"),
+    "one layer": lambda: dense_chain((5, 3)),
+    "rescaled": lambda: built(
+        kl.Rescaling(1 / 255, 0.5),
+        kl.Dense(4, "relu"),
+        kl.Rescaling(-3.0, 1.0),
+        kl.Dense(2),
+        shape=(3,),
+    ),
+    "merged": lambda: built(kl.Dense(4), kl.Dense(6, "relu"), kl.Dense(5), kl.Dense(2), shape=(3,)),
+    "two activations": lambda: built(
+        kl.Dense(4, "leaky_relu"), kl.Dropout(0.5), kl.ELU(), kl.Dense(2), shape=(3,)
+    ),
+    "starts and ends in activations": lambda: built(
+        kl.Activation("tanh"), kl.Dense(4, "relu"), shape=(3,)
+    ),
+    "reshaped": lambda: built(kl.Reshape((2, 6)), kl.Flatten(), kl.Dense(3), shape=(3, 4)),
+    "ours": lambda: built(
+        lip.layers.OrthogonalDense(6, activation="softplus"),
+        lip.layers.NormalizedDense(4),
+        kl.LeakyReLU(0.3),
+        lip.layers.NormalizedDense(2),
+        shape=(5,),
+    ),
+    "softmax at the end": lambda: built(kl.Dense(4, "relu"), kl.Dense(3), shape=(3,)),
+    "convolutions": lambda: built(
+        kl.Conv2D(3, 3, strides=2, padding="same", activation="relu"),
+        normalization(),
+        kl.Conv2D(2, (2, 3), padding="valid"),
+        kl.Flatten(),
+        kl.Dense(3),
+        shape=(8, 7, 2),
+    ),
+    "one axis, dilated": lambda: built(
+        kl.Conv1D(3, 3, padding="same", dilation_rate=2, activation="elu"),
+        kl.Conv1D(2, 4, strides=3),
+        kl.Flatten(),
+        shape=(11, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_chain_computes_what_the_model_computes(name):
+    model = MODELS[name]()
+    for weight in model.weights:
+        if "bias" in weight.path:
+            weight.assign(np.random.default_rng(3).normal(size=weight.shape))
+    chain = read_chain(model)
+    x = np.random.default_rng(4).normal(size=(10, *model.input_shape[1:])).astype("float32")
+    expected = model.predict(x, verbose=0).reshape(10, -1)
+    found = x.reshape(10, -1).astype("float64")
+    for layer in chain.layers:
+        found = keras.ops.convert_to_numpy(layer(found))
+    assert np.abs(found - expected).max() < 1e-5 * (1 + np.abs(expected).max())
+    assert [w.shape[1] for w in chain.weights[1:]] == [len(w) for w in chain.weights[:-1]]
+    assert all(layer.activations for layer in chain.layers[:-1])
+    assert not chain.layers[-1].activations
+
+
+def test_stored_matrices_are_exact_and_merged_ones_within_their_error():
+    chain = read_chain(MODELS["merged"]())
+    assert len(chain.layers) == 2 and all(0 < error < 1e-13 for error in chain.errors)
+    assert read_chain(MODELS["dense"]()).errors == [0.0] * 3
+    model = MODELS["merged"]()
+    first, second = (layer.kernel.numpy().astype(np.longdouble) for layer in model.layers[:2])
+    off = (first @ second).T - read_chain(model).weights[0]
+    assert np.linalg.norm(off.astype("float64")) <= chain.errors[0]
+
+
+def test_scaled_matrices_are_within_their_error():
+    model = MODELS["rescaled"]()
+    kernel = model.layers[1].kernel.numpy().astype(np.longdouble)
+    layer = read_chain(model).layers[0]
+    off = (kernel.T * np.longdouble(1 / 255) - layer.weight).astype("float64")
+    assert 0 < np.linalg.norm(off) <= layer.error < 1e-15
+
+
+def test_slopes():
+    chain = read_chain(MODELS["two activations"]())
+    low, high = chain.slopes[0]
+    assert low == 0 and 1 <= high < 1 + 1e-15
+    leaky = layer_with("leaky_relu", "leaky_relu")
+    low, high = leaky.slopes
+    assert 0.04 - 1e-15 < low < 0.2**2 and high >= 1
+    low, high = layer_with("gelu", "gelu").slopes
+    assert low < -1.27 and high > 1.27
+
+
+def layer_with(*names):
+    from keras_lipnext.certification.activations import find_activation
+
+    activations = tuple(find_activation(kl.Activation(name)) for name in names)
+    return AffineLayer("a", np.eye(1), np.zeros(1), activations=activations)
+
+
+def test_body_and_logits():
+    model = dense_chain((5, 7, 6, 3))
+    body, logits = read_chain(model, "body"), read_chain(model, "logits")
+    assert len(body.layers) == len(logits.layers) == 3
+    assert np.array_equal(body.weights[-1], np.eye(6)) and logits.weights[-1].shape == (3, 6)
+    ending = keras.Sequential([*model.layers, kl.Softmax()])
+    ending.build((None, 5))
+    assert np.array_equal(read_chain(ending).weights[-1], logits.weights[-1])
+    with pytest.raises(ValueError, match="part='head'"):
+        read_chain(model, "head")
+
+
+def residual():
+    inputs = keras.Input((4,))
+    x = kl.Dense(4, "relu", name="inner")(inputs)
+    return keras.Model(inputs, kl.Dense(2)(kl.Add(name="sum")([inputs, x])))
+
+
+REFUSED = {
+    "residual": (residual, "Layer 'sum'.*branches"),
+    "pooling": (
+        lambda: built(
+            kl.AveragePooling2D(2, name="pool"), kl.Flatten(), kl.Dense(2), shape=(4, 4, 1)
+        ),
+        "Layer 'pool'.*class",
+    ),
+    "BetaAbs": (
+        lambda: built(lip.layers.BetaAbs(name="abs"), kl.Dense(2), shape=(4,)),
+        "Layer 'abs'.*class",
+    ),
+    "along an axis": (
+        lambda: built(kl.Dense(3, name="along"), kl.Flatten(), kl.Dense(2), shape=(4, 4)),
+        "Layer 'along'.*one axis",
+    ),
+    "groups": (
+        lambda: built(kl.Conv2D(2, 3, groups=2, name="grouped"), kl.Flatten(), shape=(4, 4, 2)),
+        "Layer 'grouped'.*groups",
+    ),
+    "large convolution": (
+        lambda: built(kl.Conv2D(8, 3, name="large"), kl.Flatten(), shape=(40, 40, 1)),
+        f"Layer 'large'.*{LARGEST}",
+    ),
+    "several scales": (
+        lambda: built(kl.Rescaling([1.0, 2.0], name="scales"), kl.Dense(2), shape=(2,)),
+        "Layer 'scales'.*one number",
+    ),
+    "no size": (
+        lambda: built(kl.Conv1D(2, 3), kl.GlobalAveragePooling1D(), shape=(None, 2)),
+        "no fixed size",
+    ),
+    "zero": (
+        lambda: built(kl.Dense(2, "relu", kernel_initializer="zeros"), kl.Dense(2), shape=(2,)),
+        "all-zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_chain_is_refused_by_name(name):
+    build, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        read_chain(build())
+
+
+def test_refusals_name_the_alternative():
+    with pytest.raises(ValueError, match="lipschitz='product'"):
+        read_chain(residual())
+
+
+def test_no_wide_matrix_is_built_before_it_is_refused():
+    model = built(kl.Dense(4000, "relu"), kl.Dense(4200, "relu", name="wide"), shape=(10,))
+    with pytest.raises(ValueError, match="Layer 'wide'"):
+        read_chain(model)
+
+
+def test_magnitude_norm_is_a_bound():
+    for seed in range(20):
+        w = np.random.default_rng(seed).normal(size=(5, 8))
+        assert np.linalg.norm(np.abs(w), 2) <= magnitude_norm(w)

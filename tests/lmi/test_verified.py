@@ -1,0 +1,160 @@
+"""The proof in floating point: right multipliers pass, wrong ones and too small constants fail."""
+
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_lipnext.lmi import _verified
+from keras_lipnext.lmi._verified import prove, schur_complement, verified_constant
+from keras_lipnext.lmi.eclipse import fast
+
+
+def random_chain(seed, sizes=(4, 6, 5, 3), spread=0.0):
+    random = np.random.default_rng(seed)
+    return [
+        random.normal(size=(n, m)) / np.sqrt(m) * np.exp(spread * random.normal(size=(n, 1)))
+        for m, n in itertools.pairwise(sizes)
+    ]
+
+
+def exact_square(weights, slopes, multipliers):
+    """rho of these multipliers, by the best P_i, in 60 digits; None if they are not feasible."""
+    with mpmath.workdps(60):
+        p = mpmath.eye(weights[0].shape[1])
+        for w, (a, b), m in zip(weights, slopes, multipliers):
+            w, m = mpmath.matrix(w.tolist()), mpmath.diag([mpmath.mpf(float(v)) for v in m])
+            a, b = mpmath.mpf(a), mpmath.mpf(b)
+            coupling = (a + b) * m * w
+            k = p + 2 * a * b * w.T * m * w
+            p = 2 * m - coupling * mpmath.inverse(k) * coupling.T
+            if min(mpmath.eigsy(p, eigvals_only=True)) <= 0:
+                return None
+        w = mpmath.matrix(weights[-1].tolist())
+        return max(mpmath.eigsy(w * mpmath.inverse(p) * w.T, eigvals_only=True))
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(0.0, 1.0), (0.2, 1.0), (-0.13, 1.13), (0.0, 0.25), (-0.5, 0.4)]),
+    st.sampled_from([0.0, 1.0, 6.0]),
+)
+def test_proven_constants_are_above_the_exact_one_of_their_multipliers(seed, interval, spread):
+    weights = random_chain(seed, spread=spread)
+    slopes = [interval] * 2
+    multipliers = fast(weights, slopes)[0]
+    random = np.random.default_rng(seed)
+    multipliers = [m * random.uniform(0.8, 1.0, m.shape) for m in multipliers]
+    constant, used = verified_constant(weights, [0.0] * 3, slopes, multipliers)
+    exact = exact_square(weights, slopes, used)
+    assert exact is not None
+    assert constant**2 >= exact
+    assert constant**2 <= float(exact) * (1 + 1e-7)
+
+
+def two_layer():
+    weights = random_chain(3, (4, 6, 3))
+    slopes = [(0.0, 1.0)]
+    return weights, slopes, fast(weights, slopes)[0]
+
+
+@pytest.mark.parametrize("factor", [2.0, 10.0, 1e8])
+def test_multipliers_that_are_too_large_prove_nothing(factor):
+    weights, slopes, multipliers = two_layer()
+    # Twice the closed form is where P_1 loses its rank.
+    assert verified_constant(weights, [0.0] * 2, slopes, [factor * 1.01 * multipliers[0]]) is None
+
+
+def test_one_wrong_multiplier_proves_nothing_or_more():
+    weights, slopes, (m,) = two_layer()
+    right, _ = verified_constant(weights, [0.0] * 2, slopes, [m])
+    for k in range(len(m)):
+        for value in (0.0, -1.0, np.nan, np.inf, 1e3 * m[k]):
+            wrong = m.copy()
+            wrong[k] = value
+            answer = verified_constant(weights, [0.0] * 2, slopes, [wrong])
+            if answer is not None:
+                exact = exact_square(weights, slopes, answer[1])
+                assert answer[0] ** 2 >= exact
+                assert answer[0] > right / 2  # the true constant is not far below
+
+
+def test_negative_multipliers_are_no_proof():
+    weights, slopes, (m,) = two_layer()
+    assert prove(weights, [0.0] * 2, slopes, [m], 1e-12) is not None
+    assert prove(weights, [0.0] * 2, slopes, [-m], 1e-12) is None
+    assert prove(weights, [0.0] * 2, slopes, [m * np.nan], 1e-12) is None
+
+
+@pytest.mark.parametrize("excess", [1e-6, 1e-9])
+def test_a_rho_that_is_too_small_is_rejected(excess):
+    """The mutant: the last inequality at the exact rho, shrunk."""
+    weights, slopes, (m,) = two_layer()
+    p = schur_complement(np.eye(4), weights[0], slopes[0], m)
+    w = weights[1]
+    exact = float(np.linalg.eigvalsh(w @ np.linalg.inv(p) @ w.T)[-1])
+    for rho, holds in ((exact * (1 + excess), True), (exact * (1 - excess), False)):
+        matrix = np.block([[p, w.T], [w, rho * np.eye(len(w))]])
+        scale = _verified._scaling(matrix)
+        assert _verified._is_positive(matrix, scale, 0.0) is holds
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 1.0), (-0.13, 1.13), (-1.0, 0.3)])
+@pytest.mark.parametrize("entry", [(0, 0), (1, 3), (3, 3)])
+def test_a_p_that_is_too_large_is_rejected(entry, interval, monkeypatch):
+    """The mutant: P_1 larger than the Schur complement in one entry, by one part in 10^8."""
+    w, last = random_chain(3, (6, 4, 3))
+    (m,), _ = fast([w, last], [interval])
+    p = schur_complement(np.eye(6), w, interval, m, 1e-12)
+    wrong = p.copy()
+    i, j = entry
+    wrong[i, j] += 1e-8 * np.linalg.eigvalsh(p)[-1]
+    wrong[j, i] = wrong[i, j]
+    assert _verified._hidden_holds(np.eye(6), w, 0.0, interval, m, p)
+    assert not _verified._hidden_holds(np.eye(6), w, 0.0, interval, m, wrong)
+    assert prove([w, last], [0.0] * 2, [interval], [m], 1e-12) is not None
+    monkeypatch.setattr(_verified, "schur_complement", lambda *arguments: wrong)
+    assert prove([w, last], [0.0] * 2, [interval], [m], 1e-12) is None
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 1.0), (-0.13, 1.13)])
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_error_of_merged_weights_is_paid_for(which, interval):
+    weights = random_chain(3, (4, 6, 3))
+    slopes, errors = [interval], [0.0, 0.0]
+    multipliers = fast(weights, slopes)[0]
+    exact, _ = verified_constant(weights, errors, slopes, multipliers)
+    errors[which] = 1e-5
+    paid, used = verified_constant(weights, errors, slopes, multipliers)
+    assert paid > exact * (1 + 1e-6)
+    # Every network within the error obeys it: here, one moved along its largest direction.
+    u, _, v = np.linalg.svd(weights[which])
+    moved = list(weights)
+    moved[which] = weights[which] + 1e-5 * np.outer(u[:, 0], v[0])
+    assert paid**2 >= exact_square(moved, slopes, used)
+
+
+@given(st.integers(0, 10**6), st.floats(-1e-13, 1e-13))
+def test_nearly_singular_matrices_are_only_accepted_if_positive(seed, shift):
+    """_is_positive against 60 digits, where rounding decides."""
+    random = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(random.normal(size=(8, 8)))
+    matrix = (q * np.array([0.0, *random.uniform(0.1, 2, 7)])) @ q.T + shift * np.eye(8)
+    matrix = (matrix + matrix.T) / 2
+    scale = _verified._scaling(matrix)
+    if scale is not None and _verified._is_positive(matrix, scale, 0.0):
+        with mpmath.workdps(60):
+            least = min(mpmath.eigsy(mpmath.matrix(matrix.tolist()), eigvals_only=True))
+            assert least >= 0
+
+
+def test_extreme_scales_are_refused_or_right():
+    for scale in (2.0**-480, 2.0**480):
+        weights, slopes, (m,) = two_layer()
+        weights = [weights[0] * scale, weights[1]]
+        answer = verified_constant(weights, [0.0] * 2, slopes, [m / scale**2])
+        assert answer is None or (np.isfinite(answer[0]) and answer[0] > 0)
+    assert verified_constant(weights, [0.0] * 2, slopes, [np.full(6, np.inf)]) is None
