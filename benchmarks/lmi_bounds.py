@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--widths", nargs="+", type=int, default=[10, 30, 100, 300, 1000])
     parser.add_argument("--depths", nargs="+", type=int, default=[2, 5, 10, 30, 100])
     parser.add_argument("--neurons", type=int, default=10, help="of a layer, where depths vary")
-    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds, for solvers")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds, for solvers")
     arguments = parser.parse_args()
     if arguments.child:
         sweep(*arguments.child, arguments)

@@ -38,7 +38,7 @@ def largest_stretch(chain, seed=0, samples=2000, rounds=30):
 
     def value(x):
         for layer in chain.layers:
-            x = keras.ops.convert_to_numpy(layer(x))
+            x = layer(x)
         return x
 
     def stretch(x, direction, size=1e-4):

@@ -20,8 +20,8 @@ much as float32 may lose in the products, and `UNIT**2` where T is in units of t
 which keeps columns that are 0 or tiny from being divided by 0. So the constant is at most 1 in
 real arithmetic, and at most 1 + 1e-6 where T is computed in float32.
 
-Reference: Araujo et al. (ICLR 2023), arXiv 2303.03169; Meunier et al. (ICML 2022), 2110.12690 (CPL);
-Prach, Lampert (ECCV 2022), 2208.03160 (AOL); Delattre et al. (ICML 2023), 2305.16173 (Gram
+Reference: Araujo et al. (ICLR 2023), arXiv 2303.03169; Meunier et al. (ICML 2022), 2110.12690
+(CPL); Prach, Lampert (ECCV 2022), 2208.03160 (AOL); Delattre et al. (ICML 2023), 2305.16173 (Gram
 iteration). What is added for rounding is ours.
 """
 

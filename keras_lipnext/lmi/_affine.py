@@ -2,7 +2,10 @@
 
 import dataclasses
 
+import keras
 import numpy as np
+
+from keras_lipnext import backend
 
 # Slopes closer to 0 are rounded away from the interval's middle: products stay clear of underflow.
 _LEAST_SLOPE = 2.0**-100
@@ -44,10 +47,14 @@ class AffineLayer:
         return float(low), float(high)
 
     def __call__(self, x):
-        """Applies the layer to a batch of vectors, tensors of the backend or NumPy arrays."""
-        x = x @ self.weight.T + self.bias
-        for activation in self.activations:
-            x = activation.function(x)
+        """Applies the layer to a batch of vectors: NumPy float64 in and out."""
+        x = np.asarray(x, "float64") @ self.weight.T + self.bias
+        if self.activations:
+            with backend.float64_scope():
+                x = keras.ops.convert_to_tensor(x, dtype="float64")
+                for activation in self.activations:
+                    x = activation.function(x)
+                x = keras.ops.convert_to_numpy(x)
         return x
 
 
