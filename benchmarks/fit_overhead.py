@@ -4,8 +4,8 @@
 
 Both train the same LipNeXt on the same batches of 32 x 32 x 3 images, with the same loss, metrics
 (accuracy, certified accuracy) and optimizer, from the same weights (handwritten.py). The losses of
-a first epoch must agree. An epoch of `fit` and an epoch of the loop then take turns; the figure is
-the median of their ratios. Writes results/fit_overhead.json and .png.
+the first steps must agree. An epoch of `fit` and an epoch of the loop then take turns; the figure
+is the median of their ratios. Writes results/fit_overhead.json and .png.
 
 Not shown: shuffling, validation, a progress bar and data that do not fit in memory (all off, or not
 used, on both sides); compilation, which comes before. `fit` has a cost a call, so epochs of more
@@ -19,7 +19,8 @@ import measuring
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-TOLERANCE = 1e-3  # relative, of the first epoch's losses
+# Relative, of the mean loss of the first steps; later ones differ more and more, as rounding does.
+FIRST, TOLERANCE = 4, 1e-4
 
 
 def measure(arguments, depth, width, batch):
@@ -49,13 +50,14 @@ def measure(arguments, depth, width, batch):
     x = generator.random((batch * arguments.steps, 32, 32, 3), dtype="float32")
     y = generator.integers(0, 10, len(x)).astype("int32")
 
-    def fit():
-        return model.fit(x, y, batch_size=batch, shuffle=False, verbose=0).history["loss"][0]
+    def fit(*data):
+        return model.fit(*data, batch_size=batch, shuffle=False, verbose=0).history["loss"][0]
 
-    losses = {"loop": loop.epoch(x, y, batch)[0], "fit": fit()}
+    first = x[: FIRST * batch], y[: FIRST * batch]
+    losses = {"loop": loop.epoch(*first, batch)[0], "fit": fit(*first)}
     if not abs(losses["fit"] / losses["loop"] - 1) < TOLERANCE:
         raise SystemExit(f"the two sides do not compute the same: losses {losses}")
-    calls = {"loop": lambda: loop.epoch(x, y, batch), "fit": fit}
+    calls = {"loop": lambda: loop.epoch(x, y, batch), "fit": lambda: fit(x, y)}
     timings = measuring.interleaved(calls, arguments.rounds, arguments.seconds)
     return {
         "backend": keras.backend.backend(),

@@ -79,10 +79,14 @@ def gelu(approximate):
         inner, cubic = np.float64(math.sqrt(2 / math.pi)), np.float64(0.044715)
         # The largest slope is 1.128993..., near 1.42.
         return Activation(
-            lambda x: x * (1 + ops.tanh(inner * (x + cubic * (x * x * x)))) / 2, 1.1289931
+            lambda x: x * (1 + ops.tanh(inner * (x + cubic * (x * x * x)))) / 2,
+            1.1289931,
+            least=-0.1289931,
         )
     # The slope Phi(x) + x phi(x) is largest at sqrt(2).
-    return Activation(lambda x: x * (1 + ops.erf(x / np.float64(math.sqrt(2)))) / 2, 1.1289042)
+    return Activation(
+        lambda x: x * (1 + ops.erf(x / np.float64(math.sqrt(2)))) / 2, 1.1289042, least=-0.1289042
+    )
 
 
 def clipped_relu(negative_slope, max_value):
@@ -122,8 +126,8 @@ _FUNCTIONS = {
         least=0.0,
     ),
     "gelu": gelu(False),
-    "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394),
-    "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991),
+    "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394, least=-0.0998394),
+    "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991, least=-0.1125262),
     "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0),
     "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0),
     "squareplus": Activation(lambda x: (x + ops.sqrt(x * x + 4)) / 2, at_zero=1.0, least=0.0),
@@ -141,7 +145,9 @@ _FUNCTIONS = {
     "sparse_sigmoid": Activation(
         lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1), 0.5, at_zero=0.5, least=0.0
     ),
-    "hard_silu": Activation(lambda x: x * ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1.5),
+    "hard_silu": Activation(
+        lambda x: x * ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1.5, least=-0.5
+    ),
 }
 
 # Operations of `keras.ops`, by the names of their classes.
