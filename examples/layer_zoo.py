@@ -5,8 +5,8 @@
 
 Four layers of one width between an orthogonal embedding and a normalised head. The linear layers
 (orthogonal, AOL, spectral) are followed by |x| on half the channels, the residual ones (SLL, CPL)
-hold a ReLU. All have the same loss, schedule and number of steps; each its own learning rate,
-chosen on held-out training images with --validation. Prints one table, writes it and a plot.
+hold a ReLU. All have the same loss, schedule and number of steps. ManifoldMuon trains the first,
+Adam the others, at rates that were not tuned. Prints one table, writes it and a plot.
 """
 
 import argparse

@@ -31,7 +31,7 @@ def image_sizes(input_shape, data_format):
         )
     if None in input_shape:
         raise ValueError(
-            "The model needs images of a known height, width and number of channels. "
+            "The model needs a known height, width and number of channels of its images. "
             f"Received: input_shape={input_shape}"
         )
     first, *others = input_shape

@@ -75,7 +75,7 @@ def test_sizes():
         ({"pool_size": 3}, r"`pool_size` must divide .* Received: pool_size=3"),
         ({"width": 0}, r"`width` must be a positive integer. Received: width=0"),
         ({"input_shape": (8, 8, 7)}, r"at least the images' number of channels, 7"),
-        ({"input_shape": (8, None, 1)}, r"needs images of a known height"),
+        ({"input_shape": (8, None, 1)}, r"needs a known height"),
         ({"learning_rate": -1.0}, r"`learning_rate` must be positive"),
         ({"activation": "gelu"}, r"whose slope lies in \[0, 1\]"),
         ({"num_classes": 1}, r"`num_classes` must be at least 2"),
