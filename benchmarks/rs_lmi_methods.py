@@ -124,7 +124,7 @@ def compiled(model, learning_rate=1e-3):
 
 
 def best_bound(model, training, rounds=6, steps=100):
-    """The smallest Lipschitz bound that can be proven in some seconds, for whatever was trained.
+    """The smallest `LipschitzResult` that can be proven in some seconds, for whatever was trained.
 
     ECLipsE-Fast's multipliers, those that RS-LMI trained, and then others fitted to the finished
     weights, the same for all: an RSLMI of the frozen network, with ever smaller targets.
@@ -133,19 +133,18 @@ def best_bound(model, training, rounds=6, steps=100):
 
     from keras_lipnext.lmi.project import proven_bound
 
-    best = proven_bound(model).constant
-    if isinstance(training, lmi.RSLMI):
-        best = min(best, proven_bound(model, training.multipliers()).constant)
+    trained = training.multipliers() if isinstance(training, lmi.RSLMI) else None
+    best = proven_bound(model, trained)
     model.trainable = False
     for _ in range(rounds):
-        fitting = lmi.RSLMI(model, 0.9 * best, sketch=24, rank=16)
+        fitting = lmi.RSLMI(model, 0.9 * best.constant, sketch=24, rank=16)
         fitting.compile(
             keras.optimizers.Adam(3e-2), lambda y, outputs: 0.0 * ops.sum(outputs, axis=-1)
         )
         nothing = np.zeros((steps, INPUTS), "float32"), np.zeros(steps, "float32")
         fitting.fit(*nothing, batch_size=1, verbose=0)
-        found = proven_bound(model, fitting.multipliers()).constant
-        if not found < 0.995 * best:
+        found = proven_bound(model, fitting.multipliers())
+        if not found.constant < 0.995 * best.constant:
             break
         best = found
     model.trainable = True

@@ -83,7 +83,7 @@ def _certify(model, certifiable, options):
 def _inspect(model, certifiable, options):
     try:
         with _progress() as verbose:
-            bound = lipschitz_bound(model, verbose)
+            bound = lipschitz_bound(model, verbose, options.lipschitz)
     except ValueError as error:
         raise ValueError("\n".join(_refusals(certifiable)) or str(error)) from error
     summary = {
@@ -227,6 +227,12 @@ def _parser():
         "--strict", action="store_true", help="fail if a constant is declared, not proven"
     )
     common.add_argument(
+        "--lipschitz",
+        choices=("product", *METHODS),
+        default="product",
+        help="how to bound the Lipschitz constant (product of the layers' constants)",
+    )
+    common.add_argument(
         "--import",
         dest="modules",
         action="append",
@@ -245,12 +251,6 @@ def _parser():
         default=EPSILONS,
         metavar="E",
         help="l2 radii in units of the inputs (36/255 72/255 108/255)",
-    )
-    command.add_argument(
-        "--lipschitz",
-        choices=("product", *METHODS),
-        default="product",
-        help="how to bound the Lipschitz constant (product of the layers' constants)",
     )
     command.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     command.add_argument("--limit", type=_positive, metavar="N", help="take the first N samples")

@@ -2,16 +2,47 @@
 
 import dataclasses
 
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LipschitzResult:
+    """An upper bound of the l2 Lipschitz constant of a model, or of its body: proven.
+
+    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_fast` and `project` answer with it, and
+    `keras_lipnext.certify(..., lipschitz=result)` proves it again from its multipliers.
+
+    Attributes:
+        constant: Float, rounded up.
+        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_fast" or "rs_lmi".
+        status: "verified": the matrix inequality was proven, in float64, to hold for the
+            multipliers and this constant.
+        part: "logits" if the constant covers the model, "body" if what is in front of its head.
+        seconds: Time it took.
+        multipliers: Tuple of vectors, the diagonals of the Lambda_i that prove it.
+    """
+
+    constant: float
+    method: str
+    status: str
+    part: str
+    seconds: float
+    multipliers: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to bound the Lipschitz constant of a model's body other than layer by layer.
+    """A way to bound the Lipschitz constants of a model other than layer by layer.
 
     Attributes:
+        name: As code names it.
         title: As reports name it.
-        function: From a model to a proven upper bound, a float; it raises where there is none.
+        function: From a model to (constant, pairs), proven upper bounds: a float for its body, and
+            one of z_i - z_j for each pair of logits, shape (classes, classes), infinite where
+            unknown. It raises where there is none.
     """
 
+    name: str
     title: str
     function: object
 
@@ -20,16 +51,18 @@ class Method:
 METHODS = {}
 
 
-def method_named(name):
-    """The `Method` of this name, None for "product"; ValueError if there is none."""
-    if name == "product":
-        return None
-    if name not in METHODS:
-        raise ValueError(
-            f"`lipschitz` must be one of {', '.join(['product', *METHODS])}. "
-            f"Received: lipschitz={name!r}"
-        )
-    return METHODS[name]
+def method_of(lipschitz):
+    """The `Method` of this name or `LipschitzResult`, None for "product"; ValueError if none is."""
+    if isinstance(lipschitz, LipschitzResult):
+        from keras_lipnext.lmi.result import given  # which is built upon this module
+
+        return given(lipschitz)
+    if isinstance(lipschitz, str) and lipschitz in ("product", *METHODS):
+        return METHODS.get(lipschitz)
+    raise ValueError(
+        f"`lipschitz` must be one of {', '.join(['product', *METHODS])}, or a LipschitzResult. "
+        f"Received: lipschitz={lipschitz!r}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +97,20 @@ class LipschitzBound:
         head: Name of the linear layer that makes the logits, or None; then `constant` covers the
             logits.
         notes: Tuple of sentences on what was read in a special way.
-        method: How `constant` was found: "product" of the layers' constants along the graph, or a
-            name of `METHODS`.
+        method: The `Method` that found `constant`; None if it is the layers' constants, combined
+            along the graph.
     """
 
     constant: float
     layers: tuple
     head: str | None
     notes: tuple = ()
-    method: str = "product"
+    method: Method | None = None
 
     @property
     def product(self):
         """What the layers' constants combine to along the graph; `constant` unless by a method."""
-        if self.method == "product":
+        if self.method is None:
             return self.constant
         return self.layers[-1].total if self.layers else 1.0
 
@@ -97,7 +130,7 @@ class LipschitzBound:
                 f"{layer.name:<{width}}  {layer.kind:<{kinds}}  {layer.constant:>15.12g}  "
                 f"{layer.total:>15.12g}{several}{declared}"
             )
-        method = "" if self.method == "product" else f", by {METHODS[self.method].title}"
+        method = "" if self.method is None else f", by {self.method.title}"
         lines.append(f"Lipschitz constant of the body: {self.constant:.12g}{method}")
         lines.append(f"head: {self.head or 'none: the constant covers the logits'}")
         return "\n".join([*lines, *self.notes])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
-from keras_lipnext.certification.bounds import method_named
+from keras_lipnext.certification.bounds import method_of
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
 from keras_lipnext.certification.lipschitz import read
@@ -33,10 +33,11 @@ def certify(
         min_{j != i} max(0, z_i - z_j - E_ij) / (K ||w_i - w_j||)
 
     for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
-    one, where K covers the logits. Ties and non-finite logits have radius 0. Inputs are taken as
-    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
-    float16 is certified from its stored weights, and the samples on which its own low-precision
-    prediction differs are counted.
+    one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
+    of its own, proven likewise, that is taken where it is smaller. Ties and non-finite logits have
+    radius 0. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
+    that computes in bfloat16 or float16 is certified from its stored weights, and the samples on
+    which its own low-precision prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -51,8 +52,9 @@ def certify(
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
         lipschitz: How to bound the constant K of the body: "product" of the layers' constants along
             the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
-            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`). The method
-            named is the one used, whether or not another one would give less.
+            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`), or the
+            `LipschitzResult` of one of them or of `lmi.project`, which is proven again from its
+            multipliers. What is named is used, whether or not another method would give less.
 
     Returns:
         `Certificate`.
@@ -67,7 +69,7 @@ def certify(
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
-    method = method_named(lipschitz)
+    method = method_of(lipschitz)
     batches, total = numpy_batches(x, y, batch_size)
     certifiable = read(model)
     check_hash(certifiable, expected_hash)
@@ -79,7 +81,7 @@ def certify(
         )
     evaluation = Evaluation(certifiable, classes, verbose)
     if method is not None:
-        evaluation.use(lipschitz, method.function(model))
+        evaluation.use(method, model)
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
     predictions, radii, allowances, labels = [], [], [], []

@@ -14,6 +14,7 @@ from keras_lipnext.certification.lipschitz import (
     check_same_shape,
     required_rule,
     step_bounds,
+    usable,
 )
 from keras_lipnext.certification.norms import gamma
 from keras_lipnext.certification.radius import (
@@ -49,6 +50,7 @@ class Evaluation:
         self._by_size = {}
         self._kernel = None
         self._found = {}
+        self._pair_constants = np.inf
         self.bound = None
         head = certifiable.head
         if head is None:
@@ -58,13 +60,10 @@ class Evaluation:
             self._pairs = pairwise_distances_float64(self._kernel)
             self._joint = joint_norms_float64(self._kernel)
 
-    def use(self, method, constant):
-        """Takes a constant of the body that a method proved, not the product of the layers'."""
-        if not 2.0**-500 < constant < 2.0**500:
-            raise ValueError(
-                f"The Lipschitz constant by '{method}' is {constant}: no radius follows."
-            )
-        self._found = {"method": method, "constant": constant}
+    def use(self, method, model):
+        """Takes the constants that a `Method` proves, not the product of the layers'."""
+        constant, self._pair_constants = method.function(model)
+        self._found = {"method": method, "constant": usable(method, constant)}
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -85,6 +84,7 @@ class Evaluation:
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
             distances = bound.constant * self._pairs * (1 + 2.0**-52)
+            distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)

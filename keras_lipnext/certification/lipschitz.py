@@ -15,7 +15,7 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
     sdp_rules,
 )
 from keras_lipnext.certification.activations import is_softmax
-from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound
+from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound, method_of
 from keras_lipnext.certification.calls import replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
 from keras_lipnext.certification.rounding import combined, underflow
@@ -115,21 +115,24 @@ def _is_head(step):
     )
 
 
-def lipschitz_bound(model, verbose=0):
+def lipschitz_bound(model, verbose=0, lipschitz="product"):
     """Proves an upper bound of the model's l2 Lipschitz constant from its stored weights.
 
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
             one output.
         verbose: 1 for a progress bar over the layers, 0 for silence.
+        lipschitz: As for `certify`.
 
     Returns:
         `LipschitzBound`.
 
     Raises:
-        ValueError: naming the layer, if one has no known constant or weights without a norm; if
-            the model is not built or not a graph of layers.
+        ValueError: naming the layer, if one has no known constant or weights without a norm, or
+            the method does not cover it; if the model is not built or not a graph of layers.
+        RuntimeError, ImportError: as for `certify`.
     """
+    method = method_of(lipschitz)
     certifiable = read(model)
     steps = certifiable.body.steps
     progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
@@ -139,7 +142,20 @@ def lipschitz_bound(model, verbose=0):
         bounds.append(step_bounds(step, Context(step)))
         if progress:
             progress.add(1)
-    return bound_of(certifiable, bounds)
+    bound = bound_of(certifiable, bounds)
+    if method is None:
+        return bound
+    constant = usable(method, method.function(model)[0])
+    return dataclasses.replace(bound, method=method, constant=constant)
+
+
+def usable(method, constant):
+    """The constant that a `Method` proved; ValueError if no radius follows from it."""
+    if not 2.0**-500 < constant < 2.0**500:
+        raise ValueError(
+            f"The Lipschitz constant by {method.title} is {constant}: no radius follows."
+        )
+    return constant
 
 
 def _check_built_shape(step):

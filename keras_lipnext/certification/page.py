@@ -43,7 +43,7 @@ def html(certificate):
         classes=(wording.per_class_header(certificate), wording.per_class_rows(certificate)),
         layers=_layers(evidence.bound) if evidence else None,
         head=evidence.bound.head if evidence else None,
-        method=wording.method(evidence.bound) if evidence else None,
+        method=evidence.bound.method.title if evidence and evidence.bound.method else None,
         k=f"{certificate.lipschitz_bound:.10g}",
         long=_LONG,
         **_figures(certificate),

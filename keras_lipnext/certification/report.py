@@ -189,7 +189,7 @@ def evidence_dict(evidence):
         "input_shape": list(evidence.input_shape),
         "backend": evidence.backend,
         "versions": dict(evidence.versions),
-        "lipschitz_method": bound.method,
+        "lipschitz_method": bound.method.name if bound.method else "product",
         "how_proven": wording.how_proven(bound),
         "layers": [
             {

@@ -4,8 +4,6 @@ import html
 
 import numpy as np
 
-from keras_lipnext.certification.bounds import METHODS
-
 
 def rows(certificate):
     """(quantity, value) pairs of the headline numbers."""
@@ -48,20 +46,15 @@ def low_precision(certificate):
     return " and ".join(dict.fromkeys(names)) or "low precision"
 
 
-def method(bound):
-    """Title of the method that bounded the body as a whole; None if layer by layer."""
-    return METHODS[bound.method].title if bound.method != "product" else None
-
-
 def how_proven(bound):
     """How the Lipschitz constant follows from those of the layers, as half a sentence."""
     count = len(bound.layers)
     if not count:
         return "no layer in front of the head"
     layers = "1 layer" if count == 1 else f"{count} layers"
-    if method(bound):
+    if bound.method:
         return (
-            f"{method(bound)} over {layers}, its matrix inequality proven in float64 from the "
+            f"{bound.method.title} over {layers}, its matrix inequality proven in float64 from the "
             f"stored weights; the layers' constants combine to {bound.product:.9g}"
         )
     # Where branches meet, constants do not simply multiply.

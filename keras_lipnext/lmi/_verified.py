@@ -52,18 +52,37 @@ def verified_constant(weights, errors, slopes, multipliers):
     Returns:
         (constant, multipliers): float, rounded up, and the list of vectors that prove it; or None.
     """
+    return _first_proof(weights, errors, slopes, multipliers, _last_constant)
+
+
+def verified_pairs(weights, errors, slopes, multipliers):
+    """Upper bounds of the Lipschitz constants of y_i - y_j; None if no proof goes through.
+
+    The theorem's proof with G, symmetric, for rho I: [P_{l-1}, W_l^T; W_l, G] >= 0 gives
+    |c^T dy|^2 <= c^T G c |dx|^2 for every c, here c = e_i - e_j.
+
+    Args: as `verified_constant`.
+
+    Returns:
+        Array (outputs, outputs), rounded up, zero on the diagonal; or None.
+    """
+    proof = _first_proof(weights, errors, slopes, multipliers, _last_pairs)
+    return None if proof is None else proof[0]
+
+
+def _first_proof(weights, errors, slopes, multipliers, last):
     candidates = [_positive(m) for m in multipliers]
     for slack in SLACKS:
         # T_i has slack if the coupling between neighbours shrinks: later multipliers by more.
         shrunk = [m * (1 - 4 * slack) ** (i + 1) for i, m in enumerate(candidates)]
-        constant = prove(weights, errors, slopes, shrunk, slack)
-        if constant is not None:
-            return constant, shrunk
+        answer = prove(weights, errors, slopes, shrunk, slack, last)
+        if answer is not None:
+            return answer, shrunk
     return None
 
 
-def prove(weights, errors, slopes, multipliers, slack):
-    """The constant that follows from these multipliers as they are; None if it is not proven."""
+def prove(weights, errors, slopes, multipliers, slack, last=None):
+    """What `last` proves from these multipliers as they are, the constant; None if nothing."""
     p = np.eye(weights[0].shape[1])
     with np.errstate(all="ignore"):
         for w, error, interval, m in zip(weights, errors, slopes, multipliers):
@@ -73,7 +92,7 @@ def prove(weights, errors, slopes, multipliers, slack):
             if following is None or not _hidden_holds(p, w, error, interval, m, following):
                 return None
             p = following
-        return _last_constant(p, weights[-1], errors[-1])
+        return (last or _last_constant)(p, weights[-1], errors[-1])
 
 
 def schur_complement(p, w, slopes, m, slack=0.0):
@@ -95,6 +114,7 @@ def schur_complement(p, w, slopes, m, slack=0.0):
 
 def estimated_square(weights, slopes, multipliers):
     """The rho that these multipliers may prove; inf if they are not feasible. It proves nothing."""
+    weights = without_kernel(weights)
     p = np.eye(weights[0].shape[1])
     for w, interval, m in zip(weights, slopes, multipliers):
         p = schur_complement(p, w, interval, _positive(m), SLACKS[0])
@@ -102,6 +122,17 @@ def estimated_square(weights, slopes, multipliers):
             return np.inf
     form = output_form(p, weights[-1])
     return np.inf if form is None else np.linalg.eigvalsh(form)[-1]
+
+
+def without_kernel(weights):
+    """The chain on the inputs that matter, those orthogonal to W_1's kernel; it proves nothing.
+
+    Searches try many multipliers: for images on small layers this makes them many times faster.
+    """
+    first = weights[0]
+    if first.shape[1] > first.shape[0]:
+        first = np.linalg.qr(first.T, mode="r").T
+    return [first, *weights[1:]]
 
 
 def output_form(p, w):
@@ -162,15 +193,38 @@ def _last_constant(p, w, error):
     estimate = np.linalg.eigvalsh(form)[-1]
     for slack in SLACKS:
         rho = estimate * (1 + slack)
-        matrix = _assembled(p, w, np.diag(np.full(len(w), rho)))
-        scale = _scaling(matrix)
-        if scale is None:
-            return None
-        factors = np.ldexp(1.0, scale)
-        allowance = factors[: len(p)].max() * factors[len(p) :].max() * error
-        if _is_positive(matrix, scale, allowance * (1 + 2.0**-20)):
+        if _last_holds(p, w, error, np.diag(np.full(len(w), rho))):
             return float(np.sqrt(rho) * _UP)
     return None
+
+
+def _last_pairs(p, w, error):
+    """sqrt((e_i - e_j)^T G (e_i - e_j)), proven; None if P is not positive."""
+    half = _half(p, w)
+    if half is None:
+        return None
+    form = half.T @ half
+    form = (form + form.T) / 2
+    diagonal = np.diagonal(form)
+    room = np.maximum(diagonal, 2.0**-20 * diagonal.max())
+    for slack in SLACKS:
+        g = form + np.diag(slack * room)
+        if _last_holds(p, w, error, g):
+            sums = np.add.outer(np.diagonal(g), np.diagonal(g))
+            squares = sums - 2 * g + 8 * UNIT_ROUNDOFF * (sums + 2 * np.abs(g))
+            return np.sqrt(squares) * _UP * (1 - np.eye(len(g)))
+    return None
+
+
+def _last_holds(p, w, error, g):
+    """Whether [P, W^T; W, G] >= 0, for every exact W within `error` of w."""
+    matrix = _assembled(p, w, g)
+    scale = _scaling(matrix)
+    if scale is None:
+        return False
+    factors = np.ldexp(1.0, scale)
+    allowance = factors[: len(p)].max() * factors[len(p) :].max() * error
+    return _is_positive(matrix, scale, allowance * (1 + 2.0**-20))
 
 
 def _assembled(top, coupling, bottom):

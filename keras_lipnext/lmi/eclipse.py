@@ -26,8 +26,8 @@ import numpy as np
 
 from keras_lipnext.certification.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import solved_multipliers
-from keras_lipnext.lmi._verified import output_form, schur_complement
-from keras_lipnext.lmi.result import proven_bound
+from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
+from keras_lipnext.lmi.result import certified_by, proven_bound
 
 # Room to stay positive definite in: the proof takes its own.
 _SLACK = 2.0**-40
@@ -55,7 +55,7 @@ def eclipse_fast(model, part="logits"):
     Reference: Xu, Sivaranjani 2024, arXiv 2404.04375.
     """
     return proven_bound(
-        model, part, "eclipse_fast", lambda weights, slopes: [fast(weights, slopes)[0]]
+        model, part, "eclipse_fast", lambda chain: [fast(chain.weights, chain.slopes)[0]]
     )
 
 
@@ -83,15 +83,17 @@ def eclipse(model, part="logits", solver=None, time_limit=None, verbose=0):
     Reference: Xu, Sivaranjani 2024, arXiv 2404.04375.
     """
 
-    def candidates(weights, slopes):
-        yield _greedy(weights, slopes, solver=solver, time_limit=time_limit, verbose=verbose)
-        yield fast(weights, slopes)[0]
+    def candidates(chain):
+        read = chain.weights, chain.slopes
+        yield _greedy(*read, solver=solver, time_limit=time_limit, verbose=verbose)
+        yield fast(*read)[0]
 
     return proven_bound(model, part, "eclipse", candidates)
 
 
 def fast(weights, slopes):
     """(multipliers, rho) of ECLipsE-Fast, not proven: lists of vectors, and the bound's square."""
+    weights = without_kernel(weights)
     p, multipliers = np.eye(weights[0].shape[1]), []
     for w, interval in zip(weights, slopes):
         m = _closed_form(p, w, interval)
@@ -151,7 +153,5 @@ def _ill_conditioned():
     )
 
 
-METHODS["eclipse_fast"] = Method(
-    "ECLipsE-Fast", lambda model: eclipse_fast(model, part="body").constant
-)
-METHODS["eclipse"] = Method("ECLipsE", lambda model: eclipse(model, part="body").constant)
+METHODS["eclipse_fast"] = Method("eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast))
+METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse))

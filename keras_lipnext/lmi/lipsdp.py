@@ -6,7 +6,7 @@ from keras_lipnext.certification.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import VARIANTS, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
-from keras_lipnext.lmi.result import proven_bound
+from keras_lipnext.lmi.result import certified_by, proven_bound
 
 # A solver is exact to some 1e-8 of the rho it starts from. Where the best rho is below this share
 # of it, as in deep networks, the program is scaled anew and solved again.
@@ -64,7 +64,8 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}")
 
-    def candidates(weights, slopes):
+    def candidates(chain):
+        weights, slopes = chain.weights, chain.slopes
         start = fast(weights, slopes)
         if not slopes:
             return [start[0]]  # an affine map: nothing to choose
@@ -85,4 +86,4 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
     return proven_bound(model, part, f"lipsdp-{variant}", candidates)
 
 
-METHODS["lipsdp"] = Method("LipSDP-Neuron", lambda model: lipsdp(model, part="body").constant)
+METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp))

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 
+from keras_lipnext.certification.bounds import LipschitzResult
 from keras_lipnext.layers._channels import number
-from keras_lipnext.lmi import result
-from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi._dense_chain import dense_chain
-from keras_lipnext.lmi._verified import output_form, schur_complement
+from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.eclipse import fast
+from keras_lipnext.lmi.result import proven_bound as prove
 from keras_lipnext.lmi.rs_lmi import RSLMI
 
 # Scaling rounds the weights to their dtype: a few attempts, each a little further below.
@@ -51,7 +51,7 @@ def project(model, lipschitz, bound=None):
 
     def current():
         found = bound(network) if bound else proven_bound(network, multipliers)
-        if not isinstance(found, result.LipschitzResult) or found.part != "logits":
+        if not isinstance(found, LipschitzResult) or found.part != "logits":
             raise ValueError(
                 "`bound` must answer with the LipschitzResult of the logits, as "
                 f"keras_lipnext.lmi.eclipse does. Received: {found!r}"
@@ -82,21 +82,19 @@ def proven_bound(network, multipliers=None):
         network: Built chain of Dense layers.
         multipliers: As `RSLMI.multipliers` answers.
     """
-    chain = read_chain(network)
-    units = np.cumsum([result.scale_of(w) for w in chain.weights[:-1]])
-    fits = multipliers and [len(m) for m in multipliers] == [len(w) for w in chain.weights[:-1]]
 
-    def candidates(weights, slopes):
-        yield fast(weights, slopes)[0]
-        if fits:  # in units of the scaled weights
-            scaled = [np.ldexp(m, 2 * k) for m, k in zip(multipliers, units)]
-            yield scaled_multipliers(weights, slopes, scaled)
+    def candidates(chain):
+        yield fast(chain.weights, chain.slopes)[0]
+        if multipliers and chain.fits(multipliers):
+            trained = chain.to_units(multipliers)
+            yield scaled_multipliers(chain.weights, chain.slopes, trained)
 
-    return result.proven_bound(network, "logits", "rs_lmi", candidates)
+    return prove(network, "logits", "rs_lmi", candidates)
 
 
 def scaled_multipliers(weights, slopes, multipliers):
     """The multipliers with a factor for each layer that makes the bound small; proves nothing."""
+    weights = without_kernel(weights)
 
     def square(factors):
         p = np.eye(weights[0].shape[1])

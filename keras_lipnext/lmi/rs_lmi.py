@@ -37,8 +37,8 @@ class RSLMI(keras.Model):
     training = keras_lipnext.lmi.RSLMI(model, lipschitz=5.0)
     training.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     training.fit(x_train, y_train, epochs=10)
-    keras_lipnext.lmi.project(training, lipschitz=5.0)
-    certificate = keras_lipnext.certify(model, x_test, y_test, lipschitz="eclipse_fast")
+    found = keras_lipnext.lmi.project(training, lipschitz=5.0)
+    certificate = keras_lipnext.certify(model, x_test, y_test, lipschitz=found)
     ```
 
     Args:

@@ -1,5 +1,6 @@
 """`certify` with a bound by matrix inequalities: sound, tighter, and named in every report."""
 
+import dataclasses
 import json
 
 import keras
@@ -29,7 +30,9 @@ def test_radii_grow_and_no_attack_breaks_them(plain, name):
     assert np.array_equal(certificate.predictions, product.predictions)
     gain = product.lipschitz_bound / certificate.lipschitz_bound
     assert gain > 1.2
-    assert np.allclose(certificate.radii, gain * product.radii, rtol=1e-9)
+    # Not smaller than by the body's constant, and larger where the pair has a better one.
+    assert (certificate.radii >= gain * product.radii * (1 - 1e-9)).all()
+    assert (certificate.radii > 1.01 * gain * product.radii).any()
     flipped, _ = lip.certification.pgd(model, x, certificate.predictions, 0.999 * certificate.radii)
     assert not flipped.any()
 
@@ -67,10 +70,52 @@ def test_every_report_names_the_method(plain, name, tmp_path):
     assert not any(name in str(product) for name in METHODS.values())
 
 
+def logits_of(model, x):
+    return model.predict(x, verbose=0).astype("float64")
+
+
+def test_radii_are_never_below_those_of_the_logits_constant(plain):
+    """What `project` grants, margin / (sqrt(2) L), holds of the certificate too."""
+    _, x, _ = plain
+    model = dense_chain((8, 12, 12, 12, 4), seed=8)
+    found = lip.lmi.project(model, 2.0)
+    margins = np.sort(logits_of(model, x), axis=1)
+    margins = margins[:, -1] - margins[:, -2]
+    for lipschitz in ("eclipse_fast", found):
+        certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=lipschitz)
+        assert (certificate.radii >= (1 - 1e-4) * margins / (2**0.5 * 2.0)).all()
+
+
+def test_a_result_is_proven_again(plain):
+    model, x, _ = plain
+    best = lip.lmi.lipsdp(model)
+    certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=best)
+    assert "LipSDP with the multipliers of lipsdp-neuron" in str(certificate)
+    flipped, _ = lip.certification.pgd(model, x, certificate.predictions, 0.999 * certificate.radii)
+    assert not flipped.any()
+    # A number that somebody wrote into it counts for nothing.
+    forged = dataclasses.replace(best, constant=1e-3, part="body", status="verified")
+    again = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=forged)
+    assert np.array_equal(again.radii, certificate.radii)
+    # Nor do the multipliers of other weights: they prove what they prove, or nothing.
+    other = dense_chain((8, 12, 12, 12, 4), seed=5)
+    other.set_weights([0.9 * w for w in model.get_weights()])
+    moved = lip.certify(other, x, epsilons=0.01, verbose=0, lipschitz=best)
+    flipped, _ = lip.certification.pgd(other, x, moved.predictions, 0.999 * moved.radii)
+    assert not flipped.any() and (moved.radii > 0).all()
+    other.set_weights([1.1 * w for w in model.get_weights()])
+    with pytest.raises(RuntimeError, match="not its own"):
+        lip.certify(other, x, epsilons=0.01, verbose=0, lipschitz=best)
+    with pytest.raises(ValueError, match=r"layers of \[12, 12, 12\] neurons"):
+        lip.certify(dense_chain((8, 6, 4), seed=0), x, verbose=0, lipschitz=best)
+
+
 def test_bad_methods_and_models(plain):
     model, x, _ = plain
     with pytest.raises(ValueError, match="lipschitz='best'"):
         lip.certify(model, x, verbose=0, lipschitz="best")
+    with pytest.raises(ValueError, match=r"lipschitz=1\.0"):
+        lip.lipschitz_bound(model, lipschitz=1.0)
     with pytest.raises(ValueError, match=r"cannot be read as part of a chain.*product"):
         lip.certify(small_lipnext(), np.zeros((2, 8, 8, 1)), verbose=0, lipschitz="eclipse_fast")
 
@@ -85,5 +130,7 @@ def test_the_command(plain, tmp_path, monkeypatch, capsys):
     assert "ECLipsE-Fast over 3 layers" in capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["lipschitz_bound"] < product.lipschitz_bound
+    assert main(["inspect", "model.keras", "--lipschitz", "eclipse_fast"]) == 0
+    assert f"K        {written['lipschitz_bound']:.10g}, ECLipsE-Fast" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, "--lipschitz", "guess"])

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_lipnext.lmi import _verified
-from keras_lipnext.lmi._verified import prove, schur_complement, verified_constant
+from keras_lipnext.lmi._verified import (
+    prove,
+    schur_complement,
+    verified_constant,
+    verified_pairs,
+)
 from keras_lipnext.lmi.eclipse import fast
 
 
@@ -23,6 +28,13 @@ def random_chain(seed, sizes=(4, 6, 5, 3), spread=0.0):
 
 def exact_square(weights, slopes, multipliers):
     """rho of these multipliers, by the best P_i, in 60 digits; None if they are not feasible."""
+    form = exact_form(weights, slopes, multipliers)
+    with mpmath.workdps(60):
+        return None if form is None else max(mpmath.eigsy(form, eigvals_only=True))
+
+
+def exact_form(weights, slopes, multipliers):
+    """W_l P_{l-1}^-1 W_l^T of these multipliers."""
     with mpmath.workdps(60):
         p = mpmath.eye(weights[0].shape[1])
         for w, (a, b), m in zip(weights, slopes, multipliers):
@@ -34,7 +46,7 @@ def exact_square(weights, slopes, multipliers):
             if min(mpmath.eigsy(p, eigvals_only=True)) <= 0:
                 return None
         w = mpmath.matrix(weights[-1].tolist())
-        return max(mpmath.eigsy(w * mpmath.inverse(p) * w.T, eigvals_only=True))
+        return w * mpmath.inverse(p) * w.T
 
 
 @given(
@@ -53,6 +65,44 @@ def test_proven_constants_are_above_the_exact_one_of_their_multipliers(seed, int
     assert exact is not None
     assert constant**2 >= exact
     assert constant**2 <= float(exact) * (1 + 1e-7)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(0.0, 1.0), (-0.13, 1.13), (0.0, 0.25)]),
+    st.sampled_from([0.0, 1.0, 6.0]),
+)
+def test_proven_pairs_are_above_the_exact_ones_of_their_multipliers(seed, interval, spread):
+    weights = random_chain(seed, spread=spread)
+    weights[-1][1] = weights[-1][0] + 1e-9  # two classes that are nearly one
+    slopes = [interval] * 2
+    multipliers = [0.9 * m for m in fast(weights, slopes)[0]]
+    pairs = verified_pairs(weights, [0.0] * 3, slopes, multipliers)
+    # Any others, feasible, are above: the proof shrinks them by some slack.
+    shrunk = verified_constant(weights, [0.0] * 3, slopes, multipliers)[1]
+    form = exact_form(weights, slopes, shrunk)
+    assert (pairs == pairs.T).all() and (np.diag(pairs) == 0).all()
+    largest = max(float(form[i, i]) for i in range(3))
+    for i, j in itertools.combinations(range(3), 2):
+        with mpmath.workdps(60):
+            square = form[i, i] + form[j, j] - 2 * form[i, j]
+        assert pairs[i, j] ** 2 >= square
+        assert pairs[i, j] ** 2 <= float(square) + 1e-6 * largest
+
+
+def test_a_form_of_the_outputs_that_is_too_small_is_rejected():
+    """The mutant: G below W P^-1 W^T along one direction, by one part in 10^8."""
+    weights, slopes, (m,) = two_layer()
+    p = schur_complement(np.eye(4), weights[0], slopes[0], m)
+    w = weights[1]
+    form = w @ np.linalg.inv(p) @ w.T
+    form, largest = (form + form.T) / 2, np.linalg.eigvalsh(form)[-1]
+    direction = np.array([1.0, -1.0, 0.0])
+    change = 1e-8 * largest * np.outer(direction, direction)
+    margin = 1e-10 * largest * np.eye(3)
+    assert _verified._last_holds(p, w, 0.0, form + margin)
+    assert not _verified._last_holds(p, w, 0.0, form + margin - change)
+    assert not _verified._last_holds(p, w, 1e-8, form + margin)  # the weights' error is paid for
 
 
 def two_layer():
