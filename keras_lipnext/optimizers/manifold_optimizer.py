@@ -18,9 +18,9 @@ from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_fin
 
 # Rotations drift by about one epsilon of the dtype a step; a projection costs two products.
 PROJECTION_PERIOD = 8
-# Entries of a stack: larger variables are stepped one by one, which needs less memory and, at that
-# size, is as fast.
-STACK_ENTRIES = 2**22
+# Entries of a stack: larger variables are stepped one by one, which needs less memory and, where a
+# stack would not fit into the caches, is faster.
+STACK_ENTRIES = 2**20
 
 
 class ManifoldOptimizer(keras.optimizers.Optimizer):
