@@ -106,7 +106,7 @@ def move(name, x, gradient, moments, step, rate):
         return stiefel.retr(x, stiefel.proju(x, -change)), moments
     tangent = x.mT @ gradient
     change, moments = adam((tangent - tangent.mT) / 2, moments, step, rate)
-    x = rotate(x, -change)
+    x = rotate(x, -change, period=PERIOD)
     return jax.lax.cond((step - 1) % PERIOD == 0, stiefel.projx, lambda x: x, x), moments
 
 

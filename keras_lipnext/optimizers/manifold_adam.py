@@ -1,11 +1,13 @@
+import functools
+
 import keras
 
 from keras_lipnext.manifolds import fast_exp, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
-from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
+from keras_lipnext.optimizers.manifold_optimizer import PROJECTION_PERIOD, ManifoldOptimizer
 
 RETRACTIONS = {
-    "polynomial": rotate,
+    "polynomial": functools.partial(rotate, period=PROJECTION_PERIOD),
     "exponential": lambda x, d: x @ fast_exp(d),
 }
 
