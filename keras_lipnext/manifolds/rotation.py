@@ -83,7 +83,9 @@ def _quartic(x, d, d2, *_):
 
 def _quartic_change(d, d2):
     """p(D) - I."""
-    return d + d2 / 2 + d2 @ (CUBIC * d + CUBIC**2 * d2)
+    # Minus: of three large summands TensorFlow's memory optimizer makes an AddN with a temporary
+    # variable, which fails in a branch ("AlreadyExistsError: tmp_var").
+    return d + d2 / 2 - d2 @ (-CUBIC * d - CUBIC**2 * d2)
 
 
 def _squarings(x, d, d2, _, fourth):
