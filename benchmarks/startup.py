@@ -7,8 +7,7 @@ compilation included, the time of the third, and the peak of resident memory, li
 each (backend, form, depth) in a process of its own. "plain" is the same network with its
 constraints taken off and Keras' Adam: what it takes is Keras' and the backend's share. Images are
 32 x 32 x 3, patches 4 x 4, batches of 16; then size base as published, 224 x 224 x 3 and 1000
-classes, batches of 4. Writes results/startup.json and .png, where rows of backends not asked for are
-kept.
+classes, batches of 4. Writes results/startup.json and .png; other backends' rows there are kept.
 
 Not shown: accelerators, whose compilers are slower; JAX's persistent compilation cache, which is
 off here; `jit_compile=True` on TensorFlow, which Keras leaves off on CPUs. One run each: repeat to
