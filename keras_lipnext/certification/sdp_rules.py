@@ -126,7 +126,7 @@ class _Form:
             # ||W^(theta)||_F^2 of the grid is at least the mean, sum ||W[t]||_F^2. Each squaring
             # counts half as much as the one before: 4 covers their sum, and second orders.
             *taps, rows, columns = self.w.shape
-            sums = gamma(2 * (rows + columns) + math.prod(taps) + 64)
+            sums = gamma(2 * (rows + columns) + math.prod(taps) + 24)
             self.error = 4 * math.prod(taps) * math.sqrt(columns) * sums
         elif self._bound == "orthogonal":
             self.error = 0.0

@@ -41,7 +41,7 @@ def _slopes(activation):
     if type(activation) is keras.layers.Activation:
         return _slopes(activation.activation)
     if type(activation) is keras.layers.ReLU:
-        if activation.threshold or (activation.max_value or 0) < 0:
+        if activation.threshold:
             return -math.inf, math.inf  # it jumps
         ends = activation.negative_slope, 1.0
     elif type(activation) is keras.layers.LeakyReLU:

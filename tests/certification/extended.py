@@ -301,6 +301,8 @@ def sdp_diagonal(layer, w):
     unit, columns = LONG(2.0**-24), w.shape[-1]
     if layer.bound == "orthogonal":
         return np.ones(columns, LONG)
+    if not w.any():
+        return np.full(columns, 4 * unit**2)
     kernels = list(correlations(w)) if w.ndim == 4 else [w.T @ w]
     if layer.bound == "spectral":
         operations, matrices, factor = 128 + sum(w.shape), [w], LONG(1)
