@@ -88,3 +88,43 @@ def test_full_precision_asks_for_float32_products():
             return keras.ops.matmul(x, x)
 
     assert "HIGHEST" in str(jax.make_jaxpr(product)(np.eye(2, dtype="float32")))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="settings of PyTorch")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_full_precision_switches_tf32_off_and_on_again(precision):
+    """Convolutions are in TF32 by default, products if a program asks for it."""
+    import torch
+
+    def settings():
+        backends = torch.backends
+        return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        outside = settings()
+        assert outside[0] == "tf32" and (outside[1] == "tf32") == (precision == "high")
+        with backend.full_precision():
+            assert settings() == ("ieee", "ieee")
+        assert settings() == outside
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="settings of PyTorch")
+def test_full_precision_by_the_names_of_older_versions():
+    import types
+
+    import torch
+
+    from keras_lipnext.backend.core import _float32_settings
+
+    cudnn, matmul = object(), torch.backends.cuda.matmul
+    older = types.SimpleNamespace(cudnn=cudnn, cuda=types.SimpleNamespace(matmul=matmul))
+    settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    assert _float32_settings(older) == settings
+    for _, name, _ in settings:
+        assert hasattr(torch.backends.cudnn, name) and hasattr(matmul, name)

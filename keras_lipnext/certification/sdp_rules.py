@@ -22,8 +22,9 @@ import numpy as np
 from keras_lipnext import backend, layers
 from keras_lipnext.certification.activations import activation_of
 from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import added, linear
-from keras_lipnext.certification.rules import ROUNDING, Bound, NominalContext, library_rule
+from keras_lipnext.certification.rounding import TINY, added, linear
+from keras_lipnext.certification.rules import ROUNDING, Bound, NominalContext, library_rule, size
+from keras_lipnext.layers._sdp import Q_RANGE
 
 
 @library_rule(layers.SDPDense, layers.SDPConv2D)
@@ -33,7 +34,8 @@ def sdp_linear(layer, context):
     else:
         form = _Form(layer, context)
         kernel = form.w * np.sqrt(form.inverse)
-        yield form.product(kernel, form.norm(kernel), math.prod(kernel.shape[:-2]) * form.columns)
+        terms = math.prod(kernel.shape[:-2]) * form.columns
+        yield form.product(kernel, form.norm(kernel), terms, context)
         if layer.bias is not None:
             yield added(context, layer.bias)
     yield activation_of(layer, context).bound(context.output_shape)
@@ -47,22 +49,22 @@ def sdp_residual(layer, context):
         raise context.refusal("its activation's slope leaves [0, 1]")
     if isinstance(context, NominalContext):
         return Bound(1.0)
+    arrays = [context.array(v) for v in (layer.kernel, layer.bias, layer.log_q) if v is not None]
+    if not arrays[0].any():
+        return Bound(1.0)  # x - 0: the identity, evaluated without rounding
     form = _Form(layer, context)
-    square = form.norm(form.w * np.sqrt(form.inverse)) ** 2 * (1 + 4 * ROUNDING)
+    kernel = form.w * np.sqrt(form.inverse)
+    norm, taps = form.norm(kernel), math.prod(kernel.shape[:-2])
+    square = norm**2 * (1 + 4 * ROUNDING)
     constant = math.sqrt(1 + 4 * square * max(square - 1, 0.0)) * (1 + 4 * ROUNDING)
-    down = context.array(layer.kernel)
-    up = form.w * form.inverse / form.scale * (1 + 8 * ROUNDING)
-    taps = math.prod(down.shape[:-2])
-    # Of both factors alone the norm that is quick to have will do: it is for rounding.
     hidden = (*context.input_shape[:-1], form.columns)
-    if len(down.shape) == 4 and layer.data_format == "channels_first":
+    if kernel.ndim == 4 and layer.data_format == "channels_first":
         hidden = (form.columns, *context.input_shape[1:])
-    inner = _Sized(context, hidden)
-    parts = [linear(inner, context.absolute_norm(down), down, taps * down.shape[-2])]
-    if layer.bias is not None:
-        parts.append(added(inner, layer.bias))
-    parts.append(activation.bound(hidden))
-    parts.append(form.product(up, context.absolute_norm(up), taps * form.columns))
+    parts = [
+        form.product(kernel, norm, taps * kernel.shape[-2], _Sized(context, hidden)),
+        form.hidden(layer.bias, activation, hidden),
+        form.product(kernel, norm, taps * form.columns, context),
+    ]
     # Of the branch r <= r0 ||x|| + r1, and D likewise.
     r0, r1, d0, d1 = 1.0, 0.0, 0.0, 0.0
     for part in parts:
@@ -84,9 +86,6 @@ class _Sized:
 
     def __getattr__(self, name):
         return getattr(self._context, name)
-
-    def offset_norm(self, values):
-        return self._context.offset_norm(values, self.output_shape)
 
 
 class _Form:
@@ -114,7 +113,7 @@ class _Form:
             raise context.refusal("the diagonal that divides its kernel is not finite")
         q = np.ones(self.columns)
         if log_q is not None:
-            q = np.exp(np.clip(log_q - log_q.mean(), -20, 20))
+            q = np.exp(np.clip(log_q, -Q_RANGE, Q_RANGE))
         self._q = q
         # |fl(W^T W) - W^T W| <= gamma |W|^T |W|, over all offsets B^T B with B = sum_t |W[t]|.
         magnitudes = np.abs(self.w).reshape(-1, *self.w.shape[-2:]).sum(0)
@@ -168,8 +167,26 @@ class _Form:
             found.append(one.reshape(-1, self.columns).T @ two.reshape(-1, self.columns))
         return np.stack(found)
 
-    def product(self, kernel, norm, terms):
-        """`Bound` of a product with a kernel that was computed from 1 / T."""
-        bound = linear(self._context, norm, kernel, terms)
-        own = (self.error + 16 * ROUNDING) * self._context.absolute_norm(kernel)
+    def product(self, kernel, norm, terms, context):
+        """`Bound` of a product with W T^(-1/2), or its adjoint, without bias."""
+        bound = linear(context, norm, kernel, terms)
+        own = (self.error + 16 * ROUNDING) * context.absolute_norm(kernel)
         return dataclasses.replace(bound, relative=bound.relative + 2 * own)
+
+    def hidden(self, bias, activation, shape):
+        """`Bound` of a -> R^-1 sigma(R a + b), R = T^(1/2), on a tensor of this shape.
+
+        Entry by entry; with beta = (|b| + |sigma(0)|) / R the values are at most |a| + beta. R and
+        R^-1 are each off by error / 2 and a few roundings, relatively, as R a is; an error of
+        R a + b passes sigma no larger and R^-1 takes its size away. The factor 2 is for second
+        orders.
+        """
+        sizes = self.scale / np.sqrt(self.inverse)
+        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+            raise self._context.refusal("the diagonal that divides its kernel is not finite")
+        values = 0.0 if bias is None else np.abs(self._context.array(bias))
+        beta = (values + activation.at_zero) / sizes
+        offset = self._context.offset_norm(beta, shape)
+        relative = 2 * (self.error + (16 + activation.ulps / 2) * ROUNDING)
+        underflow = TINY * size(shape) * (1 + float((1 / sizes).max()))
+        return Bound(activation.constant, offset, relative, relative * offset + underflow)

@@ -15,10 +15,18 @@ For a convolution W^T W is the correlation of the kernel with itself, and |W^T W
 magnitudes over all offsets: Gershgorin's circles of the infinite convolution, of which zero
 padding, a stride and wrapping around are restrictions or foldings.
 
-T is a little larger than these formulas, by amounts that belong to its definition: relatively as
-much as float32 may lose in the products, and `UNIT**2` where T is in units of the largest |W|^2,
-which keeps columns that are 0 or tiny from being divided by 0. So the constant is at most 1 in
-real arithmetic, and at most 1 + 1e-6 where T is computed in float32.
+T is a little larger than these formulas, by amounts that belong to its definition: by a factor
+`guard(operations)` for what float32 loses in them, and by `UNIT**2` where T is in units of the
+largest |W|^2, which keeps columns that are 0 or tiny from being divided by 0. So the constant is at
+most 1 in real arithmetic.
+
+The guard. With u = 2^-24, a sum of n products loses at most ((1 - u)^-n - 1) of what their
+magnitudes add up to, in any order, and can lose that much if the terms have one sign: constant
+columns do. So T, computed in float32, is no smaller than without guard and rounding if each entry
+of W^T W is a sum of terms of one sign. Where terms cancel the losses are of either sign, about
+u |w_i| |w_j| each and sqrt(m) u in norm relative to diag(|w_i|^2) <= T, m columns: within the
+guard, which counts m operations and more, too. That is no proof: `certify` proves what it needs in
+float64 and does not rely on it.
 
 Reference: Araujo et al. (ICLR 2023), arXiv 2303.03169; Meunier et al. (ICML 2022), 2110.12690
 (CPL); Prach, Lampert (ECCV 2022), 2208.03160 (AOL); Delattre et al. (ICML 2023), 2305.16173 (Gram
@@ -35,10 +43,15 @@ from keras_lipnext import backend
 
 BOUNDS = ("spectral", "aol", "sll", "orthogonal")
 UNIT = 2.0**-23  # of float32, in whatever dtype T is computed: it is part of T's definition
-Q_RANGE = 20.0  # log q is kept within this of its mean: any q > 0 is valid
+Q_RANGE = 20.0  # log q is clipped to +-this: any q > 0 is valid
 SQUARINGS = 10  # Gram iteration: ||W||^2 too large by a factor of at most n^(2^-11), n columns
 GRID = 6  # points of the symbol's grid an axis, times the kernel's degree
 SMALLEST = 2.0**-100  # a kernel with no entry above this counts as 0
+
+
+def guard(operations):
+    """The factor that makes up for as many roundings of float32: (1 - u)^-n, about exp(n u)."""
+    return math.exp(operations * UNIT / 2)
 
 
 def wide(x):
@@ -70,32 +83,30 @@ def inverse_diagonal(w, bound, log_q=None):
 
 
 def _row_sums(w, log_q):
-    magnitudes, centre, offsets = _correlation(w)
-    lengths = ops.sqrt(ops.stop_gradient(ops.diagonal(centre)))
-    # A sum of n products loses some sqrt(n) units of what its terms add up to, and one unit of the
-    # product of the lengths where terms cancel.
-    products = math.prod(w.shape[:-1])
-    magnitudes = magnitudes * (1 + (8 + math.sqrt(products)) * UNIT)
-    magnitudes = magnitudes + (offsets * UNIT) * lengths[:, None] * lengths[None, :]
+    magnitudes, offsets = _correlation(w)
+    # Of one entry: its products, the sum over offsets and over the columns, a few operations more.
+    operations = math.prod(w.shape[:-1]) + offsets + w.shape[-1] + 64
+    magnitudes = magnitudes * guard(operations)
     if log_q is None:
         return ops.sum(magnitudes, axis=1)
-    q = ops.exp(ops.clip(log_q - ops.mean(log_q), -Q_RANGE, Q_RANGE))
+    # Common factors of q cancel. Taking the mean of log q out first would not: it may be as far off
+    # as the largest of them, and move the others across the range.
+    q = ops.exp(ops.clip(log_q, -Q_RANGE, Q_RANGE))
     return ops.matmul(magnitudes, q[:, None])[:, 0] / q
 
 
 def _correlation(w):
-    """(|W^T W| summed over all offsets, W^T W at offset 0, number of offsets)."""
+    """(|W^T W| summed over all offsets, number of offsets)."""
     if len(w.shape) == 2:
         gram = ops.matmul(ops.transpose(w), w)
-        return ops.abs(gram), gram, 1
+        return ops.abs(gram), 1
     height, width = w.shape[:2]
     images = ops.transpose(w, (3, 0, 1, 2))
     pads = ((0, 0), (height - 1, height - 1), (width - 1, width - 1), (0, 0))
     maps = ops.conv(
         ops.pad(images, pads), w, strides=1, padding="valid", data_format="channels_last"
     )
-    magnitudes = ops.sum(ops.abs(maps), axis=(1, 2))
-    return magnitudes, maps[:, height - 1, width - 1, :], (2 * height - 1) * (2 * width - 1)
+    return ops.sum(ops.abs(maps), axis=(1, 2)), (2 * height - 1) * (2 * width - 1)
 
 
 def _spectral(w):
@@ -107,24 +118,29 @@ def _spectral(w):
     if len(w.shape) == 2:
         if w.shape[0] < w.shape[1]:
             w = ops.transpose(w)
-        parts, factor, rows = (ops.matmul(ops.transpose(w), w)[None],), 1.0, w.shape[0]
+        parts, factor = (ops.matmul(ops.transpose(w), w)[None],), 1.0
+        operations = sum(w.shape)
     else:
         if w.shape[2] < w.shape[3]:  # the symbol's adjoint, of the same norm
             w = ops.transpose(w, (0, 1, 3, 2))
         parts, factor = _symbol_grams(w)
-        rows = math.prod(w.shape[:3])
-    logarithm, weight = 0.0, 1.0
-    for index in range(SQUARINGS + 1):
-        # The addend keeps the logarithm of a zero kernel, and its gradient, finite.
-        size = sum(ops.sum(p * p, axis=(1, 2)) for p in parts) + UNIT**4
-        logarithm = logarithm + 0.5 * weight * ops.log(size)
-        if index == SQUARINGS:
-            break
-        root = ops.sqrt(size)[:, None, None]
-        parts = _squared([p / root for p in parts])
-        weight /= 2
-    # Products lose relatively as much as above, each squaring half as much as the one before.
-    return factor * (1 + 4 * (8 + math.sqrt(rows)) * UNIT) * ops.exp(ops.max(logarithm))
+        # W^(theta) counts twice in its Gram matrix; sqrt(2) for real and imaginary parts.
+        operations = 3 * (math.prod(w.shape[:2]) + w.shape[2] + w.shape[3])
+    first = root = _root(parts)
+    logarithm = 0.0
+    for index in range(1, SQUARINGS + 1):
+        parts = _squared([p / root[:, None, None] for p in parts])
+        root = _root(parts)
+        logarithm = logarithm + ops.log(root) / 2**index
+    # Whatever `root` is divided by is multiplied with again, so that only the last one's rounding
+    # counts, 2^-10 of it; each squaring counts half as much as the one before, and the logarithms
+    # are at most log(columns).
+    return factor * guard(operations + 128) * ops.max(first * ops.exp(logarithm))
+
+
+def _root(parts):
+    """Frobenius norms of a stack. The addend keeps that of 0, and its gradient, finite."""
+    return ops.sqrt(sum(ops.sum(ops.sum(p * p, axis=2), axis=1) for p in parts) + UNIT**4)
 
 
 def _squared(parts):

@@ -1,13 +1,15 @@
 """What SDPDense, SDPResidualDense, SDPConv2D and SDPResidualConv2D share."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_lipnext.layers import _sdp
 from keras_lipnext.layers._channels import (
     NAMESPACE,
-    add_bias,
     add_stiefel_kernel,
+    channel_axis,
     image_sizes,
     positive_integer,
     resolve_data_format,
@@ -21,6 +23,38 @@ SLOPES_IN_0_1 = (
     *("softsign", "soft_shrink", "tanh", "tanh_shrink", "hard_tanh", "sigmoid", "hard_sigmoid"),
     *("sparse_sigmoid", "log_sigmoid"),
 )
+# Of some slope beyond [-1, 1], or with a jump.
+STEEP = (
+    *("selu", "gelu", "silu", "mish", "hard_silu", "exponential", "hard_shrink", "threshold"),
+    *("glu", "log_softmax"),
+)
+
+
+def _among(activation, names):
+    """Whether the activation is one of Keras' by these names, in `keras.ops` or elsewhere."""
+    modules = (keras.activations, ops)
+    return any(activation is getattr(m, name, m) for m in modules for name in names)
+
+
+def _slopes(activation):
+    """(least, largest) slope of a layer given as an activation, or None."""
+    if type(activation) is keras.layers.Activation:
+        return _slopes(activation.activation)
+    if type(activation) is keras.layers.ReLU:
+        if activation.threshold:
+            return -math.inf, math.inf  # it jumps
+        ends = activation.negative_slope, 1.0
+    elif type(activation) is keras.layers.LeakyReLU:
+        ends = activation.negative_slope, 1.0
+    elif type(activation) is keras.layers.ELU:
+        ends = 0.0, activation.alpha, 1.0
+    elif _among(activation, SLOPES_IN_0_1):
+        ends = 0.0, 1.0
+    elif _among(activation, STEEP):
+        ends = -math.inf, math.inf
+    else:
+        return None
+    return min(ends), max(ends)
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -54,6 +88,7 @@ class SDPLayer(keras.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
+        self._check_activation()
 
     def _add_weights(self, shape, columns, biases):
         """kernel, bias, and log_q for SLL: T has `columns` entries."""
@@ -64,23 +99,40 @@ class SDPLayer(keras.layers.Layer):
         else:
             # In its own precision: T is computed from it. The product then casts.
             self.kernel = self.add_weight(
-                name="kernel", shape=shape, initializer=self.kernel_initializer, autocast=False
+                name="kernel", shape=shape, initializer=self._initial_kernel, autocast=False
             )
         if self.use_bias:
-            self.bias = add_bias(self, (biases,), self.bias_initializer)
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(biases,),
+                initializer=self.bias_initializer,
+                aggregation="mean",
+                autocast=False,
+            )
         if self.bound == "sll":
             self.log_q = self.add_weight(
                 name="log_q", shape=(columns,), initializer="zeros", autocast=False
             )
 
-    def _check_slopes(self):
-        allowed = [getattr(keras.activations, name) for name in SLOPES_IN_0_1]
-        if self.activation not in allowed:
-            name = getattr(self.activation, "__name__", self.activation)
-            raise ValueError(
-                f"{title(self)} is 1-Lipschitz only with an activation whose slope lies in [0, 1], "
-                f"one of {', '.join(SLOPES_IN_0_1)}. Received: activation={name!r}"
+    def _initial_kernel(self, shape, dtype=None):
+        """Drawn in float32 at least: there is no QR decomposition in half precision."""
+        drawn = self.kernel_initializer(shape, dtype if dtype == "float64" else "float32")
+        return ops.cast(drawn, dtype)
+
+    def _check_activation(self):
+        """Of the linear layers: what is known not to be 1-Lipschitz is refused."""
+        slopes = _slopes(self.activation)
+        if slopes is not None and max(map(abs, slopes)) > 1:
+            self._refuse_activation(
+                "1-Lipschitz only with an activation whose slope lies in [-1, 1]"
             )
+
+    def _refuse_activation(self, condition):
+        name = getattr(self.activation, "__name__", self.activation)
+        raise ValueError(
+            f"{title(self)} is {condition}, such as {', '.join(SLOPES_IN_0_1)}. Received: "
+            f"activation={name!r}. Another one can follow as a layer of its own."
+        )
 
     def diagonal_form(self, kernel=None, log_q=None):
         """(W / s, 1 / T of that, s), in float32 or float64; T is 1, and s, for "orthogonal".
@@ -97,6 +149,10 @@ class SDPLayer(keras.layers.Layer):
         log_q = None if log_q is None else _sdp.wide(log_q)
         return w, _sdp.inverse_diagonal(w, self.bound, log_q), scale
 
+    def _cast(self, x):
+        """In the compute dtype; Keras leaves integers as they are."""
+        return ops.cast(ops.convert_to_tensor(x), self.compute_dtype)
+
     def _columns_last(self, kernel):
         """W: the linear layers' kernel is W^T, whose rows T scales; the residual ones' is W."""
         return kernel
@@ -112,17 +168,39 @@ class SDPLayer(keras.layers.Layer):
         }
 
 
+class SDPResidual:
+    """What the residual layers share: h(x) = x - 2 D R^-1 sigma(R D^T x + b), slopes in [0, 1].
+
+    D = W T^(-1/2) and R = T^(1/2) make it x - 2 W T^-1 sigma(W^T x + b). ||D|| <= 1 whatever the
+    size of W is, so that D can be rounded to half precision; R and b stay in float32.
+    """
+
+    def _check_activation(self):
+        slopes = _slopes(self.activation)
+        if slopes is None or slopes[0] < 0 or slopes[1] > 1:
+            self._refuse_activation(
+                "1-Lipschitz only with an activation whose slope lies in [0, 1]"
+            )
+
+    def residual_form(self):
+        """(D, of the kernel's shape, R, R^-1), in float32 or float64."""
+        w, inverse, scale = self.diagonal_form()
+        root = ops.sqrt(inverse)
+        return w * root, scale / root, root / scale
+
+    def _hidden(self, x, sizes, inverses):
+        """R^-1 sigma(R x + b) of x = D^T inputs."""
+        x = _sdp.wide(x) * sizes
+        x = self.activation(x if self.bias is None else x + _sdp.wide(self.bias))
+        return self._cast(x * inverses)
+
+
 class SDPConvolution(SDPLayer):
     """What the two convolutions share: sizes, padding and the layout of images."""
 
     def __init__(self, kernel_size, padding, data_format, **kwargs):
         super().__init__(**kwargs)
-        sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
-        if len(sizes) != 2:
-            raise ValueError(
-                f"`kernel_size` is an integer or two. Received: kernel_size={kernel_size!r}"
-            )
-        self.kernel_size = tuple(positive_integer("kernel_size", k) for k in sizes)
+        self.kernel_size = pair("kernel_size", kernel_size)
         if padding not in ("same", "circular"):
             raise ValueError(
                 f"`padding` must be 'same' (zeros) or 'circular'. Received: padding={padding!r}"
@@ -136,12 +214,9 @@ class SDPConvolution(SDPLayer):
         self.data_format = resolve_data_format(data_format)
 
     def _check_image(self, input_shape):
-        height, width, channels = image_sizes(self, input_shape)
-        for name, size, k in zip(("height", "width"), (height, width), self.kernel_size):
-            if self.padding == "circular" and size is not None and size < k // 2:
-                raise ValueError(
-                    f"{title(self)} wraps around by {k // 2} positions. Received: {name}={size}"
-                )
+        _, _, channels = image_sizes(self, input_shape)
+        axis = channel_axis(self.data_format)
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={axis: channels})
         return channels
 
     def _convolved(self, x, kernel, strides=(1, 1), adjoint=False):
@@ -156,6 +231,11 @@ class SDPConvolution(SDPLayer):
     def _padded(self, x, axis, before, after):
         if self.padding == "same":
             return ops.pad(x, [(before, after) if a == axis else (0, 0) for a in range(4)])
+        size = x.shape[axis]
+        if size is None or size < max(before, after):  # it may wrap around more than once
+            size = ops.shape(x)[axis]
+            positions = ops.arange(-before, size + after, dtype="int32") % size
+            return ops.take(x, positions, axis=axis)
         front = (slice(None),) * axis
         last, first = x[(*front, slice(-before, None))], x[(*front, slice(after))]
         parts = [last] * (before > 0) + [x] + [first] * (after > 0)
@@ -174,3 +254,11 @@ class SDPConvolution(SDPLayer):
             "padding": self.padding,
             "data_format": self.data_format,
         }
+
+
+def pair(name, value):
+    """One positive integer or two, as two."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 2
+    if len(values) != 2:
+        raise ValueError(f"`{name}` is an integer or two. Received: {name}={value!r}")
+    return tuple(positive_integer(name, v) for v in values)

@@ -7,7 +7,7 @@ from keras_lipnext.layers._channels import (
     positive_integer,
     spatial_axes,
 )
-from keras_lipnext.layers._sdp_layer import CentredOrthogonal, SDPConvolution
+from keras_lipnext.layers._sdp_layer import CentredOrthogonal, SDPConvolution, pair
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -44,7 +44,8 @@ class SDPConv2D(SDPConvolution):
         (batch, ceil(height / strides), ceil(width / strides), filters), or channels first.
 
     Raises:
-        ValueError: for an unknown bound or padding, or arguments that are not positive integers.
+        ValueError: for an unknown bound or padding, an activation that is known not to be
+            1-Lipschitz, or arguments that are not positive integers.
 
     Reference:
         Araujo et al. (ICLR 2023), arXiv 2303.03169; AOL: Prach, Lampert (ECCV 2022), 2208.03160.
@@ -76,8 +77,7 @@ class SDPConv2D(SDPConvolution):
             **kwargs,
         )
         self.filters = positive_integer("filters", filters)
-        pair = strides if isinstance(strides, (tuple, list)) else (strides,) * 2
-        self.strides = tuple(positive_integer("strides", s) for s in pair)
+        self.strides = pair("strides", strides)
 
     def build(self, input_shape):
         channels = self._check_image(input_shape)
@@ -93,9 +93,9 @@ class SDPConv2D(SDPConvolution):
         return ops.transpose(w * ops.sqrt(inverse), (0, 1, 3, 2))
 
     def call(self, inputs):
-        kernel = ops.cast(self.effective_kernel(), self.compute_dtype)
-        x = self._convolved(self._channels_last(inputs), kernel, self.strides)
-        x = x if self.bias is None else x + self.bias
+        x = self._channels_last(self._cast(inputs))
+        x = self._convolved(x, self._cast(self.effective_kernel()), self.strides)
+        x = x if self.bias is None else x + self._cast(self.bias)
         return self._own_format(self.activation(x))
 
     def compute_output_shape(self, input_shape):

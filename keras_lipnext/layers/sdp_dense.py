@@ -38,7 +38,8 @@ class SDPDense(SDPLayer):
         (..., units).
 
     Raises:
-        ValueError: for an unknown bound, or if `units` is not a positive integer.
+        ValueError: for an unknown bound, an activation that is known not to be 1-Lipschitz, or if
+            `units` is not a positive integer.
 
     Reference:
         Araujo et al. (ICLR 2023), arXiv 2303.03169; AOL: Prach, Lampert (ECCV 2022), 2208.03160.
@@ -73,8 +74,8 @@ class SDPDense(SDPLayer):
         return ops.transpose(w * ops.sqrt(inverse))
 
     def call(self, inputs):
-        x = ops.matmul(inputs, ops.cast(self.effective_kernel(), self.compute_dtype))
-        return self.activation(x if self.bias is None else x + self.bias)
+        x = ops.matmul(self._cast(inputs), self._cast(self.effective_kernel()))
+        return self.activation(x if self.bias is None else x + self._cast(self.bias))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)

@@ -1,13 +1,11 @@
 import keras
-from keras import ops
 
-from keras_lipnext.layers import _sdp
 from keras_lipnext.layers._channels import NAMESPACE, positive_integer
-from keras_lipnext.layers._sdp_layer import SDPConvolution
+from keras_lipnext.layers._sdp_layer import SDPConvolution, SDPResidual
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
-class SDPResidualConv2D(SDPConvolution):
+class SDPResidualConv2D(SDPResidual, SDPConvolution):
     """Residual convolution `x - 2 W T^-1 sigma(W^T x + b)`, 1-Lipschitz as W^T W <= T, T diagonal.
 
     W^T is a convolution to `hidden_filters` channels, W its adjoint, sigma has slopes in [0, 1].
@@ -74,24 +72,17 @@ class SDPResidualConv2D(SDPConvolution):
         if hidden_filters is not None:
             positive_integer("hidden_filters", hidden_filters)
         self.hidden_filters = hidden_filters
-        self._check_slopes()
 
     def build(self, input_shape):
         channels = self._check_image(input_shape)
         hidden = self.hidden_filters or channels
         self._add_weights((*self.kernel_size, channels, hidden), columns=hidden, biases=hidden)
 
-    def effective_kernels(self):
-        """(the kernel of W^T, that kernel with hidden channel i divided by T_ii)."""
-        w, inverse, scale = self.diagonal_form()
-        return _sdp.wide(self.kernel), w * inverse / scale
-
     def call(self, inputs):
-        down, up = (ops.cast(k, self.compute_dtype) for k in self.effective_kernels())
-        x = self._channels_last(inputs)
-        hidden = self._convolved(x, down)
-        hidden = self.activation(hidden if self.bias is None else hidden + self.bias)
-        return self._own_format(x - 2 * self._convolved(hidden, up, adjoint=True))
+        kernel, sizes, inverses = self.residual_form()
+        kernel, x = self._cast(kernel), self._channels_last(self._cast(inputs))
+        hidden = self._hidden(self._convolved(x, kernel), sizes, inverses)
+        return self._own_format(x - 2 * self._convolved(hidden, kernel, adjoint=True))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,13 +1,12 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers import _sdp
 from keras_lipnext.layers._channels import NAMESPACE, channels_of, positive_integer
-from keras_lipnext.layers._sdp_layer import SDPLayer
+from keras_lipnext.layers._sdp_layer import SDPLayer, SDPResidual
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
-class SDPResidualDense(SDPLayer):
+class SDPResidualDense(SDPResidual, SDPLayer):
     """Residual layer `x - 2 W T^-1 sigma(W^T x + b)`, 1-Lipschitz as T is diagonal, W^T W <= T.
 
     sigma has slopes in [0, 1]. With `bound="sll"` it is the SDP-based Lipschitz layer,
@@ -59,7 +58,6 @@ class SDPResidualDense(SDPLayer):
         if hidden_units is not None:
             positive_integer("hidden_units", hidden_units)
         self.hidden_units = hidden_units
-        self._check_slopes()
 
     def build(self, input_shape):
         features = channels_of(self, input_shape, -1)
@@ -67,16 +65,11 @@ class SDPResidualDense(SDPLayer):
         self._add_weights((features, hidden), columns=hidden, biases=hidden)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
 
-    def effective_kernels(self):
-        """(W, W T^-1), both of shape (d, hidden_units)."""
-        w, inverse, scale = self.diagonal_form()
-        return _sdp.wide(self.kernel), w * inverse / scale
-
     def call(self, inputs):
-        down, up = (ops.cast(k, self.compute_dtype) for k in self.effective_kernels())
-        x = ops.matmul(inputs, down)
-        x = self.activation(x if self.bias is None else x + self.bias)
-        return inputs - 2 * ops.matmul(x, ops.transpose(up))
+        kernel, sizes, inverses = self.residual_form()
+        kernel, inputs = self._cast(kernel), self._cast(inputs)
+        hidden = self._hidden(ops.matmul(inputs, kernel), sizes, inverses)
+        return inputs - 2 * ops.matmul(hidden, ops.transpose(kernel))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -298,15 +298,16 @@ def symbols(w, count=6):
 
 def sdp_diagonal(layer, w):
     """T of W, scaled to a largest entry of 1, as _sdp.py defines it."""
-    unit, columns = LONG(2.0**-23), w.shape[-1]
+    unit, columns = LONG(2.0**-24), w.shape[-1]
     if layer.bound == "orthogonal":
         return np.ones(columns, LONG)
-    losses = lambda n: (8 + np.sqrt(LONG(n))) * unit  # noqa: E731
+    if not w.any():
+        return np.full(columns, 4 * unit**2)
     kernels = list(correlations(w)) if w.ndim == 4 else [w.T @ w]
     if layer.bound == "spectral":
-        rows, matrices, factor = max(w.shape), [w], LONG(1)
+        operations, matrices, factor = 128 + sum(w.shape), [w], LONG(1)
         if w.ndim == 4:
-            rows = np.prod(w.shape[:2]) * max(w.shape[2:])
+            operations = 128 + 3 * (w.shape[0] * w.shape[1] + sum(w.shape[2:]))
             matrices, factor = symbols(w)
         tops = []
         for matrix in matrices:
@@ -317,17 +318,14 @@ def sdp_diagonal(layer, w):
                 root = root * size ** (LONG(1) / 2**k)
                 gram = gram / size @ (gram / size)
             tops.append(root)
-        return np.full(columns, factor * (1 + 4 * losses(rows)) * max(tops) + unit**2)
+        return np.full(columns, factor * np.exp(operations * unit) * max(tops) + 4 * unit**2)
     q = np.ones(columns, LONG)
     if layer.bound == "sll":
         log_q = wide(layer.log_q)
-        q = np.exp(np.clip(log_q - log_q.mean(), -20, 20))
-    taps = int(np.prod(w.shape[:-1]))
-    centre = kernels[len(kernels) // 2]
-    lengths = np.sqrt(np.diag(centre))
-    sums = sum(abs(k) for k in kernels) * (1 + losses(taps))
-    sums = sums + len(kernels) * unit * np.outer(lengths, lengths)
-    return sums @ q / q + unit**2
+        q = np.exp(np.clip(log_q, -20, 20))
+    operations = int(np.prod(w.shape[:-1])) + len(kernels) + columns + 64
+    sums = sum(abs(k) for k in kernels) * np.exp(operations * unit)
+    return sums @ q / q + 4 * unit**2
 
 
 def sdp_scaled(w):

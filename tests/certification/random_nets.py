@@ -67,7 +67,7 @@ def on_vectors(x, choose):
     options = [
         lambda: kl.Dense(choose([2, 5, 16, 32]), activation=activation())(x),
         lambda: ll.OrthogonalDense(choose([2, 5, 16, 32]), activation=activation())(x),
-        lambda: ll.SDPDense(choose([2, 5, 16]), choose(SDP_BOUNDS), activation())(x),
+        lambda: ll.SDPDense(choose([2, 5, 16]), choose(SDP_BOUNDS), choose(SLOPES))(x),
         lambda: ll.SDPResidualDense(choose([None, 3, 9]), choose(SDP_BOUNDS), choose(SLOPES))(x),
         lambda: ll.BetaAbs(choose([0.5, 1.0]))(x),
         lambda: kl.Activation(activation())(x),

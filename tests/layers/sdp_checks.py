@@ -3,6 +3,7 @@
 import extended
 import keras
 import numpy as np
+import pytest
 from data import to_numpy
 
 from keras_lipnext import backend
@@ -56,12 +57,143 @@ def check_constants(layer, input_shape, count, grid=1.0):
     return largest
 
 
+def check_diagonal(layer, input_shape):
+    """1 / T in float64 against its definition in 80-bit NumPy: guards and the range of q, too."""
+    rng = np.random.default_rng(3)
+    with backend.float64_scope():
+        layer.build((None, *input_shape))
+        for kernel in kernels(tuple(layer.kernel.shape), rng, 8):
+            kernel = np.asarray(kernel, "float64")
+            log_q = None
+            if layer.log_q is not None:
+                log_q = 10 ** rng.uniform(-1, 2) * rng.normal(size=layer.log_q.shape) + 15
+                layer.log_q.assign(log_q)
+            layer.kernel.assign(kernel)
+            w, inverse, scale = map(to_numpy, layer.diagonal_form(kernel, log_q))
+            assert inverse.dtype == "float64"
+            assert scale == (abs(kernel).max() or 1)
+            exact = extended.sdp_diagonal(layer, w.astype(extended.LONG))
+            np.testing.assert_allclose(inverse, (1 / exact).astype("float64"), rtol=1e-11)
+
+
+def check_executed_kernel(layer, sides, limit=1 + 1e-6):
+    """The float32 kernel that images are multiplied with, as a matrix, in float64.
+
+    The largest singular value of the convolution of small images; of a residual layer the largest
+    of x - 2 D S D^T x for S = 1 and for random diagonal S in [0, 1].
+    """
+    layer.build((None, *sides, 3))
+    rng = np.random.default_rng(4)
+    basis = np.eye(3 * np.prod(sides)).reshape(-1, *sides, 3)
+    largest = 0.0
+    for kernel in kernels(tuple(layer.kernel.shape), rng, 8):
+        layer.kernel.assign(kernel)
+        residual = hasattr(layer, "residual_form")
+        used = to_numpy(layer.residual_form()[0] if residual else layer.effective_kernel())
+        assert used.dtype == "float32"
+        with backend.float64_scope():
+            used = keras.ops.convert_to_tensor(used, dtype="float64")
+            x = keras.ops.convert_to_tensor(basis, dtype="float64")
+            down = to_numpy(layer._convolved(x, used)).reshape(len(basis), -1)
+        if residual:
+            for slopes in (1.0, rng.random(down.shape[1])):
+                step = np.eye(len(basis)) - 2 * (down * slopes) @ down.T
+                largest = max(largest, np.linalg.norm(step, 2))
+        else:
+            largest = max(largest, np.linalg.norm(down, 2))
+    assert largest <= limit, largest
+    return largest
+
+
+class InOrder:
+    """`keras.ops` whose matrix products are added up one after the other, in float32."""
+
+    def __getattr__(self, name):
+        return getattr(keras.ops, name)
+
+    def matmul(self, a, b):
+        a, b = to_numpy(a), to_numpy(b)
+        if a.ndim > 2:
+            return keras.ops.stack([self.matmul(x, y) for x, y in zip(a, b)])
+        product = np.empty((len(a), b.shape[1]), "float32")
+        for i, j in np.ndindex(*product.shape):
+            product[i, j] = np.cumsum(a[i] * b[:, j], dtype="float32")[-1]
+        return keras.ops.convert_to_tensor(product)
+
+
+def check_long_columns(layer, features):
+    """Columns of equal entries, whose products all round the same way."""
+    if not layer.built:
+        layer.build((None, features))
+    largest = 0.0
+    for entries in ((1.0, 0.7), (1.0, 0.1), (1.0, 1 / 3), (1.0, 0.9)):
+        layer.kernel.assign(np.ones((features, 1)) * np.array(entries))
+        w, inverse, _ = map(to_numpy, layer.diagonal_form())
+        largest = max(largest, np.linalg.norm(np.asarray(w * np.sqrt(inverse), "float64"), 2))
+    assert 1 - 1e-3 < largest <= 1 + 1e-6, largest
+
+
+def check_half_precision(layer, input_shape, dtype="float16"):
+    """A mixed policy's outputs near those of float32, whatever the kernel's size."""
+    rng = np.random.default_rng(5)
+    layer.build((None, *input_shape))
+    single = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    single.build((None, *input_shape))
+    x = rng.normal(size=(3, *input_shape)).astype("float32")
+    kernel = rng.normal(size=layer.kernel.shape)
+    bias = 0.1 * rng.normal(size=layer.bias.shape)
+    for size in (1.0, 1e-8, 1e-6, 1e3, 1e5, 1e10):
+        for one in (layer, single):
+            one.kernel.assign(kernel * size)
+            one.bias.assign(bias * size)
+        half, full = (to_numpy(keras.ops.cast(one(x), "float32")) for one in (layer, single))
+        np.testing.assert_allclose(half, full, atol=0.02)
+        # T is that of the stored kernel, not of a rounded one.
+        for part, exact in zip(layer.diagonal_form(), single.diagonal_form()):
+            np.testing.assert_array_equal(to_numpy(part), to_numpy(exact))
+
+
+def check_policies(cls, arguments, input_shape):
+    """Half precision throughout, with the default initializers; integer inputs."""
+    for dtype in ("float16", "bfloat16"):
+        layer = cls(**arguments, dtype=dtype)
+        outputs = layer(np.ones((2, *input_shape), "float32"))
+        assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+        assert keras.backend.standardize_dtype(layer.kernel.dtype) == dtype
+        assert np.isfinite(to_numpy(keras.ops.cast(outputs, "float32"))).all()
+        assert np.abs(to_numpy(keras.ops.cast(layer.kernel, "float32"))).max() > 0
+    layer = cls(**arguments)
+    x = np.random.default_rng(6).integers(0, 255, (2, *input_shape)).astype("uint8")
+    outputs = layer(x)
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
+    np.testing.assert_array_equal(to_numpy(outputs), to_numpy(layer(x.astype("float32"))))
+
+
+def check_activations(cls, arguments, slopes):
+    """Layers and functions of `keras.ops` given as activations are taken for what they are."""
+    kl = keras.layers
+    taken = [kl.ReLU(), kl.ReLU(6.0, 0.1), kl.LeakyReLU(0.3), kl.ELU(0.7), keras.ops.relu, "relu"]
+    taken += [kl.Activation("tanh"), keras.ops.leaky_relu, None]
+    refused = ["gelu", keras.ops.gelu, "selu", "exponential", "log_softmax", kl.LeakyReLU(1.1)]
+    refused += [kl.ELU(1.3), kl.ReLU(negative_slope=1.1), kl.ReLU(threshold=0.5)]
+    refused += [kl.Activation("silu")]
+    for activation in taken:
+        layer = cls(**arguments, activation=activation)
+        copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+        assert type(copy.activation) is type(layer.activation)
+    for activation in refused:
+        with pytest.raises(ValueError, match=rf"whose slope lies in \[{slopes}\].*Received: act"):
+            cls(**arguments, activation=activation)
+
+
 def check_values(layer, input_shape, kind):
     """The outputs, in float32, against the formula in 80-bit NumPy, to 1e-5."""
     layer.build((None, *input_shape))
     rng = np.random.default_rng(1)
     for weight in layer.weights:
         weight.assign(rng.normal(size=weight.shape))
+    if layer.log_q is not None:
+        layer.log_q.assign(np.resize([1e30, -1e30, 0.5], layer.log_q.shape))  # clipped
     x = rng.normal(size=(3, *input_shape)).astype("float32")
     expected = extended.LAYERS[kind](layer, x.astype(extended.LONG))
     np.testing.assert_allclose(to_numpy(layer(x)), expected.astype("float64"), rtol=1e-5, atol=1e-5)

@@ -4,7 +4,9 @@ import pytest
 import sdp_checks
 from layer_checks import check_layer, check_variant
 
+from keras_lipnext.certification.activations import _FUNCTIONS
 from keras_lipnext.layers import SDPDense
+from keras_lipnext.layers._sdp_layer import STEEP
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
 FREE = BOUNDS[:3]
@@ -41,6 +43,42 @@ def test_a_diagonal_that_is_too_small_would_be_seen(monkeypatch):
     monkeypatch.setattr(_sdp, "_row_sums", lambda w, log_q: keras.ops.sum(w**2, axis=0))
     with pytest.raises(AssertionError):
         sdp_checks.check_constants(SDPDense(8, "aol"), (None, 8), 16)
+
+
+@pytest.mark.parametrize("bound", FREE)
+def test_diagonal_equals_its_definition(bound):
+    for units, features in ((5, 7), (7, 4), (2, 300)):
+        sdp_checks.check_diagonal(SDPDense(units, bound, dtype="float64"), (features,))
+
+
+@pytest.mark.parametrize("bound", FREE)
+def test_a_diagonal_in_float32_of_units(bound):
+    """The linear layer's kernel is W^T: its rows are the columns."""
+    layer = SDPDense(7680, bound)
+    layer.build((None, 2))
+    layer.kernel.assign(np.array([[1.0], [0.7]]) * np.ones((1, 7680)))
+    kernel = np.asarray(sdp_checks.to_numpy(layer.effective_kernel()), "float64")
+    assert 1 - 1e-3 < np.linalg.norm(kernel, 2) <= 1 + 1e-6
+
+
+def test_policies():
+    sdp_checks.check_policies(SDPDense, {"units": 4}, (3,))
+
+
+def test_activations():
+    sdp_checks.check_activations(SDPDense, {"units": 4}, "-1, 1")
+    SDPDense(4, activation=keras.ops.exp)  # not known: `certify` refuses it
+    SDPDense(4, activation="softmax")  # 1-Lipschitz
+
+
+@pytest.mark.parametrize("name", sorted(_FUNCTIONS))
+def test_steep_activations_are_refused(name):
+    assert (_FUNCTIONS[name].constant > 1) == (name in STEEP)
+    if name in STEEP:
+        with pytest.raises(ValueError, match=rf"lies in \[-1, 1\].*activation='{name}'. Another"):
+            SDPDense(4, activation=name)
+    else:
+        SDPDense(4, activation=name)
 
 
 @pytest.mark.parametrize("bound", FREE)

@@ -4,7 +4,7 @@ import sdp_checks
 from layer_checks import check_layer, check_variant
 
 from keras_lipnext.certification.activations import _FUNCTIONS
-from keras_lipnext.layers import SDPResidualDense
+from keras_lipnext.layers import SDPResidualDense, _sdp
 from keras_lipnext.layers._sdp_layer import SLOPES_IN_0_1
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
@@ -32,6 +32,42 @@ def test_equals_numpy(bound):
 @pytest.mark.parametrize("hidden, features", [(8, 8), (5, 12), (12, 5)])
 def test_constant_of_any_kernel(bound, hidden, features):
     sdp_checks.check_constants(SDPResidualDense(hidden, bound), (None, features), 256)
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+@pytest.mark.parametrize("features", [1024, 7680])
+def test_constant_of_long_columns(bound, features):
+    sdp_checks.check_long_columns(SDPResidualDense(2, bound), features)
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+def test_guards_hold_for_sums_in_any_order(bound, monkeypatch):
+    """The slowest order there is; without guard it loses a hundred times what is allowed."""
+    monkeypatch.setattr(_sdp, "ops", sdp_checks.InOrder())
+    layer = SDPResidualDense(2, bound)
+    sdp_checks.check_long_columns(layer, 7680)
+    monkeypatch.setattr(_sdp, "guard", lambda operations: 1.0)
+    with pytest.raises(AssertionError):
+        sdp_checks.check_long_columns(layer, 7680)
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+def test_diagonal_equals_its_definition(bound):
+    for hidden in (4, 9):
+        sdp_checks.check_diagonal(SDPResidualDense(hidden, bound, dtype="float64"), (7,))
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+def test_half_precision_with_kernels_of_any_size(bound):
+    sdp_checks.check_half_precision(SDPResidualDense(6, bound, dtype="mixed_float16"), (5,))
+
+
+def test_policies():
+    sdp_checks.check_policies(SDPResidualDense, {}, (3,))
+
+
+def test_activations():
+    sdp_checks.check_activations(SDPResidualDense, {}, "0, 1")
 
 
 @pytest.mark.parametrize("bound", BOUNDS[:3])
