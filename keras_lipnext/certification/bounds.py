@@ -49,14 +49,14 @@ class Method:
 
 # By the names that `certify(..., lipschitz=name)` takes. `keras_lipnext.lmi` adds its own.
 METHODS = {}
+# By class, what makes a `Method` of an earlier answer; likewise.
+FACTORIES = {}
 
 
 def method_of(lipschitz):
     """The `Method` of this name or `LipschitzResult`, None for "product"; ValueError if none is."""
-    if isinstance(lipschitz, LipschitzResult):
-        from keras_lipnext.lmi.result import given  # which is built upon this module
-
-        return given(lipschitz)
+    if type(lipschitz) in FACTORIES:
+        return FACTORIES[type(lipschitz)](lipschitz)
     if isinstance(lipschitz, str) and lipschitz in ("product", *METHODS):
         return METHODS.get(lipschitz)
     raise ValueError(

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from keras_lipnext.certification.bounds import LipschitzResult, Method
+from keras_lipnext.certification.bounds import FACTORIES, LipschitzResult, Method
 from keras_lipnext.certification.norms import UNIT_ROUNDOFF
 from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi._verified import verified_constant, verified_pairs
@@ -136,6 +136,9 @@ def given(result):
     return Method(
         result.method, f"LipSDP with the multipliers of {result.method}", certified_by(bound)
     )
+
+
+FACTORIES[LipschitzResult] = given
 
 
 def pair_constants(model, *candidates):
