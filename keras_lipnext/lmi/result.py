@@ -8,7 +8,7 @@ import numpy as np
 from keras_lipnext.certification.bounds import LipschitzResult, Method
 from keras_lipnext.certification.norms import UNIT_ROUNDOFF
 from keras_lipnext.lmi._chain import read_chain
-from keras_lipnext.lmi._verified import verified_constant, verified_pairs
+from keras_lipnext.lmi._verified import float64_vectors, verified_constant, verified_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +119,21 @@ def given(result):
 
     Nothing else is taken from it: if the weights have changed since, or it is another model's, it
     proves less, or nothing.
+
+    Raises:
+        ValueError: for multipliers that are no vectors of real numbers.
     """
+    multipliers = float64_vectors(result.multipliers)
 
     def bound(model, part):
         def candidates(chain):
-            if not chain.fits(result.multipliers):
-                sizes = [len(m) for m in result.multipliers]
+            if not chain.fits(multipliers):
+                sizes = [len(m) for m in multipliers]
                 raise ValueError(
                     f"`lipschitz` has multipliers for hidden layers of {sizes} neurons, and model "
                     f"'{model.name}' has {[len(w) for w in chain.weights[:-1]]}."
                 )
-            yield chain.to_units(result.multipliers)
+            yield chain.to_units(multipliers)
 
         return proven_bound(model, part, result.method, candidates)
 
@@ -150,7 +154,7 @@ def pair_constants(model, *candidates):
     """
     chain = ScaledChain.read(model, "logits")
     best = np.full((len(chain.weights[-1]),) * 2, np.inf)
-    for multipliers in candidates:
+    for multipliers in map(float64_vectors, candidates):
         if chain.fits(multipliers):
             scaled = chain.to_units(multipliers)
             pairs = verified_pairs(chain.weights, chain.errors, chain.slopes, scaled)

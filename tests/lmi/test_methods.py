@@ -110,6 +110,49 @@ def test_a_result_is_proven_again(plain):
         lip.certify(dense_chain((8, 6, 4), seed=0), x, verbose=0, lipschitz=best)
 
 
+def result_with(multipliers, method="eclipse"):
+    return lip.lmi.LipschitzResult(1.0, method, "verified", "logits", 0.0, multipliers)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_given_multipliers_of_any_dtype_certify_no_more_than_is_true(dtype):
+    """Logits (x, -x) for x > 0: the distance of 1 to the boundary is 1."""
+    slope = 0.5 if dtype == "int8" else 0.85
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(1, use_bias=False),
+            keras.layers.LeakyReLU(slope),
+            keras.layers.Dense(2, use_bias=False),
+        ]
+    )
+    model.layers[0].kernel.assign([[1.0]])
+    model.layers[2].kernel.assign([[1.0, -1.0]])
+    best = 1 / (1 - slope)
+    spread = {"float16": 4e-3, "float32": 3e-7, "int8": 0.0}[dtype]
+    shares = 1 + spread * np.linspace(-1, 1, 9)
+    radii = []
+    for m in np.unique((shares * best).astype(dtype)):
+        given = result_with((np.array([m]),))
+        try:
+            certificate = lip.certify(model, [[1.0]], epsilons=0.1, verbose=0, lipschitz=given)
+        except RuntimeError:  # nothing proven
+            continue
+        radii.append(certificate.radii[0])
+    assert 0.9 < max(radii) <= 1
+
+
+@pytest.mark.parametrize(
+    "multipliers",
+    [None, (1.0, 2.0, 3.0), iter([np.ones(12)] * 3)],
+    ids=["None", "numbers", "iterator"],
+)
+def test_results_without_vectors_are_refused(plain, multipliers):
+    model, x, _ = plain
+    with pytest.raises(ValueError, match="multipliers of a LipschitzResult must be"):
+        lip.certify(model, x, verbose=0, lipschitz=result_with(multipliers))
+
+
 def test_bad_methods_and_models(plain):
     model, x, _ = plain
     with pytest.raises(ValueError, match="lipschitz='best'"):

@@ -208,3 +208,34 @@ def test_extreme_scales_are_refused_or_right():
         answer = verified_constant(weights, [0.0] * 2, slopes, [m / scale**2])
         assert answer is None or (np.isfinite(answer[0]) and answer[0] > 0)
     assert verified_constant(weights, [0.0] * 2, slopes, [np.full(6, np.inf)]) is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "longdouble", "int8"])
+def test_multipliers_of_any_dtype_count_in_float64(dtype):
+    """Of two maps by 1 and slopes up to 1 no bound is below 1."""
+    weights, found = [np.eye(1)] * 2, 0
+    for slope in (0.5, 0.85, *np.linspace(-0.9, 0.8, 9)):
+        shares = 1 + np.outer([1e-2, 3e-7], np.linspace(-1, 1, 30))
+        for m in np.unique((shares / (1 - slope)).astype(dtype))[:, None]:
+            answers = [verified_constant(weights, [0.0] * 2, [(slope, 1.0)], [m])]
+            proven = prove(weights, [0.0] * 2, [(slope, 1.0)], [m], 2.0**-30)
+            answers.append(None if proven is None else (proven,))
+            for answer in filter(None, answers):
+                found += 1
+                assert answer[0] >= 1
+    assert found
+
+
+@pytest.mark.parametrize(
+    "multipliers",
+    [None, (1.0, 2.0), (np.ones((6, 2)),), (np.ones(6) + 0j,), (np.array([None] * 6),), ("a",)],
+    ids=["None", "numbers", "matrix", "complex", "objects", "text"],
+)
+def test_multipliers_that_are_no_real_vectors_are_refused(multipliers):
+    weights, slopes, _ = two_layer()
+    for attempt in (
+        lambda: verified_constant(weights, [0.0] * 2, slopes, multipliers),
+        lambda: prove(weights, [0.0] * 2, slopes, multipliers, 1e-12),
+    ):
+        with pytest.raises(ValueError, match="must be a list or tuple of vectors of real numbers"):
+            attempt()
