@@ -1,13 +1,17 @@
 """Reading models as chains: the chain computes what the model does, and all else is refused."""
 
+from fractions import Fraction
+from types import SimpleNamespace
+
 import keras
+import mpmath
 import numpy as np
 import pytest
 from chains import dense_chain
 
 import keras_lipnext as lip
 from keras_lipnext.lmi._affine import AffineLayer
-from keras_lipnext.lmi._chain import LARGEST, magnitude_norm, read_chain
+from keras_lipnext.lmi._chain import LARGEST, _Reader, magnitude_norm, read_chain
 
 kl = keras.layers
 
@@ -201,3 +205,71 @@ def test_magnitude_norm_is_a_bound():
     for seed in range(20):
         w = np.random.default_rng(seed).normal(size=(5, 8))
         assert np.linalg.norm(np.abs(w), 2) <= magnitude_norm(w)
+
+
+STEP = SimpleNamespace(name="step", title="Layer 'step'")
+
+
+def exact(array):
+    return np.vectorize(Fraction)(np.asarray(array, "float64")).astype(object)
+
+
+def norm(matrix):
+    """2-norm of a matrix of Fractions, by mpmath."""
+    with mpmath.workdps(50):
+        entries = [[mpmath.mpf(v.numerator) / v.denominator for v in row] for row in matrix]
+        return max(mpmath.svd_r(mpmath.matrix(entries), compute_uv=False))
+
+
+def read_steps(size, *steps):
+    """(reader, exact matrix) after matrices, and (factors, exact factors, relative error)."""
+    reader, truth = _Reader(size), exact(np.eye(size))
+    for step in steps:
+        if isinstance(step, tuple):
+            factors, exactly, relative = step
+            reader.stretch(factors, np.zeros(np.shape(factors)), relative)
+            truth = np.reshape(exactly, (-1, 1)) * truth
+        else:
+            reader.multiply(step, np.zeros(len(step)), STEP)
+            truth = exact(step) @ truth
+    reader.end()
+    return reader.layers[0], truth
+
+
+def off(layer, truth):
+    return norm(exact(layer.weight) - truth)
+
+
+@pytest.mark.parametrize("exponents", [(300, -540), (-540, 300), (-540, -300), (-540, 540)])
+def test_rounding_is_bounded_where_squares_underflow(exponents):
+    """Entries that cancel: nothing but the roundings of the product is left."""
+    first = np.array([[2.0**53], [1.0], [-(2.0**53)]])
+    second = np.array([[1.0, 1.0, 1.0], [0.0, 2.0**-10, 0.0]])
+    for order in ([0, 1, 2], [1, 0, 2], [0, 2, 1]):
+        steps = first[order] * 2.0 ** exponents[0], second[:, order] * 2.0 ** exponents[1]
+        layer, truth = read_steps(1, *steps)
+        assert off(layer, truth) <= layer.error
+        assert layer.error <= 2.0**10 * 2.0 ** sum(exponents) + 2.0**-1000
+
+
+@pytest.mark.parametrize("exponent", [-540, -1060])
+def test_magnitude_norm_of_tiny_entries(exponent):
+    w = np.abs(np.random.default_rng(0).normal(size=(5, 8)))
+    w = np.ldexp(w, exponent)
+    assert norm(exact(w)) <= magnitude_norm(w)
+
+
+def test_a_rounded_scale_of_1_is_no_identity():
+    """1/49 rounded, times 49 rounds to 1: between two activations that still is an error."""
+    f = next(f for f in range(3, 200) if f * (1 / f) == 1 != Fraction(f) * Fraction(1 / f))
+    model = built(
+        kl.Dense(1, "relu"),
+        kl.Rescaling(float(f)),
+        kl.Rescaling(1 / f),
+        kl.ReLU(),
+        kl.Dense(1),
+        shape=(1,),
+    )
+    layers = read_chain(model).layers
+    assert len(layers) == 3
+    assert 0 < abs(Fraction(f) * Fraction(1 / f) - 1) <= layers[1].error < 1e-15
