@@ -52,7 +52,7 @@ def read_chain(model, part="logits"):
     shape = certifiable.graph.input_shape[1:]
     if None in shape:
         raise ValueError(f"Model '{model.name}' takes inputs of no fixed size, {shape}. {_WAY_OUT}")
-    reader, current = _Reader(math.prod(shape)), 0
+    reader, current, step = _Reader(math.prod(shape)), 0, None
     for step in steps:
         if step.inputs != (current,) or len(step.outputs) != 1:
             raise refusal(step, "it makes the model no chain, but a graph that branches")
@@ -61,7 +61,9 @@ def read_chain(model, part="logits"):
         if step is not head:
             step_bounds(step, context)  # refuses what no certificate covers
         reader.read(step, context, step is head)
-    reader.end()
+    if part == "body" and not reader.layers and reader.weight is None:
+        return Chain(model.name, part, (), reader.diagonal())
+    reader.end(step)
     return Chain(model.name, part, tuple(reader.layers))
 
 
@@ -183,21 +185,30 @@ class _Reader:
             return
         if self.weight is None:
             self.name = step.name
-            _check_size(step, self.size, self.size)
-        self._finish((activation,))
+        self._finish(step, (activation,))
 
-    def end(self):
+    def end(self, step):
         """The last affine map."""
-        self._finish(())
+        self._finish(step, ())
 
-    def _finish(self, activations):
+    def diagonal(self):
+        """Upper bound of the norm of the affine map, one of W None."""
+        self._check_entries(self.scale)
+        norm = float(np.abs(self.scale).max())
+        return (norm + self.error) * _UP if self.error else norm
+
+    def _finish(self, step, activations):
         weight, inputs = self.weight, self.size
         if weight is None:
+            _check_size(step, inputs, inputs)
             weight = np.diag(np.broadcast_to(self.scale, inputs))
-        if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
-            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
+        self._check_entries(weight)
         self.layers.append(AffineLayer(self.name, weight, self.bias, self.error, activations))
         self._start(len(weight))
+
+    def _check_entries(self, weight):
+        if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
+            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
 
 
 _UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves

@@ -31,9 +31,8 @@ class ScaledChain:
     units: np.ndarray
 
     @classmethod
-    def read(cls, model, part):
-        """That of a model, or of its body. Raises as `read_chain`; RuntimeError out of range."""
-        chain = read_chain(model, part)
+    def of(cls, chain):
+        """That of a `Chain` with layers. RuntimeError out of range."""
         exponents = [scale_of(w) for w in chain.weights]
         weights = [np.ldexp(w, -k) for w, k in zip(chain.weights, exponents)]
         errors = [
@@ -44,7 +43,7 @@ class ScaledChain:
         units = np.cumsum(exponents)
         if not np.abs(units).max() < 500:
             raise RuntimeError(
-                f"The bound of model '{model.name}' leaves float64: 2^{max(units, key=abs)}."
+                f"The bound of model '{chain.model}' leaves float64: 2^{max(units, key=abs)}."
             )
         return cls(weights, errors, chain.slopes, units)
 
@@ -76,8 +75,11 @@ def proven_bound(model, part, method, candidates):
         RuntimeError: if no candidate proves a bound.
     """
     started = time.perf_counter()
-    chain = ScaledChain.read(model, part)
-    proofs = []
+    chain = read_chain(model, part)
+    if not chain.layers:
+        seconds = time.perf_counter() - started
+        return LipschitzResult(chain.diagonal, method, "verified", part, seconds, ())
+    chain, proofs = ScaledChain.of(chain), []
     for multipliers in candidates(chain):
         proof = verified_constant(chain.weights, chain.errors, chain.slopes, multipliers)
         if proof is not None:
@@ -108,7 +110,8 @@ def certified_by(bound):
     """
 
     def constants(model):
-        body, logits = bound(model, part="body"), bound(model, part="logits")
+        # The logits first: what does not fit is refused by its own name.
+        logits, body = bound(model, part="logits"), bound(model, part="body")
         return body.constant, pair_constants(model, body.multipliers, logits.multipliers)
 
     return constants
@@ -152,7 +155,7 @@ def pair_constants(model, *candidates):
     Returns:
         Float64 array, infinite where nothing was proven.
     """
-    chain = ScaledChain.read(model, "logits")
+    chain = ScaledChain.of(read_chain(model, "logits"))
     best = np.full((len(chain.weights[-1]),) * 2, np.inf)
     for multipliers in map(float64_vectors, candidates):
         if chain.fits(multipliers):

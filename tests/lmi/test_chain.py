@@ -10,6 +10,7 @@ import pytest
 from chains import dense_chain
 
 import keras_lipnext as lip
+from keras_lipnext.lmi import _chain
 from keras_lipnext.lmi._affine import AffineLayer
 from keras_lipnext.lmi._chain import LARGEST, _Reader, magnitude_norm, read_chain
 
@@ -232,7 +233,7 @@ def read_steps(size, *steps):
         else:
             reader.multiply(step, np.zeros(len(step)), STEP)
             truth = exact(step) @ truth
-    reader.end()
+    reader.end(STEP)
     return reader.layers[0], truth
 
 
@@ -273,3 +274,34 @@ def test_a_rounded_scale_of_1_is_no_identity():
     layers = read_chain(model).layers
     assert len(layers) == 3
     assert 0 < abs(Fraction(f) * Fraction(1 / f) - 1) <= layers[1].error < 1e-15
+
+
+def test_bodies_that_are_diagonal_need_no_matrix(monkeypatch):
+    model = built(kl.Flatten(), kl.Rescaling(-0.1), kl.Dense(2), shape=(5, 3))
+    monkeypatch.setattr(_chain, "LARGEST", 20)  # the inputs and outputs, and not the inputs twice
+    chain = read_chain(model, "body")
+    assert not chain.layers and 0.1 < chain.diagonal < 0.1 * (1 + 1e-11)
+    result = lip.lmi.eclipse_fast(model, "body")
+    assert (result.constant, result.multipliers) == (chain.diagonal, ())
+    x = np.random.default_rng(0).normal(size=(4, 5, 3))
+    one, other = (
+        lip.certify(model, x, epsilons=0.1, verbose=0, lipschitz=lipschitz)
+        for lipschitz in ("product", lip.lmi.eclipse_fast(model))
+    )
+    assert (other.radii > 0).all()
+    np.testing.assert_allclose(one.radii, other.radii, rtol=1e-6)
+    assert lip.lmi.eclipse_fast(built(kl.Flatten(), kl.Dense(2), shape=(3,)), "body").constant == 1
+
+
+def test_the_identity_behind_the_last_activation_is_of_limited_size(monkeypatch):
+    model = built(kl.Dense(12, "relu", name="hidden"), kl.Dense(3), shape=(4,))
+    monkeypatch.setattr(_chain, "LARGEST", 20)
+    assert len(read_chain(model).layers) == 2
+    with pytest.raises(ValueError, match=r"'hidden'.*12 inputs and 12 outputs, over 20"):
+        read_chain(model, "body")
+
+
+def test_large_linear_models_are_refused_at_once():
+    model = built(kl.Flatten(), kl.Dense(2, name="linear"), shape=(224, 224, 3))
+    with pytest.raises(ValueError, match=r"'linear'.*150528 inputs.*lipschitz='product'"):
+        lip.lipschitz_bound(model, lipschitz="eclipse_fast")
