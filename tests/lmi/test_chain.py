@@ -11,8 +11,9 @@ from chains import dense_chain
 
 import keras_lipnext as lip
 from keras_lipnext.lmi import _chain
-from keras_lipnext.lmi._affine import AffineLayer
+from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.lmi._chain import LARGEST, _Reader, magnitude_norm, read_chain
+from keras_lipnext.lmi.result import ScaledChain
 
 kl = keras.layers
 
@@ -274,6 +275,66 @@ def test_a_rounded_scale_of_1_is_no_identity():
     layers = read_chain(model).layers
     assert len(layers) == 3
     assert 0 < abs(Fraction(f) * Fraction(1 / f) - 1) <= layers[1].error < 1e-15
+
+
+# Their product is 1, and computed as 0, or the other way about, whatever the order.
+CANCELLING = [
+    np.array([[2.0**53], [1.0], [-(2.0**53)]]),
+    np.array([[1.0, 1.0, 1.0], [0, 2**-10, 0]]),
+]
+
+
+@pytest.mark.parametrize(
+    "last", [np.eye(2) * 2.0**20, (np.array([2.0**20, 1.0]), [Fraction(2) ** 20, Fraction(1)], 0.0)]
+)
+def test_errors_are_carried_on(last):
+    layer, truth = read_steps(1, *CANCELLING, last)
+    assert 2.0**19 < off(layer, truth) <= layer.error
+
+
+def test_the_rounding_of_a_scale_is_bounded():
+    w = np.random.default_rng(0).normal(size=(1, 1))
+    third = np.float64(1 / 3)
+    layer, truth = read_steps(1, w, (third, Fraction(float(third)), 0.0))
+    assert 0 < off(layer, truth) <= layer.error < 1e-15
+
+
+def test_the_factors_of_batch_normalization_round():
+    layer = kl.BatchNormalization()
+    model = built(layer, kl.ReLU(), kl.Dense(1), shape=(400,))
+    random = np.random.default_rng(0)
+    for weight, ends in ((layer.gamma, (1.0, 1.2)), (layer.moving_variance, (0.9, 1.0))):
+        weight.assign(random.uniform(*ends, weight.shape))
+    gammas, variances = (
+        [mpmath.mpf(float(v)) for v in keras.ops.convert_to_numpy(w)]
+        for w in (layer.gamma, layer.moving_variance)
+    )
+    first = read_chain(model).layers[0]
+    with mpmath.workdps(40):
+        epsilon = mpmath.mpf(layer.epsilon)
+        truth = [g / mpmath.sqrt(v + epsilon) for g, v in zip(gammas, variances)]
+        worst = max(abs(mpmath.mpf(float(w)) - t) for w, t in zip(np.diag(first.weight), truth))
+    # More than the one rounding of a product.
+    assert 2.0**-53 * first.weight.max() < worst <= first.error / 2
+
+
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_errors_are_brought_to_the_units_of_their_weights(exponent):
+    layer = AffineLayer("a", np.eye(3) * 2.0**exponent, np.zeros(3), error=2.0 ** (exponent - 9))
+    scaled = ScaledChain.of(Chain("m", "logits", (layer, layer)))
+    for w, error in zip(scaled.weights, scaled.errors):
+        assert error / w.max() == pytest.approx(2.0**-9, rel=1e-12)
+
+
+def test_slopes_near_0_are_rounded_away():
+    from keras_lipnext.certification.activations import Activation
+
+    for slope, ends in ((1e-40, (0.0, 1.0)), (-1e-40, (-(2.0**-100), 1.0))):
+        activation = Activation(np.tanh, constant=1.0, least=slope)
+        assert AffineLayer("a", np.eye(1), np.zeros(1), activations=(activation,)).slopes == ends
+    for slope, ends in ((1e-40, (-1.0, 2.0**-100)), (-1e-40, (-1.0, 0.0))):
+        activation = Activation(np.tanh, constant=slope, least=-1.0)
+        assert AffineLayer("a", np.eye(1), np.zeros(1), activations=(activation,)).slopes == ends
 
 
 def test_bodies_that_are_diagonal_need_no_matrix(monkeypatch):

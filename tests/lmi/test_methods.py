@@ -11,6 +11,7 @@ from data import small_lipnext
 
 import keras_lipnext as lip
 from keras_lipnext.cli import main
+from keras_lipnext.lmi.result import pair_constants
 
 METHODS = {"lipsdp": "LipSDP-Neuron", "eclipse": "ECLipsE", "eclipse_fast": "ECLipsE-Fast"}
 
@@ -108,6 +109,15 @@ def test_a_result_is_proven_again(plain):
         lip.certify(other, x, epsilons=0.01, verbose=0, lipschitz=best)
     with pytest.raises(ValueError, match=r"layers of \[12, 12, 12\] neurons"):
         lip.certify(dense_chain((8, 6, 4), seed=0), x, verbose=0, lipschitz=best)
+
+
+def test_pairs_take_the_better_of_both_multipliers(plain):
+    model, _, _ = plain
+    body, logits = (lip.lmi.lipsdp(model, part=part).multipliers for part in ("body", "logits"))
+    _, pairs = lip.certification.bounds.METHODS["lipsdp"].function(model)
+    ones = [pair_constants(model, multipliers) for multipliers in (body, logits)]
+    assert (ones[1] < ones[0] * (1 - 1e-6)).any()
+    np.testing.assert_allclose(pairs, np.minimum(*ones), rtol=1e-6)
 
 
 def result_with(multipliers, method="eclipse"):
