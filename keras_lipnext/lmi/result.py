@@ -124,8 +124,13 @@ def given(result):
     proves less, or nothing.
 
     Raises:
-        ValueError: for multipliers that are no vectors of real numbers.
+        ValueError: for multipliers that are no vectors of real numbers, or a method that is no name.
     """
+    if not (isinstance(result.method, str) and result.method.isprintable()):
+        raise ValueError(
+            "The method of a LipschitzResult must be a name in one line. "
+            f"Received: method={result.method!r}"
+        )
     multipliers = float64_vectors(result.multipliers)
 
     def bound(model, part):

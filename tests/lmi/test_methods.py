@@ -163,6 +163,21 @@ def test_results_without_vectors_are_refused(plain, multipliers):
         lip.certify(model, x, verbose=0, lipschitz=result_with(multipliers))
 
 
+def test_names_of_methods_are_text_in_one_line(plain, tmp_path):
+    model, x, _ = plain
+    found = lip.lmi.eclipse_fast(model)
+    named = dataclasses.replace(found, method="<script>")
+    certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=named)
+    certificate.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "multipliers of &lt;script&gt;" in page
+    assert "multipliers of <script>" not in page
+    for method in ("a\nb", None):
+        wrong = dataclasses.replace(found, method=method)
+        with pytest.raises(ValueError, match="must be a name in one line"):
+            lip.certify(model, x, verbose=0, lipschitz=wrong)
+
+
 def test_bad_methods_and_models(plain):
     model, x, _ = plain
     with pytest.raises(ValueError, match="lipschitz='best'"):
