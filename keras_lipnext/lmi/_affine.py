@@ -65,12 +65,14 @@ class Chain:
     Attributes:
         model: Name of the model.
         part: "logits" or "body".
-        layers: Tuple of `AffineLayer`, at least one.
+        layers: Tuple of `AffineLayer`. None for a body that is diagonal: no matrix is made of it.
+        diagonal: Without layers, upper bound of the norm of that diagonal; else 1.
     """
 
     model: str
     part: str
     layers: tuple
+    diagonal: float = 1.0
 
     @property
     def weights(self):

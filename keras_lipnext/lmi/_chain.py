@@ -20,7 +20,7 @@ from keras_lipnext.certification.activations import (
 )
 from keras_lipnext.certification.layer_rules import IDENTITIES
 from keras_lipnext.certification.lipschitz import read, step_bounds
-from keras_lipnext.certification.norms import UNIT_ROUNDOFF, gamma
+from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma
 from keras_lipnext.certification.rules import Context
 from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.lmi._convolutions import convolution_matrix, output_sides
@@ -52,7 +52,7 @@ def read_chain(model, part="logits"):
     shape = certifiable.graph.input_shape[1:]
     if None in shape:
         raise ValueError(f"Model '{model.name}' takes inputs of no fixed size, {shape}. {_WAY_OUT}")
-    reader, current = _Reader(math.prod(shape)), 0
+    reader, current, step = _Reader(math.prod(shape)), 0, None
     for step in steps:
         if step.inputs != (current,) or len(step.outputs) != 1:
             raise refusal(step, "it makes the model no chain, but a graph that branches")
@@ -61,7 +61,9 @@ def read_chain(model, part="logits"):
         if step is not head:
             step_bounds(step, context)  # refuses what no certificate covers
         reader.read(step, context, step is head)
-    reader.end()
+    if part == "body" and not reader.layers and reader.weight is None:
+        return Chain(model.name, part, (), reader.diagonal())
+    reader.end(step)
     return Chain(model.name, part, tuple(reader.layers))
 
 
@@ -126,11 +128,13 @@ class _Reader:
             self.weight = matrix
         elif self.weight is None:
             self.weight = matrix * self.scale
-            error += 2 * UNIT_ROUNDOFF * magnitude_norm(self.weight)
+            error += 2 * UNIT_ROUNDOFF * magnitude_norm(self.weight) + self.weight.size * _LOST
         else:
-            error += 2 * gamma(len(self.weight) + 2) * magnitude * magnitude_norm(self.weight)
+            terms = len(self.weight)
+            error += 2 * gamma(terms + 2) * magnitude * magnitude_norm(self.weight)
             self.weight = matrix @ self.weight
-        self.error = float(error) * _UP if error else 0.0
+            error += terms * self.weight.size * _LOST
+        self.error = float(error) * _UP + _LOST if error else 0.0
         self.size = len(matrix)
 
     def stretch(self, factors, offsets, relative):
@@ -139,8 +143,13 @@ class _Reader:
         target = self.scale if self.weight is None else self.weight
         product = factors * target if target.ndim < 2 else np.reshape(factors, (-1, 1)) * target
         magnitude = np.abs(product).max() if product.ndim < 2 else magnitude_norm(product)
-        relative += 0.0 if largest == 1 and (np.abs(factors) == 1).all() else 2 * UNIT_ROUNDOFF
-        self.error = float(largest * self.error + relative * magnitude) * _UP
+        error = largest * self.error
+        if not (np.abs(factors) == 1).all():  # else the product is exact
+            error += (relative + 2 * UNIT_ROUNDOFF) * magnitude
+            # What underflowed in the product, and in the factors.
+            size = np.abs(target).max() if target.ndim < 2 else magnitude_norm(target)
+            error += (product.size + size) * _LOST
+        self.error = float(error) * _UP + _LOST if error else 0.0
         if self.weight is None:
             self.scale = product
         else:
@@ -169,37 +178,49 @@ class _Reader:
         if not -(2.0**64) < low < high < 2.0**64:
             raise refusal(step, f"the slope of its activation is only known to be in {low, high}")
         untouched = self.weight is None and (self.scale == 1).all() and not self.bias.any()
+        untouched = untouched and not self.error  # a scale of 1 may be rounded
         if untouched and self.layers:
             last = self.layers[-1]
             self.layers[-1] = dataclasses.replace(last, activations=(*last.activations, activation))
             return
         if self.weight is None:
             self.name = step.name
-            _check_size(step, self.size, self.size)
-        self._finish((activation,))
+        self._finish(step, (activation,))
 
-    def end(self):
+    def end(self, step):
         """The last affine map."""
-        self._finish(())
+        self._finish(step, ())
 
-    def _finish(self, activations):
+    def diagonal(self):
+        """Upper bound of the norm of the affine map, one of W None."""
+        self._check_entries(self.scale)
+        norm = float(np.abs(self.scale).max())
+        return (norm + self.error) * _UP if self.error else norm
+
+    def _finish(self, step, activations):
         weight, inputs = self.weight, self.size
         if weight is None:
+            _check_size(step, inputs, inputs)
             weight = np.diag(np.broadcast_to(self.scale, inputs))
-        if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
-            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
+        self._check_entries(weight)
         self.layers.append(AffineLayer(self.name, weight, self.bias, self.error, activations))
         self._start(len(weight))
 
+    def _check_entries(self, weight):
+        if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
+            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
+
 
 _UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves
+_LOST = 4 * TINY  # what a product, its sum, and the two in bounds of their errors lose below TINY
 
 
 def magnitude_norm(matrix):
     """Upper bound of `|| |matrix| ||_2`, and so of the norm of every matrix below it."""
     magnitudes = np.abs(matrix)
-    sums = magnitudes.sum(axis=0).max() * magnitudes.sum(axis=1).max()
-    return float(np.sqrt(sums) * _UP)
+    sums = [magnitudes.sum(axis=axis).max() for axis in (0, 1)]
+    # The product of the sums underflows for entries below 2^-511.
+    return float(np.sqrt(sums[0]) * np.sqrt(sums[1]) * _UP) + matrix.size * _LOST
 
 
 def _check_size(step, outputs, inputs):

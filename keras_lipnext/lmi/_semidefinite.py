@@ -15,6 +15,8 @@ import warnings
 
 import numpy as np
 
+from keras_lipnext.layers._channels import number
+
 VARIANTS = ("neuron", "layer")
 
 # Of the solver's answer in the candidates; the rest is of the point that is known to be feasible.
@@ -23,6 +25,12 @@ SHARES = (1.0, 1 - 1e-4, 1 - 1e-3, 0.99, 0.9, 0.5, 0.0)
 # Clarabel factorises a matrix as large as the triangle of a block is: beyond this side, SCS.
 _CLARABEL_SIDE = 48
 _OTHERS = "keras_lipnext.lmi.eclipse_fast, which needs no solver, bounds the same model"
+
+
+def check_time_limit(time_limit):
+    """Raises unless it is None or a positive number of seconds."""
+    if time_limit is not None and not 0 < number("time_limit", time_limit) < np.inf:
+        raise ValueError(f"`time_limit` must be positive. Received: time_limit={time_limit}")
 
 
 def solved_multipliers(weights, slopes, start, variant="neuron", **options):
@@ -172,9 +180,9 @@ def _solver(cvxpy, solver, side, time_limit):
     limits = {"CLARABEL": "time_limit", "SCS": "time_limit_secs"}
     settings = {"eps": 1e-6, "max_iters": 5000} if name == "SCS" else {}
     if time_limit is not None:
-        if name not in limits or not 0 < time_limit < np.inf:
+        if name not in limits:
             raise ValueError(
-                "`time_limit` must be positive seconds, for CLARABEL or SCS. Received: "
+                "`time_limit` is for CLARABEL and SCS. Received: "
                 f"time_limit={time_limit}, solver={name}"
             )
         settings[limits[name]] = float(time_limit)

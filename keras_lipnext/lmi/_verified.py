@@ -70,8 +70,30 @@ def verified_pairs(weights, errors, slopes, multipliers):
     return None if proof is None else proof[0]
 
 
+def float64_vectors(multipliers):
+    """Multipliers as float64 vectors: rounded before they count, they are exact in the theorem.
+
+    Computed with in a narrower dtype, they would bring roundings that no allowance covers.
+
+    Raises:
+        ValueError: for anything but a list or tuple of vectors of real numbers.
+    """
+    if isinstance(multipliers, (list, tuple)):
+        arrays = [np.asarray(m) for m in multipliers]
+        if all(a.ndim == 1 and np.can_cast(a.dtype, "float64", "same_kind") for a in arrays):
+            with np.errstate(over="ignore"):  # from longdouble: infinite proves nothing
+                return [a.astype("float64") for a in arrays]
+        received = [f"{a.dtype} of shape {a.shape}" for a in arrays]
+    else:
+        received = type(multipliers).__name__
+    raise ValueError(
+        "The multipliers of a LipschitzResult must be a list or tuple of vectors of real numbers, "
+        f"one a hidden layer. Received: {received}"
+    )
+
+
 def _first_proof(weights, errors, slopes, multipliers, last):
-    candidates = [_positive(m) for m in multipliers]
+    candidates = [_positive(m) for m in float64_vectors(multipliers)]
     for slack in SLACKS:
         # T_i has slack if the coupling between neighbours shrinks: later multipliers by more.
         shrunk = [m * (1 - 4 * slack) ** (i + 1) for i, m in enumerate(candidates)]
@@ -83,7 +105,7 @@ def _first_proof(weights, errors, slopes, multipliers, last):
 
 def prove(weights, errors, slopes, multipliers, slack, last=None):
     """What `last` proves from these multipliers as they are, the constant; None if nothing."""
-    p = np.eye(weights[0].shape[1])
+    p, multipliers = np.eye(weights[0].shape[1]), float64_vectors(multipliers)
     with np.errstate(all="ignore"):
         for w, error, interval, m in zip(weights, errors, slopes, multipliers):
             if not (m >= 0).all():

@@ -173,7 +173,11 @@ class Admissibility(keras.layers.Layer):
 
 def _ritz(basis, product):
     small = ops.matmul(ops.transpose(basis), product)
-    return ops.matmul(basis, ops.eigh((small + ops.transpose(small)) / 2)[1])
+    small = (small + ops.transpose(small)) / 2
+    # Where training diverged, some backends' eigh raise: the answer is NaN, and so is the loss.
+    finite = ops.all(ops.isfinite(small))
+    vectors = ops.eigh(ops.where(finite, small, ops.zeros_like(small)))[1]
+    return ops.where(finite, ops.matmul(basis, vectors), float("nan"))
 
 
 class OutputBlock:

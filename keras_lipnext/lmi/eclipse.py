@@ -25,7 +25,7 @@ import time
 import numpy as np
 
 from keras_lipnext.certification.bounds import METHODS, Method
-from keras_lipnext.lmi._semidefinite import solved_multipliers
+from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.result import certified_by, proven_bound
 
@@ -82,6 +82,8 @@ def eclipse(model, part="logits", solver=None, time_limit=None, verbose=0):
 
     Reference: Xu, Sivaranjani 2024, arXiv 2404.04375.
     """
+
+    check_time_limit(time_limit)
 
     def candidates(chain):
         read = chain.weights, chain.slopes

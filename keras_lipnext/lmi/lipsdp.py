@@ -3,7 +3,7 @@
 import time
 
 from keras_lipnext.certification.bounds import METHODS, Method
-from keras_lipnext.lmi._semidefinite import VARIANTS, solved_multipliers
+from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
 from keras_lipnext.lmi.result import certified_by, proven_bound
@@ -63,6 +63,7 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
         )
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {VARIANTS}. Received: variant={variant!r}")
+    check_time_limit(time_limit)
 
     def candidates(chain):
         weights, slopes = chain.weights, chain.slopes
@@ -72,7 +73,7 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
         started, found = time.perf_counter(), []
         for _ in range(_ROUNDS):
             left = time_limit
-            if left is not None and left > 0:
+            if left is not None:
                 left = max(left - (time.perf_counter() - started), 1e-3)
             options = {"solver": solver, "time_limit": left, "verbose": verbose}
             found += solved_multipliers(weights, slopes, start, variant, **options)

@@ -11,7 +11,7 @@ from keras_lipnext.lmi.eclipse import fast
 from keras_lipnext.lmi.result import proven_bound as prove
 from keras_lipnext.lmi.rs_lmi import RSLMI
 
-# Scaling rounds the weights to their dtype: a few attempts, each a little further below.
+# Scaling rounds the weights to their dtype: a few attempts, each further below, from its spacing.
 ATTEMPTS = 8
 # The trained multipliers are scaled layer by layer by powers of these, coarse to fine.
 STEPS, LONGEST = (2.0, 1.4, 1.1, 1.03, 1.01), 20
@@ -41,6 +41,7 @@ def project(model, lipschitz, bound=None):
         ValueError: for a model that is no chain of Dense layers, weights that are not finite, or a
             `bound` that answers something else.
         RuntimeError: if float64 cannot prove any bound.
+        In either case the weights are left as they were.
     """
     if not 0 < number("lipschitz", lipschitz) < float("inf"):
         raise ValueError(f"`lipschitz` must be positive. Received: lipschitz={lipschitz!r}")
@@ -59,20 +60,31 @@ def project(model, lipschitz, bound=None):
         return found
 
     found = current()
-    for attempt in range(ATTEMPTS):
-        if found.constant <= lipschitz:
-            return found
-        factor = lipschitz / found.constant * (1 - 1e-7 * 4**attempt)
-        for weight in chain.layers[-1].weights:
-            values = np.asarray(keras.ops.convert_to_numpy(weight)).astype("float64")
-            weight.assign(keras.ops.cast(values * factor, weight.dtype))
-        if multipliers:  # they scale like the squares of the outputs
-            multipliers = [m * factor**2 for m in multipliers]
-        found = current()
-    raise ValueError(
-        f"Scaling did not bring the bound below {lipschitz}: it is {found.constant}. Does `bound` "
-        "depend on the last layer's weights?"
-    )
+    weights = chain.layers[-1].weights
+    stored = [np.array(keras.ops.convert_to_numpy(w)) for w in weights]
+    dtype = keras.backend.standardize_dtype(chain.layers[-1].kernel.dtype)
+    spacing = 2.0**-7 if dtype == "bfloat16" else float(np.finfo(dtype).eps)
+    room, factor, trained = max(spacing, 1e-7), 1.0, multipliers
+    try:
+        for attempt in range(ATTEMPTS):
+            if found.constant <= lipschitz:
+                break
+            factor *= lipschitz / found.constant * (1 - min(room * 4**attempt, 0.5))
+            for weight, values in zip(weights, stored):
+                weight.assign(keras.ops.cast(values.astype("float64") * factor, weight.dtype))
+            if trained:  # they scale like the squares of the outputs
+                multipliers = [m * factor**2 for m in trained]
+            found = current()
+        if not found.constant <= lipschitz:
+            raise ValueError(
+                f"Scaling did not bring the bound below {lipschitz}: it is {found.constant}. Does "
+                "`bound` depend on the last layer's weights?"
+            )
+    except Exception:
+        for weight, values in zip(weights, stored):
+            weight.assign(values)
+        raise
+    return found
 
 
 def proven_bound(network, multipliers=None):

@@ -8,7 +8,7 @@ import numpy as np
 from keras_lipnext.certification.bounds import FACTORIES, LipschitzResult, Method
 from keras_lipnext.certification.norms import UNIT_ROUNDOFF
 from keras_lipnext.lmi._chain import read_chain
-from keras_lipnext.lmi._verified import verified_constant, verified_pairs
+from keras_lipnext.lmi._verified import float64_vectors, verified_constant, verified_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,8 @@ class ScaledChain:
     units: np.ndarray
 
     @classmethod
-    def read(cls, model, part):
-        """That of a model, or of its body. Raises as `read_chain`; RuntimeError out of range."""
-        chain = read_chain(model, part)
+    def of(cls, chain):
+        """That of a `Chain` with layers. RuntimeError out of range."""
         exponents = [scale_of(w) for w in chain.weights]
         weights = [np.ldexp(w, -k) for w, k in zip(chain.weights, exponents)]
         errors = [
@@ -44,7 +43,7 @@ class ScaledChain:
         units = np.cumsum(exponents)
         if not np.abs(units).max() < 500:
             raise RuntimeError(
-                f"The bound of model '{model.name}' leaves float64: 2^{max(units, key=abs)}."
+                f"The bound of model '{chain.model}' leaves float64: 2^{max(units, key=abs)}."
             )
         return cls(weights, errors, chain.slopes, units)
 
@@ -76,8 +75,11 @@ def proven_bound(model, part, method, candidates):
         RuntimeError: if no candidate proves a bound.
     """
     started = time.perf_counter()
-    chain = ScaledChain.read(model, part)
-    proofs = []
+    chain = read_chain(model, part)
+    if not chain.layers:
+        seconds = time.perf_counter() - started
+        return LipschitzResult(chain.diagonal, method, "verified", part, seconds, ())
+    chain, proofs = ScaledChain.of(chain), []
     for multipliers in candidates(chain):
         proof = verified_constant(chain.weights, chain.errors, chain.slopes, multipliers)
         if proof is not None:
@@ -108,7 +110,8 @@ def certified_by(bound):
     """
 
     def constants(model):
-        body, logits = bound(model, part="body"), bound(model, part="logits")
+        # The logits first: what does not fit is refused by its own name.
+        logits, body = bound(model, part="logits"), bound(model, part="body")
         return body.constant, pair_constants(model, body.multipliers, logits.multipliers)
 
     return constants
@@ -119,17 +122,26 @@ def given(result):
 
     Nothing else is taken from it: if the weights have changed since, or it is another model's, it
     proves less, or nothing.
+
+    Raises:
+        ValueError: for multipliers that are no vectors of real numbers, or a method that is no name.
     """
+    if not (isinstance(result.method, str) and result.method.isprintable()):
+        raise ValueError(
+            "The method of a LipschitzResult must be a name in one line. "
+            f"Received: method={result.method!r}"
+        )
+    multipliers = float64_vectors(result.multipliers)
 
     def bound(model, part):
         def candidates(chain):
-            if not chain.fits(result.multipliers):
-                sizes = [len(m) for m in result.multipliers]
+            if not chain.fits(multipliers):
+                sizes = [len(m) for m in multipliers]
                 raise ValueError(
                     f"`lipschitz` has multipliers for hidden layers of {sizes} neurons, and model "
                     f"'{model.name}' has {[len(w) for w in chain.weights[:-1]]}."
                 )
-            yield chain.to_units(result.multipliers)
+            yield chain.to_units(multipliers)
 
         return proven_bound(model, part, result.method, candidates)
 
@@ -151,9 +163,9 @@ def pair_constants(model, *candidates):
     Returns:
         Float64 array, infinite where nothing was proven.
     """
-    chain = ScaledChain.read(model, "logits")
+    chain = ScaledChain.of(read_chain(model, "logits"))
     best = np.full((len(chain.weights[-1]),) * 2, np.inf)
-    for multipliers in candidates:
+    for multipliers in map(float64_vectors, candidates):
         if chain.fits(multipliers):
             scaled = chain.to_units(multipliers)
             pairs = verified_pairs(chain.weights, chain.errors, chain.slopes, scaled)

@@ -1,3 +1,5 @@
+import numbers
+
 import keras
 
 from keras_lipnext.layers._channels import number
@@ -85,7 +87,11 @@ class RSLMI(keras.Model):
         if not 0 <= number("margin", margin) <= 0.5:
             raise ValueError(f"`margin` must be in [0, 0.5]. Received: margin={margin!r}")
         for name, value, least in (("sketch", sketch, 1), ("order", order, 0), ("rank", rank, 1)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            whole = (
+                isinstance(value, numbers.Integral)
+                and not isinstance(value, bool)
+                and value >= least
+            )
             if not (whole or (name == "sketch" and value is None)):
                 raise ValueError(
                     f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
@@ -94,14 +100,20 @@ class RSLMI(keras.Model):
             if not any(layer is head for layer in model.layers):
                 raise ValueError(f"`head` must be a layer of the model. Received: head={head!r}")
             head = head.name
+        if head is not None:
+            nested = [layer.name for layer in model.layers if isinstance(layer, keras.Model)]
+            if head not in nested:
+                raise ValueError(
+                    f"`head` must be a nested model of `model`: {nested}. Received: head={head!r}"
+                )
         self.model = model
         self.settings = {
             "lipschitz": lipschitz,
-            "sketch": sketch,
-            "order": order,
+            "sketch": None if sketch is None else int(sketch),
+            "order": int(order),
             "weight": weight,
             "margin": margin,
-            "rank": rank,
+            "rank": int(rank),
             "seed": seed,
             "head": head,
         }

@@ -1,13 +1,19 @@
 """Reading models as chains: the chain computes what the model does, and all else is refused."""
 
+from fractions import Fraction
+from types import SimpleNamespace
+
 import keras
+import mpmath
 import numpy as np
 import pytest
 from chains import dense_chain
 
 import keras_lipnext as lip
-from keras_lipnext.lmi._affine import AffineLayer
-from keras_lipnext.lmi._chain import LARGEST, magnitude_norm, read_chain
+from keras_lipnext.lmi import _chain
+from keras_lipnext.lmi._affine import AffineLayer, Chain
+from keras_lipnext.lmi._chain import LARGEST, _Reader, magnitude_norm, read_chain
+from keras_lipnext.lmi.result import ScaledChain
 
 kl = keras.layers
 
@@ -201,3 +207,162 @@ def test_magnitude_norm_is_a_bound():
     for seed in range(20):
         w = np.random.default_rng(seed).normal(size=(5, 8))
         assert np.linalg.norm(np.abs(w), 2) <= magnitude_norm(w)
+
+
+STEP = SimpleNamespace(name="step", title="Layer 'step'")
+
+
+def exact(array):
+    return np.vectorize(Fraction)(np.asarray(array, "float64")).astype(object)
+
+
+def norm(matrix):
+    """2-norm of a matrix of Fractions, by mpmath."""
+    with mpmath.workdps(50):
+        entries = [[mpmath.mpf(v.numerator) / v.denominator for v in row] for row in matrix]
+        return max(mpmath.svd_r(mpmath.matrix(entries), compute_uv=False))
+
+
+def read_steps(size, *steps):
+    """(reader, exact matrix) after matrices, and (factors, exact factors, relative error)."""
+    reader, truth = _Reader(size), exact(np.eye(size))
+    for step in steps:
+        if isinstance(step, tuple):
+            factors, exactly, relative = step
+            reader.stretch(factors, np.zeros(np.shape(factors)), relative)
+            truth = np.reshape(exactly, (-1, 1)) * truth
+        else:
+            reader.multiply(step, np.zeros(len(step)), STEP)
+            truth = exact(step) @ truth
+    reader.end(STEP)
+    return reader.layers[0], truth
+
+
+def off(layer, truth):
+    return norm(exact(layer.weight) - truth)
+
+
+@pytest.mark.parametrize("exponents", [(300, -540), (-540, 300), (-540, -300), (-540, 540)])
+def test_rounding_is_bounded_where_squares_underflow(exponents):
+    """Entries that cancel: nothing but the roundings of the product is left."""
+    first = np.array([[2.0**53], [1.0], [-(2.0**53)]])
+    second = np.array([[1.0, 1.0, 1.0], [0.0, 2.0**-10, 0.0]])
+    for order in ([0, 1, 2], [1, 0, 2], [0, 2, 1]):
+        steps = first[order] * 2.0 ** exponents[0], second[:, order] * 2.0 ** exponents[1]
+        layer, truth = read_steps(1, *steps)
+        assert off(layer, truth) <= layer.error
+        assert layer.error <= 2.0**10 * 2.0 ** sum(exponents) + 2.0**-1000
+
+
+@pytest.mark.parametrize("exponent", [-540, -1060])
+def test_magnitude_norm_of_tiny_entries(exponent):
+    w = np.abs(np.random.default_rng(0).normal(size=(5, 8)))
+    w = np.ldexp(w, exponent)
+    assert norm(exact(w)) <= magnitude_norm(w)
+
+
+def test_a_rounded_scale_of_1_is_no_identity():
+    """1/49 rounded, times 49 rounds to 1: between two activations that still is an error."""
+    f = next(f for f in range(3, 200) if f * (1 / f) == 1 != Fraction(f) * Fraction(1 / f))
+    model = built(
+        kl.Dense(1, "relu"),
+        kl.Rescaling(float(f)),
+        kl.Rescaling(1 / f),
+        kl.ReLU(),
+        kl.Dense(1),
+        shape=(1,),
+    )
+    layers = read_chain(model).layers
+    assert len(layers) == 3
+    assert 0 < abs(Fraction(f) * Fraction(1 / f) - 1) <= layers[1].error < 1e-15
+
+
+# Their product is 1, and computed as 0, or the other way about, whatever the order.
+CANCELLING = [
+    np.array([[2.0**53], [1.0], [-(2.0**53)]]),
+    np.array([[1.0, 1.0, 1.0], [0, 2**-10, 0]]),
+]
+
+
+@pytest.mark.parametrize(
+    "last", [np.eye(2) * 2.0**20, (np.array([2.0**20, 1.0]), [Fraction(2) ** 20, Fraction(1)], 0.0)]
+)
+def test_errors_are_carried_on(last):
+    layer, truth = read_steps(1, *CANCELLING, last)
+    assert 2.0**19 < off(layer, truth) <= layer.error
+
+
+def test_the_rounding_of_a_scale_is_bounded():
+    w = np.random.default_rng(0).normal(size=(1, 1))
+    third = np.float64(1 / 3)
+    layer, truth = read_steps(1, w, (third, Fraction(float(third)), 0.0))
+    assert 0 < off(layer, truth) <= layer.error < 1e-15
+
+
+def test_the_factors_of_batch_normalization_round():
+    layer = kl.BatchNormalization()
+    model = built(layer, kl.ReLU(), kl.Dense(1), shape=(400,))
+    random = np.random.default_rng(0)
+    for weight, ends in ((layer.gamma, (1.0, 1.2)), (layer.moving_variance, (0.9, 1.0))):
+        weight.assign(random.uniform(*ends, weight.shape))
+    gammas, variances = (
+        [mpmath.mpf(float(v)) for v in keras.ops.convert_to_numpy(w)]
+        for w in (layer.gamma, layer.moving_variance)
+    )
+    first = read_chain(model).layers[0]
+    with mpmath.workdps(40):
+        epsilon = mpmath.mpf(layer.epsilon)
+        truth = [g / mpmath.sqrt(v + epsilon) for g, v in zip(gammas, variances)]
+        worst = max(abs(mpmath.mpf(float(w)) - t) for w, t in zip(np.diag(first.weight), truth))
+    # More than the one rounding of a product.
+    assert 2.0**-53 * first.weight.max() < worst <= first.error / 2
+
+
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_errors_are_brought_to_the_units_of_their_weights(exponent):
+    layer = AffineLayer("a", np.eye(3) * 2.0**exponent, np.zeros(3), error=2.0 ** (exponent - 9))
+    scaled = ScaledChain.of(Chain("m", "logits", (layer, layer)))
+    for w, error in zip(scaled.weights, scaled.errors):
+        assert error / w.max() == pytest.approx(2.0**-9, rel=1e-12)
+
+
+def test_slopes_near_0_are_rounded_away():
+    from keras_lipnext.certification.activations import Activation
+
+    for slope, ends in ((1e-40, (0.0, 1.0)), (-1e-40, (-(2.0**-100), 1.0))):
+        activation = Activation(np.tanh, constant=1.0, least=slope)
+        assert AffineLayer("a", np.eye(1), np.zeros(1), activations=(activation,)).slopes == ends
+    for slope, ends in ((1e-40, (-1.0, 2.0**-100)), (-1e-40, (-1.0, 0.0))):
+        activation = Activation(np.tanh, constant=slope, least=-1.0)
+        assert AffineLayer("a", np.eye(1), np.zeros(1), activations=(activation,)).slopes == ends
+
+
+def test_bodies_that_are_diagonal_need_no_matrix(monkeypatch):
+    model = built(kl.Flatten(), kl.Rescaling(-0.1), kl.Dense(2), shape=(5, 3))
+    monkeypatch.setattr(_chain, "LARGEST", 20)  # the inputs and outputs, and not the inputs twice
+    chain = read_chain(model, "body")
+    assert not chain.layers and 0.1 < chain.diagonal < 0.1 * (1 + 1e-11)
+    result = lip.lmi.eclipse_fast(model, "body")
+    assert (result.constant, result.multipliers) == (chain.diagonal, ())
+    x = np.random.default_rng(0).normal(size=(4, 5, 3))
+    one, other = (
+        lip.certify(model, x, epsilons=0.1, verbose=0, lipschitz=lipschitz)
+        for lipschitz in ("product", lip.lmi.eclipse_fast(model))
+    )
+    assert (other.radii > 0).all()
+    np.testing.assert_allclose(one.radii, other.radii, rtol=1e-6)
+    assert lip.lmi.eclipse_fast(built(kl.Flatten(), kl.Dense(2), shape=(3,)), "body").constant == 1
+
+
+def test_the_identity_behind_the_last_activation_is_of_limited_size(monkeypatch):
+    model = built(kl.Dense(12, "relu", name="hidden"), kl.Dense(3), shape=(4,))
+    monkeypatch.setattr(_chain, "LARGEST", 20)
+    assert len(read_chain(model).layers) == 2
+    with pytest.raises(ValueError, match=r"'hidden'.*12 inputs and 12 outputs, over 20"):
+        read_chain(model, "body")
+
+
+def test_large_linear_models_are_refused_at_once():
+    model = built(kl.Flatten(), kl.Dense(2, name="linear"), shape=(224, 224, 3))
+    with pytest.raises(ValueError, match=r"'linear'.*150528 inputs.*lipschitz='product'"):
+        lip.lipschitz_bound(model, lipschitz="eclipse_fast")

@@ -152,8 +152,11 @@ def test_bad_arguments_of_the_solver():
     model = dense_chain((4, 6, 3))
     with pytest.raises(ValueError, match="solver='nobody'"):
         lip.lmi.lipsdp(model, solver="nobody")
-    with pytest.raises(ValueError, match="time_limit=-1"):
-        lip.lmi.lipsdp(model, time_limit=-1)
+    for method in (lip.lmi.lipsdp, lip.lmi.eclipse):
+        with pytest.raises(ValueError, match=r"`time_limit` must be positive.*time_limit=-1"):
+            method(model, time_limit=-1)
+        with pytest.raises(ValueError, match=r"`time_limit` must be a number.*time_limit='5'"):
+            method(model, time_limit="5")
 
 
 def test_a_missing_solver_names_the_extra(monkeypatch):

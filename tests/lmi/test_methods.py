@@ -11,6 +11,7 @@ from data import small_lipnext
 
 import keras_lipnext as lip
 from keras_lipnext.cli import main
+from keras_lipnext.lmi.result import pair_constants
 
 METHODS = {"lipsdp": "LipSDP-Neuron", "eclipse": "ECLipsE", "eclipse_fast": "ECLipsE-Fast"}
 
@@ -108,6 +109,73 @@ def test_a_result_is_proven_again(plain):
         lip.certify(other, x, epsilons=0.01, verbose=0, lipschitz=best)
     with pytest.raises(ValueError, match=r"layers of \[12, 12, 12\] neurons"):
         lip.certify(dense_chain((8, 6, 4), seed=0), x, verbose=0, lipschitz=best)
+
+
+def test_pairs_take_the_better_of_both_multipliers(plain):
+    model, _, _ = plain
+    body, logits = (lip.lmi.lipsdp(model, part=part).multipliers for part in ("body", "logits"))
+    _, pairs = lip.certification.bounds.METHODS["lipsdp"].function(model)
+    ones = [pair_constants(model, multipliers) for multipliers in (body, logits)]
+    assert (ones[1] < ones[0] * (1 - 1e-6)).any()
+    np.testing.assert_allclose(pairs, np.minimum(*ones), rtol=1e-6)
+
+
+def result_with(multipliers, method="eclipse"):
+    return lip.lmi.LipschitzResult(1.0, method, "verified", "logits", 0.0, multipliers)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_given_multipliers_of_any_dtype_certify_no_more_than_is_true(dtype):
+    """Logits (x, -x) for x > 0: the distance of 1 to the boundary is 1."""
+    slope = 0.5 if dtype == "int8" else 0.85
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(1, use_bias=False),
+            keras.layers.LeakyReLU(slope),
+            keras.layers.Dense(2, use_bias=False),
+        ]
+    )
+    model.layers[0].kernel.assign([[1.0]])
+    model.layers[2].kernel.assign([[1.0, -1.0]])
+    best = 1 / (1 - slope)
+    spread = {"float16": 4e-3, "float32": 3e-7, "int8": 0.0}[dtype]
+    shares = 1 + spread * np.linspace(-1, 1, 9)
+    radii = []
+    for m in np.unique((shares * best).astype(dtype)):
+        given = result_with((np.array([m]),))
+        try:
+            certificate = lip.certify(model, [[1.0]], epsilons=0.1, verbose=0, lipschitz=given)
+        except RuntimeError:  # nothing proven
+            continue
+        radii.append(certificate.radii[0])
+    assert 0.9 < max(radii) <= 1
+
+
+@pytest.mark.parametrize(
+    "multipliers",
+    [None, (1.0, 2.0, 3.0), iter([np.ones(12)] * 3)],
+    ids=["None", "numbers", "iterator"],
+)
+def test_results_without_vectors_are_refused(plain, multipliers):
+    model, x, _ = plain
+    with pytest.raises(ValueError, match="multipliers of a LipschitzResult must be"):
+        lip.certify(model, x, verbose=0, lipschitz=result_with(multipliers))
+
+
+def test_names_of_methods_are_text_in_one_line(plain, tmp_path):
+    model, x, _ = plain
+    found = lip.lmi.eclipse_fast(model)
+    named = dataclasses.replace(found, method="<script>")
+    certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=named)
+    certificate.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "multipliers of &lt;script&gt;" in page
+    assert "multipliers of <script>" not in page
+    for method in ("a\nb", None):
+        wrong = dataclasses.replace(found, method=method)
+        with pytest.raises(ValueError, match="must be a name in one line"):
+            lip.certify(model, x, verbose=0, lipschitz=wrong)
 
 
 def test_bad_methods_and_models(plain):

@@ -141,12 +141,35 @@ def test_sketches_certify_nothing(digits):
         ({"sketch": 0}, "`sketch` must be an integer of at least 1. Received: sketch=0"),
         ({"order": None}, "`order` must be an integer"),
         ({"rank": 1.5}, "`rank` must be an integer"),
+        ({"head": "nobody"}, "`head` must be a nested model"),
+        ({"head": 3}, "`head` must be a nested model"),
         ({"head": keras.Sequential()}, "`head` must be a layer of the model"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         lmi.RSLMI(network(), **{"lipschitz": 1.0, **arguments})
+
+
+def test_the_name_of_a_dense_layer_is_no_head():
+    model = network()
+    with pytest.raises(ValueError, match="`head` must be a nested model"):
+        lmi.RSLMI(model, 1.0, head=model.layers[-1].name)
+
+
+def test_integers_of_numpy_count():
+    training = lmi.RSLMI(network(), 1.0, sketch=np.int64(4), rank=np.int32(3))
+    assert type(training.settings["sketch"]) is int and training.get_config()["rank"] == 3
+
+
+@pytest.mark.parametrize("sketch", [None, 4])
+def test_divergence_gives_nan_on_every_backend(sketch):
+    model = network()
+    training = lmi.RSLMI(model, 1.0, sketch=sketch)
+    assert np.isfinite(penalty(training))
+    for value in (np.nan, np.inf):
+        model.layers[0].kernel.assign(np.full(model.layers[0].kernel.shape, value))
+        assert np.isnan(penalty(training))
 
 
 def dense(*args, **kwargs):

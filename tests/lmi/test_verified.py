@@ -208,3 +208,71 @@ def test_extreme_scales_are_refused_or_right():
         answer = verified_constant(weights, [0.0] * 2, slopes, [m / scale**2])
         assert answer is None or (np.isfinite(answer[0]) and answer[0] > 0)
     assert verified_constant(weights, [0.0] * 2, slopes, [np.full(6, np.inf)]) is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "longdouble", "int8"])
+def test_multipliers_of_any_dtype_count_in_float64(dtype):
+    """Of two maps by 1 and slopes up to 1 no bound is below 1."""
+    weights, found = [np.eye(1)] * 2, 0
+    for slope in (0.5, 0.85, *np.linspace(-0.9, 0.8, 9)):
+        shares = 1 + np.outer([1e-2, 3e-7], np.linspace(-1, 1, 30))
+        for m in np.unique((shares / (1 - slope)).astype(dtype))[:, None]:
+            answers = [verified_constant(weights, [0.0] * 2, [(slope, 1.0)], [m])]
+            proven = prove(weights, [0.0] * 2, [(slope, 1.0)], [m], 2.0**-30)
+            answers.append(None if proven is None else (proven,))
+            for answer in filter(None, answers):
+                found += 1
+                assert answer[0] >= 1
+    assert found
+
+
+@pytest.mark.parametrize(
+    "multipliers",
+    [None, (1.0, 2.0), (np.ones((6, 2)),), (np.ones(6) + 0j,), (np.array([None] * 6),), ("a",)],
+    ids=["None", "numbers", "matrix", "complex", "objects", "text"],
+)
+def test_multipliers_that_are_no_real_vectors_are_refused(multipliers):
+    weights, slopes, _ = two_layer()
+    for attempt in (
+        lambda: verified_constant(weights, [0.0] * 2, slopes, multipliers),
+        lambda: prove(weights, [0.0] * 2, slopes, multipliers, 1e-12),
+    ):
+        with pytest.raises(ValueError, match="must be a list or tuple of vectors of real numbers"):
+            attempt()
+
+
+@pytest.mark.parametrize("n, error", [(2, 0.0), (2, 1e-12), (500, 0.0)])
+def test_the_factorisations_rounding_is_allowed_for(n, error):
+    """The smallest eigenvalue known: that of one block [[1, 1 - t], [1 - t, 1]] is t."""
+    u = 2.0**-53
+    allowance = 2 * (n + 2) * n * u + 8 * u * (2 + error)
+    for share, holds in ((0.8, False), (1.3, True)):
+        matrix = np.eye(n)
+        matrix[0, 1] = matrix[1, 0] = 1 - (error + share * allowance)
+        assert _verified._is_positive(matrix, np.zeros(n, int), error) is holds
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 1.0), (-0.2, 1.0)])
+@pytest.mark.parametrize("error", [0.0, 1e-12, 0.1])
+def test_what_is_allowed_for_when_t_is_assembled(interval, error, monkeypatch):
+    """All scales are 1 here: half of the roundings that the text counts, and the exact change."""
+    (a, b), seen = interval, []
+    w = random_chain(3, (6, 4))[0] / 4
+    m = np.full(4, 0.9)
+    monkeypatch.setattr(_verified, "_scaling", lambda matrix: np.zeros(len(matrix), int))
+    monkeypatch.setattr(_verified, "_is_positive", lambda *arguments: seen.append(arguments))
+    _verified._hidden_holds(np.eye(6), w, error, interval, m, np.eye(4) * 0.8)
+    matrix, _, allowed = seen[0]
+    u, f = 2.0**-53, w * np.sqrt(1.8 * abs(a * b))
+    needed = 8 * u * np.linalg.norm(matrix) + (a + b) * 0.9 * error
+    # The product's rounding, and the change by a W that is off along its largest direction.
+    needed += 4 * u * np.linalg.norm(np.abs(f).T @ np.abs(f), 2)
+    change = error * np.sqrt(1.8 * abs(a * b))
+    needed += change * (2 * np.linalg.norm(f, 2) + change)
+    assert needed * (1 - 1e-9) <= allowed <= 30 * needed
+
+
+def test_pairs_of_equal_entries_keep_their_roundings():
+    """Of g_ii + g_jj - 2 g_ij, which cancels, something is left for what was rounded."""
+    pairs = _verified._last_pairs(np.eye(2), np.array([[0.6, 0.8], [0.6, 0.8]]), 0.0)
+    assert pairs[0, 1] ** 2 >= 2.0**-53 * 4
