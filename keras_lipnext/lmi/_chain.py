@@ -144,7 +144,7 @@ class _Reader:
         product = factors * target if target.ndim < 2 else np.reshape(factors, (-1, 1)) * target
         magnitude = np.abs(product).max() if product.ndim < 2 else magnitude_norm(product)
         error = largest * self.error
-        if not (np.abs(factors) == 1).all():  # else the product is exact
+        if relative or not (np.abs(factors) == 1).all():  # else the product is exact
             error += (relative + 2 * UNIT_ROUNDOFF) * magnitude
             # What underflowed in the product, and in the factors.
             size = np.abs(target).max() if target.ndim < 2 else magnitude_norm(target)
