@@ -124,7 +124,7 @@ def given(result):
     proves less, or nothing.
 
     Raises:
-        ValueError: for multipliers that are no vectors of real numbers, or a method that is no name.
+        ValueError: for multipliers that are no vectors of real numbers; a method that is no name.
     """
     if not (isinstance(result.method, str) and result.method.isprintable()):
         raise ValueError(
