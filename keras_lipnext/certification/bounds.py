@@ -44,7 +44,7 @@ class Method:
 
     name: str
     title: str
-    function: object
+    function: object = None
 
 
 # By the names that `certify(..., lipschitz=name)` takes. `keras_lipnext.lmi` adds its own.
@@ -98,7 +98,7 @@ class LipschitzBound:
             logits.
         notes: Tuple of sentences on what was read in a special way.
         method: The `Method` that found `constant`; None if it is the layers' constants, combined
-            along the graph.
+            along the graph. Without its function: what is found can be pickled.
     """
 
     constant: float

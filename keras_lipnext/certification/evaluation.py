@@ -11,10 +11,10 @@ from keras_lipnext.certification.evidence import policies
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import (
     bound_of,
+    by_method,
     check_same_shape,
     required_rule,
     step_bounds,
-    usable,
 )
 from keras_lipnext.certification.norms import gamma
 from keras_lipnext.certification.radius import (
@@ -63,7 +63,7 @@ class Evaluation:
     def use(self, method, model):
         """Takes the constants that a `Method` proves, not the product of the layers'."""
         constant, self._pair_constants = method.function(model)
-        self._found = {"method": method, "constant": usable(method, constant)}
+        self._found = by_method(method, constant)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.

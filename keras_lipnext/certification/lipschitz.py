@@ -145,17 +145,16 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     bound = bound_of(certifiable, bounds)
     if method is None:
         return bound
-    constant = usable(method, method.function(model)[0])
-    return dataclasses.replace(bound, method=method, constant=constant)
+    return dataclasses.replace(bound, **by_method(method, method.function(model)[0]))
 
 
-def usable(method, constant):
-    """The constant that a `Method` proved; ValueError if no radius follows from it."""
+def by_method(method, constant):
+    """Fields of `LipschitzBound` for a constant that a `Method` proved; ValueError if unusable."""
     if not 2.0**-500 < constant < 2.0**500:
         raise ValueError(
             f"The Lipschitz constant by {method.title} is {constant}: no radius follows."
         )
-    return constant
+    return {"method": dataclasses.replace(method, function=None), "constant": constant}
 
 
 def _check_built_shape(step):

@@ -37,7 +37,7 @@ def rotate(x, d, norm=None, period=None):
             `||D^2||_F`, which is loose where many eigenvalues are alike.
         period: For callers who orthonormalise at least every `period` steps, and whenever rows of
             `X^T X - I` are visibly off: the quadratic may then leave up to sqrt(epsilon) in a
-            step, where little more than rounding can be expected to gather in all of them.
+            step, where, for directions like noise, what gathers in all of them stays invisible.
 
     Returns:
         `x p(d)`. It adds at most two epsilons of the dtype to the spectral norm of `X^T X - I` (but
@@ -66,6 +66,7 @@ def rotate(x, d, norm=None, period=None):
         gathered = period * 0.18 * largest_finite(squares) / n
         expected = gathered <= TOLERANCE * epsilon * math.sqrt(n) / 2
         enough = ops.logical_or(enough, ops.logical_and(left <= math.sqrt(epsilon), expected))
+    enough = ops.logical_and(enough, ops.isfinite(fourth))  # it overflows for a huge `norm`
     few = CUBIC**4 * ops.square(fourth) <= TOLERANCE * epsilon
     branch = ops.where(enough, 0, ops.where(few, 1, 2))
     branches = (_quadratic, _quartic, _squarings)

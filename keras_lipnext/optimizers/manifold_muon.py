@@ -22,7 +22,7 @@ class ManifoldMuon(ManifoldOptimizer):
     by about `lr` radians a step, whatever its size: the steepest descent for the spectral norm. A
     rectangular kernel does the same with the tangent projection of G, projects the direction on
     the tangent space and takes the polar retraction. Beyond plain Adam a step costs a square d x d
-    kernel 11 products of d x d matrices, 12 from 0.025 radians on, and a quarter for the drift.
+    kernel 11 products of d x d matrices, 12 from 0.03 radians on, and a quarter for the drift.
 
     `clipnorm`, `global_clipnorm` and `clipvalue` act on the Euclidean gradients, before they are
     projected; on the manifold they have hardly an effect, as the length of the momentum does not

@@ -16,7 +16,8 @@ from keras_lipnext.manifolds import stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
 
-# Rotations drift by about one epsilon of the dtype a step; a projection costs two products.
+# Rotations drift by about one epsilon of the dtype a step, in entries; a projection costs two
+# products.
 PROJECTION_PERIOD = 8
 # Entries of a stack: larger variables are stepped one by one, which needs less memory and, where a
 # stack would not fit into the caches, is faster.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import keras
 import numpy as np
@@ -92,6 +93,7 @@ def test_a_result_is_proven_again(plain):
     best = lip.lmi.lipsdp(model)
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=best)
     assert "LipSDP with the multipliers of lipsdp-neuron" in str(certificate)
+    assert str(pickle.loads(pickle.dumps(certificate))) == str(certificate)
     flipped, _ = lip.certification.pgd(model, x, certificate.predictions, 0.999 * certificate.radii)
     assert not flipped.any()
     # A number that somebody wrote into it counts for nothing.
