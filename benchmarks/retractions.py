@@ -57,7 +57,8 @@ def cayley(x, d):
     return x @ ops.solve(eye(d) - d / 2, eye(d) + d / 2)
 
 
-PERIODIC = {"polynomial": rotate, "exponential": exponential, "cayley": cayley}
+POLYNOMIAL = functools.partial(rotate, period=PROJECTION_PERIOD)
+PERIODIC = {"polynomial": POLYNOMIAL, "exponential": exponential, "cayley": cayley}
 ALWAYS = {
     "fast_exp_paper": fast_exp_paper,
     "taylor_2_newton_schulz": taylor_2_newton_schulz,
