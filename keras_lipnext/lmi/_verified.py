@@ -232,10 +232,15 @@ def _last_pairs(p, w, error):
     for slack in SLACKS:
         g = form + np.diag(slack * room)
         if _last_holds(p, w, error, g):
-            sums = np.add.outer(np.diagonal(g), np.diagonal(g))
-            squares = sums - 2 * g + 8 * UNIT_ROUNDOFF * (sums + 2 * np.abs(g))
-            return np.sqrt(squares) * _UP * (1 - np.eye(len(g)))
+            return pair_norms(g)
     return None
+
+
+def pair_norms(g):
+    """`sqrt((e_i - e_j)^T G (e_i - e_j))` of a positive semidefinite G, rounded up."""
+    sums = np.add.outer(np.diagonal(g), np.diagonal(g))
+    squares = sums - 2 * g + 8 * UNIT_ROUNDOFF * (sums + 2 * np.abs(g))
+    return np.sqrt(squares) * _UP * (1 - np.eye(len(g)))
 
 
 def _last_holds(p, w, error, g):

@@ -277,6 +277,16 @@ def test_a_rounded_scale_of_1_is_no_identity():
     assert 0 < abs(Fraction(f) * Fraction(1 / f) - 1) <= layers[1].error < 1e-15
 
 
+def test_a_normalisation_that_rounds_to_1_is_no_identity():
+    """1 / sqrt(1 + 2^-52) is 1 - 2^-53, and computed as 1."""
+    normalised = kl.BatchNormalization(epsilon=2.0**-52, center=False, scale=False)
+    model = built(kl.Dense(3, "relu"), normalised, kl.ReLU(), kl.Dense(2), shape=(2,))
+    layers = read_chain(model).layers
+    assert len(layers) == 3
+    assert (layers[1].weight == np.eye(3)).all()
+    assert 2.0**-53 <= layers[1].error < 1e-14
+
+
 # Their product is 1, and computed as 0, or the other way about, whatever the order.
 CANCELLING = [
     np.array([[2.0**53], [1.0], [-(2.0**53)]]),

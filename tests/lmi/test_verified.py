@@ -1,6 +1,7 @@
 """The proof in floating point: right multipliers pass, wrong ones and too small constants fail."""
 
 import itertools
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -88,6 +89,16 @@ def test_proven_pairs_are_above_the_exact_ones_of_their_multipliers(seed, interv
             square = form[i, i] + form[j, j] - 2 * form[i, j]
         assert pairs[i, j] ** 2 >= square
         assert pairs[i, j] ** 2 <= float(square) + 1e-6 * largest
+
+
+def test_norms_of_pairs_are_rounded_up_where_they_cancel():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(40, 1)) + 1e-9 * random.normal(size=(40, 3))
+    g = rows @ rows.T
+    norms = _verified.pair_norms(g)
+    for i, j in itertools.combinations(range(len(g)), 2):
+        exact = Fraction(g[i, i]) + Fraction(g[j, j]) - 2 * Fraction(g[i, j])
+        assert Fraction(norms[i, j]) ** 2 >= exact
 
 
 def test_a_form_of_the_outputs_that_is_too_small_is_rejected():
