@@ -140,6 +140,21 @@ def test_callers_who_orthonormalise_get_at_most_sqrt_epsilon(angles, scale):
     assert 8 * np.linalg.norm(defect) / np.sqrt(n) < 6 * 2.0**-52 * np.sqrt(n) + 1e-14
 
 
+@pytest.mark.parametrize(
+    "largest, period",
+    [
+        (0.01, 8),  # below sqrt(epsilon) in a step, but far from invisible
+        (0.3, 1e-9),  # nothing gathers, but one step leaves more than sqrt(epsilon)
+    ],
+)
+def test_both_conditions_of_the_quadratic_are_kept(largest, period):
+    d = planted(largest * np.linspace(0.1, 1, 8))
+    with backend.float64_scope():
+        tensors = map(keras.ops.convert_to_tensor, (np.eye(16), d))
+        p = to_numpy(rotate(*tensors, period=period))
+    assert np.abs(p.T @ p - np.eye(16)).max() < 1e-14
+
+
 def test_noise_leaves_less_by_the_quadratic_than_by_taylors():
     d = np.random.default_rng(0).normal(size=(200, 200)) * 1e-4
     d = (d - d.T) / np.sqrt(2)
