@@ -49,7 +49,7 @@ def test_the_axes_of_the_mesh_may_have_other_names():
     assert layouts["block_11/dense/kernel"].axes == (None, "tensor")
     with pytest.raises(ValueError, match=r"no axis 'model'.*\['data', 'tensor'\]"):
         lip.LipNeXt.get_layout_map(mesh(2, 4, names=("data", "tensor")))
-    with pytest.raises(ValueError, match="must be a keras.distribution.DeviceMesh.*8"):
+    with pytest.raises(ValueError, match=r"must be a keras.distribution.DeviceMesh.*8"):
         lip.LipNeXt.get_layout_map(8)
 
 
@@ -58,7 +58,9 @@ def test_widths_that_do_not_divide():
     layouts = lip.LipNeXt.get_layout_map(mesh(1, 3))
     with (
         keras.distribution.ModelParallel(layout_map=layouts).scope(),
-        pytest.raises(ValueError, match="16 channels .* 3 devices.* multiple of 3.*block_0/mixing"),
+        pytest.raises(
+            ValueError, match=r"16 channels .* 3 devices.* multiple of 3.*block_0/mixing"
+        ),
     ):
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))
 
