@@ -7,7 +7,8 @@ virtual CPU devices, one process each. Writes results/sharding.json. What is sho
 account of the compiled training step (`memory_analysis`), which is one device's: what the step is
 given (weights, moments, its part of the batch), and the room for temporaries, of which the
 optimizer's alone is shown too, from compiling its step apart. Buffers that are not alive at once
-share room. The batch is small, so that weights, not activations, decide.
+share room. The batch is small, so that weights, not activations, decide: of those each device keeps
+whole the ones that its matrices multiply (split batches by a data axis of the mesh for that).
 
 Not shown: an accelerator's figures, whose compiler fuses otherwise; speed, which virtual devices on
 the same cores say nothing about.
@@ -45,12 +46,12 @@ def measure(arguments, devices):
     model = lip.LipNeXt(
         depth=arguments.depth,
         width=arguments.width,
-        shift_ratio=1 / 8,
-        input_shape=(16, 16, 3),
+        shift_ratio=1 / 16,
+        input_shape=(8, 8, 3),
         patch_size=4,
         num_classes=10,
     )
-    x = np.zeros((arguments.batch, 16, 16, 3), "float32")
+    x = np.zeros((arguments.batch, 8, 8, 3), "float32")
     y = np.zeros(arguments.batch, "int32")
     model._symbolic_build(data_batch=(x, y))  # optimizer and metrics; nothing is computed
     weights, state, optimizer_state, metrics = (
@@ -109,7 +110,7 @@ def report(arguments, rows):
 if __name__ == "__main__":
     parser = measuring.parser(__doc__, backends=("jax",))
     parser.add_argument("--depth", type=int, default=8, help="blocks (8)")
-    parser.add_argument("--width", type=int, default=256, help="channels (256)")
+    parser.add_argument("--width", type=int, default=512, help="channels (512)")
     parser.add_argument("--batch", type=int, default=8, help="images (8)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="1 2 4 8")
     arguments = parser.parse_args()

@@ -72,7 +72,9 @@ def train(arguments):
     (x, y), (x_test, y_test) = digits()
     shard = Shard(x, y, arguments.batch_size, process, arguments.processes, arguments.seed)
     model = network()
-    history = model.fit(shard, epochs=arguments.epochs, verbose=0 if process else 2).history
+    history = model.fit(
+        shard, epochs=arguments.epochs, shuffle=False, verbose=0 if process else 2
+    ).history
 
     weights = model.get_weights()
     keras.distribution.set_distribution(None)

@@ -84,7 +84,7 @@ def lipnext_layout_map(
     layouts["patch_embedding/kernel"] = (None, model)
     layouts[r"block_\d+/positional_bias/bias"] = (None, None, None)
     layouts[r"block_\d+/mixing/kernel"] = (model, None)
-    layouts[r"block_\d+/dense/kernel"] = (model, None)
+    layouts[r"block_\d+/dense/kernel"] = (None, model)
     layouts[r"block_\d+/dense/bias"] = (model,)
     layouts["head/kernel"] = (model, None)
     return layouts

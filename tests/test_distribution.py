@@ -59,7 +59,7 @@ def test_widths_that_do_not_divide():
     with (
         keras.distribution.ModelParallel(layout_map=layouts).scope(),
         pytest.raises(
-            ValueError, match=r"16 channels .* 3 devices.* multiple of 3.*block_0/mixing"
+            ValueError, match=r"16 channels .* 3 devices.* multiple of 3.*patch_embedding"
         ),
     ):
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))

@@ -198,7 +198,8 @@ class LipNeXt(CertifiableModel):
         """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
 
         Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
-        the model's axis of the mesh. `width` must be a multiple of their number.
+        the model's axis of the mesh, and is repeated along the data's. `width` must be a multiple
+        of the number of parts.
 
         Example:
 

@@ -38,8 +38,8 @@ def parts(variable):
 
 def check_layout(model, devices):
     """Each matrix, and its moments, lies in `devices` parts: 1 / devices of it on each."""
-    expected = dict.fromkeys(("mixing", "dense", "head"), (devices, 1))
-    expected["patch_embedding"] = (1, devices)
+    expected = {"patch_embedding": (1, devices), "mixing": (devices, 1), "dense": (1, devices)}
+    expected["head"] = (devices, 1)
     seen = set()
     for v in model.trainable_variables:
         if not v.path.endswith("kernel"):
