@@ -53,7 +53,7 @@ def test_two_jax_processes_train_as_one(tmp_path):
 def test_two_torch_processes_train_as_one(tmp_path):
     script = [EXAMPLES / "torch_ddp.py", "--steps", 20, "--output"]
     run(*script, tmp_path / "1")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     text = run(*launcher, *script, tmp_path / "2")
     assert "2 processes hold the same weights" in text
     for a, b in zip(weights(tmp_path / "1"), weights(tmp_path / "2"), strict=True):
