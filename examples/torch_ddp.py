@@ -1,7 +1,7 @@
 """Train a LipNeXt on the PyTorch backend in several processes: DistributedDataParallel.
 
-    torchrun --standalone --nproc-per-node 2 examples/torch_ddp.py              # one process a device
-    python examples/torch_ddp.py                                   # one process: the same result
+    torchrun --standalone --nproc-per-node 2 examples/torch_ddp.py   # one process a device
+    python examples/torch_ddp.py           # one process: the same result
 
 `torchrun` starts processes on several machines, too. Each works on its part of every batch;
 DistributedDataParallel averages the gradients, and the same optimizer takes the same step in each.
