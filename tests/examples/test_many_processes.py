@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 
+import keras_lipnext  # noqa: F401  registers its classes with Keras
+
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
