@@ -15,17 +15,20 @@ from keras_lipnext.backend.core import (
     stacked,
     value,
 )
+from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
 __all__ = [
     "assign_stacked",
     "compiled",
+    "devices_of",
     "float64_scope",
     "full_precision",
     "gradient",
     "inference_scope",
     "on_cpu",
     "replicas",
+    "sharding_of",
     "stacked",
     "torch_module",
     "value",

@@ -6,6 +6,8 @@ import keras
 from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from keras_lipnext.backend.sharding import collected, dealt
+
 
 @contextlib.contextmanager
 def float64_scope():
@@ -143,10 +145,11 @@ def value(variable):
     return variable
 
 
-def stacked(values):
+def stacked(values, sharding=None):
     """Variables or tensors of one shape and dtype as one tensor, shape (len(values), ...).
 
-    On PyTorch in one call: `keras.ops.stack` and `Variable.value` look at each of them at length,
+    With the sharding of a variable its members are `sharding.dealt` out to the devices. On
+    PyTorch in one call: `keras.ops.stack` and `Variable.value` look at each of them at length,
     which for hundreds of variables takes longer than a small network's training step.
     """
     if keras.backend.backend() == "torch" and not in_stateless_scope():
@@ -155,19 +158,25 @@ def stacked(values):
         values = [v._value if isinstance(v, keras.Variable) else v for v in values]
         return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
     values = [value(v) for v in values]
+    if sharding is not None:
+        return dealt(values, sharding)
     if len(values) == 1:
         return keras.ops.expand_dims(values[0], 0)
     return keras.ops.stack(values)
 
 
-def assign_stacked(optimizer, variables, values):
+def assign_stacked(optimizer, variables, values, sharding=None):
     """Assigns the members of a stack to variables; see `stacked`."""
     if keras.backend.backend() == "torch" and not in_stateless_scope():
         import torch
 
         torch._foreach_copy_([v._value for v in variables], values.unbind())
         return
-    for variable, member in zip(variables, keras.ops.unstack(values, len(variables))):
+    if sharding is not None:
+        members = collected(values, sharding, len(variables))
+    else:
+        members = keras.ops.unstack(values, len(variables))
+    for variable, member in zip(variables, members):
         optimizer.assign(variable, member)
 
 

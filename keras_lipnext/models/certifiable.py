@@ -6,6 +6,7 @@ from keras import ops
 from keras_lipnext.certification.certify import certify
 from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
 from keras_lipnext.certification.radius import pairwise_distances
+from keras_lipnext.distribution import check_distribution
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.training_state import Schedule, TrainingState
@@ -58,6 +59,7 @@ class CertifiableModel(keras.Model):
     def __init__(self, *args, **kwargs):
         # From 3.12 on Keras rebuilds a functional subclass of this signature from its graph.
         reject_unknown(self, kwargs, ("inputs", "outputs", "name", "trainable"))
+        check_distribution()
         super().__init__(*args, **kwargs)
         certifiable = read(self)
         if certifiable.head is None or certifiable.notes:
@@ -127,6 +129,7 @@ class CertifiableModel(keras.Model):
 
     def fit(self, *args, **kwargs):
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps."""
+        check_distribution()
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
         schedule = Schedule(self._state, self._cosine)
         callbacks = arguments.arguments.get("callbacks")

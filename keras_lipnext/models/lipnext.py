@@ -3,6 +3,7 @@ import math
 import keras
 
 from keras_lipnext import layers
+from keras_lipnext.distribution import check_distribution, lipnext_layout_map
 from keras_lipnext.layers._channels import positive_integer, resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
@@ -120,6 +121,15 @@ class LipNeXt(CertifiableModel):
         sizes = image_sizes(input_shape, data_format)
         if patch_size is None:
             patch_size = _default_patch_size(*sizes, width)
+        mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
+        check_distribution(
+            {
+                "patch_embedding/kernel": (patch_size**2 * sizes[-1], width),
+                "block_0/mixing/kernel": (width, mixed),
+                "block_0/dense/kernel": (width, width),
+                "head/kernel": (width, num_classes),
+            }
+        )
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         shared = {"data_format": data_format, "dtype": policy}
 
@@ -180,6 +190,41 @@ class LipNeXt(CertifiableModel):
             # A copy: on JAX training gives away the buffers of a model's own weights.
             target.assign(keras.ops.copy(values))
         return model
+
+    @staticmethod
+    def get_layout_map(
+        device_mesh, model_parallel_dim_name="model", data_parallel_dim_name="batch"
+    ):
+        """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
+
+        Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
+        the model's axis of the mesh, and is repeated along the data's. `width` must be a multiple
+        of the number of parts.
+
+        Example:
+
+        ```python
+        mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
+        layout_map = keras_lipnext.LipNeXt.get_layout_map(mesh)
+        keras.distribution.set_distribution(
+            keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
+        )
+        model = keras_lipnext.LipNeXt(size="1b")
+        ```
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh`.
+            model_parallel_dim_name: The mesh's axis that matrices are split along.
+            data_parallel_dim_name: The mesh's axis that batches are split along.
+
+        Returns:
+            `keras.distribution.LayoutMap`.
+
+        Raises:
+            RuntimeError: on another backend than JAX, where Keras would ignore it.
+            ValueError: if the mesh has no such axes.
+        """
+        return lipnext_layout_map(device_mesh, model_parallel_dim_name, data_parallel_dim_name)
 
     def _parts(self):
         """{path: layer} of the layers and of the blocks' parts, which can be frozen."""

@@ -97,11 +97,11 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             self._var_key(v) for v, marked in zip(variables, self._on_manifold) if marked
         }
         super().build(variables)
-        self._kinds = [
-            (marked, tuple(v.shape), v.dtype) for v, marked in zip(variables, self._on_manifold)
-        ]
-        self._moments = []
+        self._kinds, self._moments = [], []
         for variable, marked in zip(variables, self._on_manifold):
+            # Elementwise steps need no other sharding than the variable's own.
+            sharding = backend.sharding_of(variable) if marked else None
+            self._kinds.append((marked, tuple(variable.shape), variable.dtype, sharding))
             names = self.moment_names if marked else ("momentum", "velocity")
             self._moments.append(
                 [self.add_variable_from_reference(variable, name=name) for name in names]
@@ -140,8 +140,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         for gradient, variable in zip(grads, trainable_variables):
             index = self._get_variable_index(variable)
             stacks.setdefault(self._kinds[index], []).append((gradient, variable, index))
-        for (_, shape, _), members in stacks.items():
+        for (_, shape, _, sharding), members in stacks.items():
             count = max(1, STACK_ENTRIES // max(1, math.prod(shape)))
+            count *= backend.devices_of(sharding)
             for first in range(0, len(members), count):
                 self._step(members[first : first + count], learning_rate)
 
@@ -152,12 +153,13 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         """One step of variables of the same kind, shape and dtype: (gradient, variable, index)."""
         gradients, variables, indices = zip(*members)
         moments = list(zip(*(self._moments[i] for i in indices)))
+        marked, *_, sharding = self._kinds[indices[0]]
         with backend.inference_scope(), backend.full_precision():
             x, gradient, *state = (
-                backend.stacked(values) for values in (variables, gradients, *moments)
+                backend.stacked(values, sharding) for values in (variables, gradients, *moments)
             )
             rate = ops.cast(self.decay, "float32")
-            if self._on_manifold[indices[0]]:
+            if marked:
                 rate = rate * ops.cast(learning_rate, "float32")
                 new, state = self._step_on_manifold(x, gradient, rate, state)
             else:
@@ -166,9 +168,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 direction, state = self.adam(gradient, ops.cast(rate, x.dtype), state)
                 new = x - direction
             if self.lookahead_period:
-                new = self._look_ahead(x, new, indices)
+                new = self._look_ahead(x, new, indices, sharding)
             for targets, values in zip((variables, *moments), (new, *state)):
-                backend.assign_stacked(self, targets, values)
+                backend.assign_stacked(self, targets, values, sharding)
 
     def _step_on_manifold(self, x, gradient, learning_rate, moments):
         # In half precision 0.999 is 1, and no matrix is orthogonal.
@@ -204,14 +206,14 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             return learning_rate
         return rate(self.iterations) if callable(rate) else rate
 
-    def _look_ahead(self, old, fast, indices):
+    def _look_ahead(self, old, fast, indices, sharding):
         """Every `lookahead_period` steps: slow <- slow + step (fast - slow), fast <- slow.
 
         The sum is projected by the variable's constraint. On the orthogonal group at step 1/2
         that is the exact midpoint of the geodesic: polar(A + B) = A (A^T B)^(1/2).
         """
         variables = [self._slow[i] for i in indices]
-        slow = backend.stacked(variables)
+        slow = backend.stacked(variables, sharding)
         slow = ops.where(ops.isnan(slow), old, slow)
         due = (self.iterations + 1) % self.lookahead_period == 0
         moved = slow + self.lookahead_step * (fast - slow)
@@ -221,7 +223,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             members = zip(indices, ops.unstack(moved, len(indices)))
             moved = ops.stack([(self._constraints[i] or ops.copy)(v) for i, v in members])
         slow = ops.where(due, moved, slow)
-        backend.assign_stacked(self, variables, slow)
+        backend.assign_stacked(self, variables, slow, sharding)
         return ops.where(due, slow, fast)
 
     def _use_weight_decay(self, variable):

@@ -28,11 +28,13 @@ def test_two_replicas_do_not_drift_apart():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
-def test_sharded_matrices_take_the_same_steps():
+def test_eight_devices_take_the_same_steps_in_an_eighth_of_the_memory():
     # Every device waits for the others in a thread of its own, from one pool for all programs: were
     # it no larger than the number of devices, two programs in flight could hold it between them for
     # ever (seen once, on two busy cores). So a large pool, and one program at a time.
-    pool = {"PJRT_NPROC": "16", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-    flags = "--xla_force_host_platform_device_count=2 "
+    pool = {"PJRT_NPROC": "32", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+    flags = "--xla_force_host_platform_device_count=8 "
     flags += "--xla_cpu_collective_call_terminate_timeout_seconds=300"
-    assert "shards agree" in output_of("shards.py", XLA_FLAGS=flags, **pool)
+    text = output_of("shards.py", XLA_FLAGS=flags, **pool)
+    assert "shards agree" in text
+    assert "shards are small" in text
