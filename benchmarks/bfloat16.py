@@ -100,7 +100,15 @@ def report(rows):
     measuring.write("bfloat16", {"rows": rows, "differences": differences})
     measuring.table(
         "Quickstart's digits, held out, per cent",
-        ["backend, seed, policy", "loss", "clean", *EPSILONS, "otherwise", "defect", "seconds"],
+        [
+            "backend, seed, policy",
+            "loss",
+            "clean",
+            *map(str, EPSILONS),
+            "otherwise",
+            "defect",
+            "seconds",
+        ],
         [
             (
                 f"{r['backend']} {r['seed']} {r['policy']}",
@@ -115,7 +123,7 @@ def report(rows):
     )
     measuring.table(
         "mixed_bfloat16 less float32, mean over seeds, points",
-        ["backend", "loss, ratio", "clean", *EPSILONS],
+        ["backend", "loss, ratio", "clean", *map(str, EPSILONS)],
         [(d["backend"], d["loss_ratio"], *d["points"].values()) for d in differences],
     )
 

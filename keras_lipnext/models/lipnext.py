@@ -1,3 +1,5 @@
+import contextlib
+import inspect
 import math
 
 import keras
@@ -9,11 +11,13 @@ from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models.building import (
     check_classes,
     check_positive,
+    default_patch_size,
     default_temperature,
     image_sizes,
+    preset_of,
 )
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
-from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.models.estimate import estimate
 from keras_lipnext.optimizers import ManifoldMuon
 
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
@@ -72,6 +76,9 @@ class LipNeXt(CertifiableModel):
             turns in a step. None is 0.04 / sqrt(depth), whatever the width. Adam trains biases and
             the head at half of it. Each `fit` multiplies both by a factor that falls from 1 to
             0 along a cosine, epoch by epoch; compile the model yourself for another schedule.
+        remat: Whether to keep of each block only its input for the backward pass, and compute it
+            anew there: less memory for more time (`benchmarks/memory.py`). The same function and,
+            up to rounding, gradients.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
         dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
             pooling and the head stay in float32 under a mixed one.
@@ -100,6 +107,7 @@ class LipNeXt(CertifiableModel):
         epsilon=36 / 255,
         temperature=None,
         learning_rate=None,
+        remat=False,
         data_format=None,
         dtype=None,
         compile=True,
@@ -112,24 +120,26 @@ class LipNeXt(CertifiableModel):
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
-        preset = _preset(size, depth, width, shift_ratio)
+        preset = preset_of(size, depth, width, shift_ratio)
         depth = positive_integer("depth", preset["depth"])
         width = positive_integer("width", preset["width"])
         shift_ratio = preset["shift_ratio"]
         check_classes(num_classes)
         sizes = image_sizes(input_shape, data_format)
         if patch_size is None:
-            patch_size = _default_patch_size(*sizes, width)
+            patch_size = default_patch_size(*sizes, width)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         shared = {"data_format": data_format, "dtype": policy}
 
         inputs = keras.Input(tuple(input_shape), name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
-        for index in range(depth):
-            x = layers.LipNeXtBlock(
-                shift_ratio, beta, padding, mixing, name=f"block_{index}", **shared
-            )(x)
+        blocks = [f"block_{index}" for index in range(depth)]
+        # By name: a scope of mode "full" would recompute a block's parts each by itself as well.
+        scope = keras.RematScope("list_of_layers", layer_names=blocks)
+        with scope if remat else contextlib.nullcontext():
+            for block in blocks:
+                x = layers.LipNeXtBlock(shift_ratio, beta, padding, mixing, name=block, **shared)(x)
         x = layers.L2Pool(name="pool", **shared)(x)
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
@@ -148,6 +158,7 @@ class LipNeXt(CertifiableModel):
             "epsilon": epsilon,
             "temperature": temperature,
             "learning_rate": learning_rate,
+            "remat": remat,
             "data_format": data_format,
             "dtype": policy.name,
         }
@@ -181,6 +192,34 @@ class LipNeXt(CertifiableModel):
             target.assign(keras.ops.copy(values))
         return model
 
+    @classmethod
+    def estimate(cls, size=None, batch=1, devices=1, dtype=None, **arguments):
+        """What training takes, from formulas: no model is built, nothing allocated.
+
+        Example:
+
+        ```python
+        print(keras_lipnext.LipNeXt.estimate("1b", batch=256, devices=8, dtype="mixed_bfloat16"))
+        ```
+
+        Args:
+            size: As for the model.
+            batch: Number of images of a step, on all devices together.
+            devices: Number of devices, each with a copy of the model and an equal share of the
+                batch, as under `keras.distribution.DataParallel`.
+            dtype: Dtype policy, or its name. None is the global policy.
+            **arguments: As for the model, `input_shape`, `depth`, `mixing`, `remat` and so on.
+
+        Returns:
+            `keras_lipnext.models.Estimate`; `print` shows it as a table. Its formulas are in
+            keras_lipnext/models/estimate.py.
+
+        Raises:
+            ValueError: as for the model, and if the batch does not divide among the devices.
+        """
+        reject_unknown(cls, arguments, inspect.signature(cls).parameters)
+        return estimate(size, batch, devices, dtype, **arguments)
+
     def _parts(self):
         """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
         parts = {}
@@ -209,28 +248,3 @@ class LipNeXt(CertifiableModel):
                 part.trainable = False
         model._cosine = cosine_decay  # takes effect once the model is compiled from its config
         return model
-
-
-def _preset(size, depth, width, shift_ratio):
-    if size is None and (depth is None) != (width is None):
-        raise ValueError(
-            f"Give `size`, or both `depth` and `width`. Received: depth={depth}, width={width}"
-        )
-    size = "tiny" if size is None else size
-    if size not in PRESETS:
-        raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
-    given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
-    return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
-
-
-def _default_patch_size(height, width, channels, units):
-    """Smallest side >= 2 that leaves at most 14 x 14 patches, else the largest that fits."""
-    divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
-    fitting = [p for p in divisors if p * p * channels <= units]
-    few = [p for p in fitting if p >= 2 and max(height, width) <= 14 * p]
-    if not fitting:
-        raise ValueError(
-            f"`width` must be at least the images' number of channels, {channels}. Received: "
-            f"width={units}"
-        )
-    return few[0] if few else fitting[-1]
