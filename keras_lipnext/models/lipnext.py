@@ -117,6 +117,8 @@ class LipNeXt(CertifiableModel):
         reject_unknown(self, kwargs, ("trainable",))
         check_positive(epsilon=epsilon)
         check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
+        if not isinstance(remat, bool):
+            raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)

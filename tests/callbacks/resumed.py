@@ -1,6 +1,6 @@
 """Trains on digits under checkpoints, killed by SIGKILL where told: run by test_checkpoints.
 
-    python resumed.py CALLBACK FOLDER RESULT [EPOCH BATCH]
+python resumed.py CALLBACK FOLDER RESULT [EPOCH BATCH]
 """
 
 import os
@@ -34,7 +34,7 @@ class Shuffled(keras.utils.PyDataset):
 
     def __init__(self, x, y):
         super().__init__()
-        self.x, self.y = x, y
+        self.x, self.y, self.order = x, y, np.arange(len(x))
 
     @property
     def num_batches(self):
@@ -57,10 +57,8 @@ if __name__ == "__main__":
     model = small_lipnext()
     callback = getattr(lip.callbacks, name)(folder, seed=3)
     model.fit(
-        x[:256],
-        y[:256],
-        batch_size=64,
-        epochs=5,
+        Shuffled(x[:256], y[:256]),
+        epochs=4,
         callbacks=[callback, *([Kill(*map(int, at))] if at else [])],
         verbose=0,
     )
