@@ -8,13 +8,13 @@ full form), p patches' entries, K classes, L blocks and n images on a device:
     FLOPs, training three times that, less the gradient with respect to the images; remat: four
                     times for the blocks
     optimizer       one float a matrix's entry (momentum), two for every other one (Adam)
-    activations     n T L (3 C + m); remat: n T (L C + 3 C + m), of one block at a time
+    activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time
     bytes moved     2 (d - 1) / d times the gradients: what a ring of d devices sends to sum them
 
 A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
-pass keeps, in the compute dtype; gradients and variables are in the variables' dtype. A mixed
-policy keeps a copy of each matrix in the compute dtype, too. tests/models/test_estimate.py compares
-with what XLA says of compiled programs.
+pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and
+variables are in the variables' dtype. A mixed policy keeps a copy of each matrix in the compute
+dtype, too. tests/models/test_estimate.py compares with what XLA says of compiled programs.
 """
 
 import dataclasses
@@ -175,7 +175,7 @@ def estimate(
     backward = stem + 2 * (of_blocks + top) + (of_blocks if remat else 0)
 
     kept = 3 * c + m
-    per_image = t * (blocks * c + kept) if remat else t * blocks * kept
+    per_image = t * (2 * c + (blocks * c + kept if remat else blocks * kept))
     # Of a rectangular kernel a product costs less, by the square of the smaller side.
     shapes = [(entries, c, 1), (c, m, blocks), (c, c, blocks)]
     products = sum(2 * max(a, b) * min(a, b) ** 2 * count for a, b, count in shapes)
@@ -189,7 +189,7 @@ def estimate(
         copy_bytes=computed * on_manifold if computed != stored else 0,
         optimizer_bytes=stored * (on_manifold + 2 * others),
         gradient_bytes=stored * parameters,
-        activation_bytes=computed * n * per_image,
+        activation_bytes=n * (computed * per_image + stored * rows * columns * channels),
         temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
         moved_bytes=2 * (devices - 1) / devices * stored * parameters,
         batch=batch,

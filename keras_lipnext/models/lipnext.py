@@ -1,10 +1,11 @@
 import contextlib
 import inspect
 import math
+import warnings
 
 import keras
 
-from keras_lipnext import layers
+from keras_lipnext import backend, layers
 from keras_lipnext.layers._channels import positive_integer, resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
@@ -119,6 +120,14 @@ class LipNeXt(CertifiableModel):
         check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
         if not isinstance(remat, bool):
             raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
+        if remat and keras.backend.backend() == "jax" and backend.on_cpu():
+            # A warning: a model that was trained on an accelerator must load.
+            warnings.warn(
+                "`remat=True` saves nothing on JAX's CPU backend: XLA merges what is computed anew "
+                "with what was computed before. It does on accelerators, and with "
+                "KERAS_BACKEND=torch.",
+                stacklevel=2,
+            )
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
