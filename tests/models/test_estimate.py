@@ -11,8 +11,7 @@ on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA's anal
 SHAPE = {"input_shape": (16, 16, 3), "num_classes": 10, "patch_size": 2}
 CASES = [
     {"depth": 3, "width": 64, "shift_ratio": 1 / 8},
-    {"depth": 6, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
-    {"depth": 8, "width": 128, "shift_ratio": 1 / 16},
+    {"depth": 5, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
 ]
 BATCH = 128
 
@@ -64,7 +63,7 @@ def training_step(model, batch):
 
 @on_jax
 @pytest.mark.parametrize("arguments", CASES, ids=str)
-def test_flops_agree_with_xla(arguments):
+def test_flops_and_memory_agree_with_xla(arguments):
     found = lip.LipNeXt.estimate(batch=BATCH, **SHAPE, **arguments)
     model = lip.LipNeXt(**SHAPE, **arguments)
     x = np.zeros((BATCH, *SHAPE["input_shape"]), "float32")
@@ -73,13 +72,7 @@ def test_flops_agree_with_xla(arguments):
     step = training_step(model, BATCH)
     expected = found.training_flops * BATCH + found.optimizer_flops
     assert expected == pytest.approx(step.cost_analysis()["flops"], rel=0.15)
-
-
-@on_jax
-@pytest.mark.parametrize("arguments", CASES, ids=str)
-def test_memory_agrees_with_xla(arguments):
-    found = lip.LipNeXt.estimate(batch=BATCH, **SHAPE, **arguments)
-    memory = training_step(lip.LipNeXt(**SHAPE, **arguments), BATCH).memory_analysis()
+    memory = step.memory_analysis()
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     assert found.peak_bytes == pytest.approx(peak, rel=0.15)
 
