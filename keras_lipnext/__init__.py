@@ -1,6 +1,7 @@
 """1-Lipschitz neural networks that come with a proof, on TensorFlow, JAX and PyTorch."""
 
 from keras_lipnext import (
+    callbacks,
     certification,
     layers,
     lmi,
@@ -20,6 +21,7 @@ __all__ = [
     "LipNeXt",
     "SLLNet",
     "__version__",
+    "callbacks",
     "certification",
     "certify",
     "layers",

@@ -65,7 +65,35 @@ def check_distribution(shapes=None):
 def lipnext_layout_map(
     device_mesh, model_parallel_dim_name="model", data_parallel_dim_name="batch"
 ):
-    """Layout map of a `LipNeXt`; see `LipNeXt.get_layout_map`."""
+    """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
+
+    Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
+    the model's axis of the mesh, and is repeated along the data's. `width` must be a multiple
+    of the number of parts.
+
+    Example:
+
+    ```python
+    mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
+    layout_map = keras_lipnext.LipNeXt.get_layout_map(mesh)
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
+    )
+    model = keras_lipnext.LipNeXt(size="1b")
+    ```
+
+    Args:
+        device_mesh: `keras.distribution.DeviceMesh`.
+        model_parallel_dim_name: The mesh's axis that matrices are split along.
+        data_parallel_dim_name: The mesh's axis that batches are split along.
+
+    Returns:
+        `keras.distribution.LayoutMap`.
+
+    Raises:
+        RuntimeError: on another backend than JAX, where Keras would ignore it.
+        ValueError: if the mesh has no such axes.
+    """
     check_backend()
     if not isinstance(device_mesh, keras.distribution.DeviceMesh):
         raise ValueError(

@@ -18,6 +18,7 @@ ROOMS = [
     "losses",
     "metrics",
     "models",
+    "callbacks",
 ]
 
 
@@ -60,6 +61,7 @@ def rooms_read_by(room):
         ("optimizers", {"manifolds", "layers"}),
         ("losses", {"certification", "layers"}),  # certification: radius.py only
         ("metrics", {"certification", "layers"}),
+        ("callbacks", {"layers", "models"}),
     ],
 )
 def test_imports_never_run_back_up(room, below):

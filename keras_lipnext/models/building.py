@@ -3,6 +3,7 @@
 import math
 
 from keras_lipnext.layers._channels import number, positive_integer
+from keras_lipnext.models.presets import PRESETS
 
 # Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
@@ -40,3 +41,29 @@ def image_sizes(input_shape, data_format):
 
 def default_temperature(height, width, _):
     return max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
+
+
+def preset_of(size, depth, width, shift_ratio):
+    """{depth, width, shift_ratio} of a named size of LipNeXt, what is given taking precedence."""
+    if size is None and (depth is None) != (width is None):
+        raise ValueError(
+            f"Give `size`, or both `depth` and `width`. Received: depth={depth}, width={width}"
+        )
+    size = "tiny" if size is None else size
+    if size not in PRESETS:
+        raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
+    given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
+    return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
+
+
+def default_patch_size(height, width, channels, units):
+    """Smallest side >= 2 that leaves at most 14 x 14 patches, else the largest that fits."""
+    divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+    fitting = [p for p in divisors if p * p * channels <= units]
+    few = [p for p in fitting if p >= 2 and max(height, width) <= 14 * p]
+    if not fitting:
+        raise ValueError(
+            f"`width` must be at least the images' number of channels, {channels}. Received: "
+            f"width={units}"
+        )
+    return few[0] if few else fitting[-1]

@@ -16,9 +16,10 @@ def reject_unknown(model, kwargs, known):
     """Raises for keyword arguments that Keras would silently drop."""
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
+        name = (model if isinstance(model, type) else type(model)).__name__
         raise ValueError(
-            f"{type(model).__name__} does not know the arguments {unknown}. See "
-            f"help(keras_lipnext.{type(model).__name__}) for those it takes."
+            f"{name} does not know the arguments {unknown}. See help(keras_lipnext.{name}) for "
+            "those it takes."
         )
 
 

@@ -1,8 +1,11 @@
+import contextlib
+import inspect
 import math
+import warnings
 
 import keras
 
-from keras_lipnext import layers
+from keras_lipnext import backend, layers
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
 from keras_lipnext.layers._channels import positive_integer, resolve_data_format
 from keras_lipnext.losses import EMMA
@@ -10,11 +13,13 @@ from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models.building import (
     check_classes,
     check_positive,
+    default_patch_size,
     default_temperature,
     image_sizes,
+    preset_of,
 )
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
-from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.models.estimate import estimate
 from keras_lipnext.optimizers import ManifoldMuon
 
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
@@ -73,6 +78,9 @@ class LipNeXt(CertifiableModel):
             turns in a step. None is 0.04 / sqrt(depth), whatever the width. Adam trains biases and
             the head at half of it. Each `fit` multiplies both by a factor that falls from 1 to
             0 along a cosine, epoch by epoch; compile the model yourself for another schedule.
+        remat: Whether to keep of each block only its input for the backward pass, and compute it
+            anew there: less memory for more time (`benchmarks/memory.py`). The same function and,
+            up to rounding, gradients.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
         dtype: Dtype policy of the layers, e.g. "mixed_bfloat16". None is the global policy. The
             pooling and the head stay in float32 under a mixed one.
@@ -101,6 +109,7 @@ class LipNeXt(CertifiableModel):
         epsilon=36 / 255,
         temperature=None,
         learning_rate=None,
+        remat=False,
         data_format=None,
         dtype=None,
         compile=True,
@@ -110,17 +119,27 @@ class LipNeXt(CertifiableModel):
         reject_unknown(self, kwargs, ("trainable",))
         check_positive(epsilon=epsilon)
         check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
+        if not isinstance(remat, bool):
+            raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
+        if remat and keras.backend.backend() == "jax" and backend.on_cpu():
+            # A warning: a model that was trained on an accelerator must load.
+            warnings.warn(
+                "`remat=True` saves nothing on JAX's CPU backend: XLA merges what is computed anew "
+                "with what was computed before. It does on accelerators, and with "
+                "KERAS_BACKEND=torch.",
+                stacklevel=2,
+            )
         data_format = resolve_data_format(data_format)
         if input_shape is None:
             input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
-        preset = _preset(size, depth, width, shift_ratio)
+        preset = preset_of(size, depth, width, shift_ratio)
         depth = positive_integer("depth", preset["depth"])
         width = positive_integer("width", preset["width"])
         shift_ratio = preset["shift_ratio"]
         check_classes(num_classes)
         sizes = image_sizes(input_shape, data_format)
         if patch_size is None:
-            patch_size = _default_patch_size(*sizes, width)
+            patch_size = default_patch_size(*sizes, width)
         mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
         check_distribution(
             {
@@ -136,10 +155,12 @@ class LipNeXt(CertifiableModel):
         inputs = keras.Input(tuple(input_shape), name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
-        for index in range(depth):
-            x = layers.LipNeXtBlock(
-                shift_ratio, beta, padding, mixing, name=f"block_{index}", **shared
-            )(x)
+        blocks = [f"block_{index}" for index in range(depth)]
+        # By name: a scope of mode "full" would recompute a block's parts each by itself as well.
+        scope = keras.RematScope("list_of_layers", layer_names=blocks)
+        with scope if remat else contextlib.nullcontext():
+            for block in blocks:
+                x = layers.LipNeXtBlock(shift_ratio, beta, padding, mixing, name=block, **shared)(x)
         x = layers.L2Pool(name="pool", **shared)(x)
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
@@ -158,6 +179,7 @@ class LipNeXt(CertifiableModel):
             "epsilon": epsilon,
             "temperature": temperature,
             "learning_rate": learning_rate,
+            "remat": remat,
             "data_format": data_format,
             "dtype": policy.name,
         }
@@ -191,40 +213,35 @@ class LipNeXt(CertifiableModel):
             target.assign(keras.ops.copy(values))
         return model
 
-    @staticmethod
-    def get_layout_map(
-        device_mesh, model_parallel_dim_name="model", data_parallel_dim_name="batch"
-    ):
-        """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
-
-        Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
-        the model's axis of the mesh, and is repeated along the data's. `width` must be a multiple
-        of the number of parts.
+    @classmethod
+    def estimate(cls, size=None, batch=1, devices=1, dtype=None, **arguments):
+        """What training takes, from formulas: no model is built, nothing allocated.
 
         Example:
 
         ```python
-        mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
-        layout_map = keras_lipnext.LipNeXt.get_layout_map(mesh)
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
-        )
-        model = keras_lipnext.LipNeXt(size="1b")
+        print(keras_lipnext.LipNeXt.estimate("1b", batch=256, devices=8, dtype="mixed_bfloat16"))
         ```
 
         Args:
-            device_mesh: `keras.distribution.DeviceMesh`.
-            model_parallel_dim_name: The mesh's axis that matrices are split along.
-            data_parallel_dim_name: The mesh's axis that batches are split along.
+            size: As for the model.
+            batch: Number of images of a step, on all devices together.
+            devices: Number of devices, each with a copy of the model and an equal share of the
+                batch, as under `keras.distribution.DataParallel`.
+            dtype: Dtype policy, or its name. None is the global policy.
+            **arguments: As for the model, `input_shape`, `depth`, `mixing`, `remat` and so on.
 
         Returns:
-            `keras.distribution.LayoutMap`.
+            `keras_lipnext.models.Estimate`; `print` shows it as a table. Its formulas are in
+            keras_lipnext/models/estimate.py.
 
         Raises:
-            RuntimeError: on another backend than JAX, where Keras would ignore it.
-            ValueError: if the mesh has no such axes.
+            ValueError: as for the model, and if the batch does not divide among the devices.
         """
-        return lipnext_layout_map(device_mesh, model_parallel_dim_name, data_parallel_dim_name)
+        reject_unknown(cls, arguments, inspect.signature(cls).parameters)
+        return estimate(size, batch, devices, dtype, **arguments)
+
+    get_layout_map = staticmethod(lipnext_layout_map)
 
     def _parts(self):
         """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
@@ -254,28 +271,3 @@ class LipNeXt(CertifiableModel):
                 part.trainable = False
         model._cosine = cosine_decay  # takes effect once the model is compiled from its config
         return model
-
-
-def _preset(size, depth, width, shift_ratio):
-    if size is None and (depth is None) != (width is None):
-        raise ValueError(
-            f"Give `size`, or both `depth` and `width`. Received: depth={depth}, width={width}"
-        )
-    size = "tiny" if size is None else size
-    if size not in PRESETS:
-        raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
-    given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
-    return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
-
-
-def _default_patch_size(height, width, channels, units):
-    """Smallest side >= 2 that leaves at most 14 x 14 patches, else the largest that fits."""
-    divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
-    fitting = [p for p in divisors if p * p * channels <= units]
-    few = [p for p in fitting if p >= 2 and max(height, width) <= 14 * p]
-    if not fitting:
-        raise ValueError(
-            f"`width` must be at least the images' number of channels, {channels}. Received: "
-            f"width={units}"
-        )
-    return few[0] if few else fitting[-1]

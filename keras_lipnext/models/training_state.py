@@ -24,6 +24,7 @@ class TrainingState(keras.metrics.Metric):
         )
         self.progress = self.add_variable((), "ones", aggregation="mean", name="progress")
         self.increment = self.add_variable((), "zeros", aggregation="mean", name="increment")
+        self.steps = None  # of an epoch, once one has shown it
 
     def update_state(self, distances, advance):
         """Takes the constants of the current weights; `advance` counts one training step."""
@@ -58,11 +59,11 @@ class Schedule(keras.callbacks.Callback):
         super().__init__()
         self.state = state
         self.cosine = cosine
-        self.steps = None
+        self.state.steps = None
         self._batches = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        epochs, steps = self.params["epochs"], self.params.get("steps") or self.steps
+        epochs, steps = self.params["epochs"], self.params.get("steps") or self.state.steps
         self.state.progress.assign(min(epoch / epochs, 1.0))
         self.state.increment.assign(1 / (epochs * steps) if steps else 0.0)
         if self.cosine:
@@ -73,7 +74,7 @@ class Schedule(keras.callbacks.Callback):
         self._batches.append(batch)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.steps = max(self._batches, default=-1) + 1
+        self.state.steps = max(self._batches, default=-1) + 1
         self._batches = []
 
     def finish(self):

@@ -1,0 +1,216 @@
+"""What training a LipNeXt takes, from formulas, without building it.
+
+With C channels, T positions, m columns of a block's mixing kernel (4 * shift_ratio * C, or C in the
+full form), p patches' entries, K classes, L blocks and n images on a device:
+
+    parameters      p C + L (T + C m + C^2 + C) + C K + K
+    FLOPs, forward  2 T p C + L (2 T (2 C m + C^2) + 5 T C + 2 T m) + 2 T C + 2 C K         an image
+    FLOPs, training three times that, less the gradient with respect to the images; remat: four
+                    times for the blocks
+    optimizer       one float a matrix's entry (momentum), two for every other one (Adam)
+    activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time
+    bytes moved     2 (d - 1) / d times the gradients: what a ring of d devices sends to sum them
+
+A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
+pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and
+variables are in the variables' dtype. A mixed policy keeps a copy of each matrix in the compute
+dtype, too. tests/models/test_estimate.py compares with what XLA says of compiled programs.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.models.building import (
+    check_classes,
+    default_patch_size,
+    image_sizes,
+    preset_of,
+)
+
+# GB of memory: what cards are sold with.
+ACCELERATORS = {
+    16: "T4, V100",
+    24: "L4, RTX 4090",
+    40: "A100 40 GB",
+    80: "A100, H100",
+    141: "H200",
+    192: "B200, MI300X",
+}
+USABLE = 0.9  # share of a card's memory that a program can have for its arrays
+# Products of d x d matrices in a step of ManifoldMuon, drift removal included.
+OPTIMIZER_PRODUCTS = 11.25
+# Matrices of the size of a stack that are in use at once in an optimizer's step.
+OPTIMIZER_TEMPORARIES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What training a LipNeXt takes. Memory and bytes are of one device.
+
+    Attributes:
+        parameters: Number of weights.
+        forward_flops: FLOPs of an image's forward pass.
+        training_flops: FLOPs of an image's share of a training step, without the optimizer's.
+        optimizer_flops: FLOPs of the optimizer, a step.
+        weight_bytes: Of the variables.
+        copy_bytes: Of their copies in the compute dtype.
+        optimizer_bytes: Of the optimizer's state.
+        gradient_bytes: Of the gradients.
+        activation_bytes: Of what the backward pass keeps.
+        temporary_bytes: Of an optimizer step's intermediate results.
+        moved_bytes: What a device sends to others in a step.
+        batch, devices, dtype: As asked for.
+    """
+
+    parameters: int
+    forward_flops: float
+    training_flops: float
+    optimizer_flops: float
+    weight_bytes: int
+    copy_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    activation_bytes: int
+    temporary_bytes: int
+    moved_bytes: float
+    batch: int
+    devices: int
+    dtype: str
+
+    @property
+    def state_bytes(self):
+        """Memory that stays from step to step."""
+        return self.weight_bytes + self.optimizer_bytes
+
+    @property
+    def peak_bytes(self):
+        """Most memory in use in a training step."""
+        working = max(self.activation_bytes + self.copy_bytes, self.temporary_bytes)
+        return self.state_bytes + self.gradient_bytes + working
+
+    def suffices(self, gigabytes):
+        """Whether a device with so many GB (10^9 bytes) of memory can take the training step."""
+        return self.peak_bytes <= USABLE * gigabytes * 1e9
+
+    @property
+    def accelerators(self):
+        """{GB of memory: examples of accelerators} that suffice."""
+        return {size: names for size, names in ACCELERATORS.items() if self.suffices(size)}
+
+    def __str__(self):
+        cards = [f"{size} GB ({names})" for size, names in self.accelerators.items()]
+        rows = [
+            ("parameters", f"{self.parameters:,}"),
+            ("FLOPs an image, forward", _flops(self.forward_flops)),
+            ("FLOPs an image, training", _flops(self.training_flops)),
+            ("FLOPs of the optimizer, a step", _flops(self.optimizer_flops)),
+            ("weights", _bytes(self.weight_bytes)),
+            ("their copies in the compute dtype", _bytes(self.copy_bytes)),
+            ("optimizer state", _bytes(self.optimizer_bytes)),
+            ("gradients", _bytes(self.gradient_bytes)),
+            ("activations", _bytes(self.activation_bytes)),
+            ("optimizer's intermediate results", _bytes(self.temporary_bytes)),
+            ("peak memory", _bytes(self.peak_bytes)),
+            ("bytes sent to other devices, a step", _bytes(self.moved_bytes)),
+            ("accelerators that suffice", "; ".join(cards) or "none of up to 192 GB"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        title = f"A step of {self.batch} images on {self.devices} device(s), {self.dtype}; of each:"
+        return "\n".join([title, *lines])
+
+
+def estimate(
+    size=None,
+    batch=1,
+    devices=1,
+    dtype=None,
+    *,
+    input_shape=None,
+    num_classes=1000,
+    patch_size=None,
+    depth=None,
+    width=None,
+    shift_ratio=None,
+    mixing="reduced",
+    remat=False,
+    data_format=None,
+    **_,
+):
+    """`Estimate` of a LipNeXt of these arguments; see `LipNeXt.estimate`."""
+    batch, devices = positive_integer("batch", batch), positive_integer("devices", devices)
+    if batch % devices:
+        raise ValueError(
+            "`batch`, the images of a step on all devices together, must be a multiple of "
+            f"`devices`. Received: batch={batch}, devices={devices}"
+        )
+    data_format = resolve_data_format(data_format)
+    if input_shape is None:
+        input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
+    preset = preset_of(size, depth, width, shift_ratio)
+    blocks = positive_integer("depth", preset["depth"])
+    c = positive_integer("width", preset["width"])
+    check_classes(num_classes)
+    rows, columns, channels = image_sizes(input_shape, data_format)
+    side = patch_size or default_patch_size(rows, columns, channels, c)
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    stored, computed = (_itemsize(d) for d in (policy.variable_dtype, policy.compute_dtype))
+
+    entries = side**2 * channels
+    t = (rows // side) * (columns // side)
+    m = 4 * round(preset["shift_ratio"] * c) if mixing == "reduced" else c
+    n = batch // devices
+
+    on_manifold = entries * c + blocks * (c * m + c * c)
+    others = blocks * (t + c) + c * num_classes + num_classes
+    parameters = on_manifold + others
+
+    stem = 2 * t * entries * c
+    of_blocks = blocks * (2 * t * (2 * c * m + c * c) + 5 * t * c + 2 * t * m)
+    top = 2 * t * c + 2 * c * num_classes
+    forward = stem + of_blocks + top
+    backward = stem + 2 * (of_blocks + top) + (of_blocks if remat else 0)
+
+    kept = 3 * c + m
+    per_image = t * (2 * c + (blocks * c + kept if remat else blocks * kept))
+    # Of a rectangular kernel a product costs less, by the square of the smaller side.
+    shapes = [(entries, c, 1), (c, m, blocks), (c, c, blocks)]
+    products = sum(2 * max(a, b) * min(a, b) ** 2 * count for a, b, count in shapes)
+    largest = max(min(c * c * blocks, max(c * c, 2**22)), c * entries)
+    return Estimate(
+        parameters=parameters,
+        forward_flops=forward,
+        training_flops=forward + backward,
+        optimizer_flops=OPTIMIZER_PRODUCTS * products,
+        weight_bytes=stored * parameters,
+        copy_bytes=computed * on_manifold if computed != stored else 0,
+        optimizer_bytes=stored * (on_manifold + 2 * others),
+        gradient_bytes=stored * parameters,
+        activation_bytes=n * (computed * per_image + stored * rows * columns * channels),
+        temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
+        moved_bytes=2 * (devices - 1) / devices * stored * parameters,
+        batch=batch,
+        devices=devices,
+        dtype=policy.name,
+    )
+
+
+def _itemsize(dtype):
+    """Bytes of an entry: "float32" and "bfloat16" end in their bits."""
+    return int(dtype.rsplit("float", 1)[1]) // 8
+
+
+def _flops(count):
+    return f"{_scaled(count)}FLOP"
+
+
+def _bytes(count):
+    return f"{_scaled(count)}B"
+
+
+def _scaled(count):
+    power = min(4, int(math.log10(max(count, 1))) // 3)
+    return f"{count / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}"

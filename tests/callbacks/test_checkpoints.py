@@ -1,0 +1,179 @@
+"""Training that was killed ends with the bits of training that was not."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from data import small_lipnext, to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext.callbacks import BackupAndRestore, OrbaxCheckpoint
+from keras_lipnext.callbacks.checkpoints import seed_of
+
+TESTS = pathlib.Path(__file__).parents[1]
+SCRIPT = str(TESTS / "callbacks" / "resumed.py")
+orbax = pytest.mark.skipif(not importlib.util.find_spec("orbax"), reason="orbax-checkpoint")
+every_callback = pytest.mark.parametrize(
+    "make", [BackupAndRestore, pytest.param(OrbaxCheckpoint, marks=orbax)]
+)
+EPOCHS = 4
+
+
+def train_in_a_process(*arguments):
+    """Return code of resumed.py."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode in (0, -signal.SIGKILL), result.stdout[-2000:] + result.stderr[-4000:]
+    return result.returncode
+
+
+@every_callback
+def test_a_killed_training_ends_with_the_same_bits(make, tmp_path):
+    """SIGKILL in the middle of an epoch: weights, moments and counters, bit by bit."""
+    name, files = make.__name__, [tmp_path / "plain.npz", tmp_path / "resumed.npz"]
+    assert train_in_a_process(name, tmp_path / "a", files[0]) == 0
+    assert train_in_a_process(name, tmp_path / "b", files[1], 2, 1) == -signal.SIGKILL
+    assert not files[1].exists()
+    assert train_in_a_process(name, tmp_path / "b", files[1]) == 0
+    plain, resumed = map(np.load, files)
+    assert len(plain.files) > 20
+    for key in plain.files:
+        np.testing.assert_array_equal(plain[key], resumed[key])
+
+
+def train(x, y, *callbacks, epochs=EPOCHS):
+    keras.utils.set_random_seed(7)
+    model = small_lipnext(depth=1)
+    history = model.fit(
+        x[:64], y[:64], batch_size=32, shuffle=False, epochs=epochs, callbacks=callbacks, verbose=0
+    )
+    return model, history.epoch
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stops `fit` by an error when this epoch begins."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise InterruptedError
+
+
+def interrupted(make, folder, digits, epoch):
+    (x, y), _ = digits
+    callback = make(folder)
+    with pytest.raises(InterruptedError):
+        train(x, y, callback, Interrupt(epoch))
+    if isinstance(callback, OrbaxCheckpoint):
+        callback.wait_until_finished()
+
+
+def assert_continues(make, folder, digits, first_epoch):
+    """`fit` begins with this epoch and ends with the weights of an uninterrupted one."""
+    (x, y), _ = digits
+    model, epochs = train(x, y, make(folder))
+    assert epochs == list(range(first_epoch, EPOCHS))
+    expected, _ = train(x, y)
+    for a, b in zip(model.weights, expected.weights):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@pytest.mark.parametrize("torn", ["latest.weights.h5", "training_metadata.json"])
+def test_a_torn_backup_is_not_used(torn, digits, tmp_path):
+    interrupted(BackupAndRestore, tmp_path, digits, 2)
+    file = tmp_path / torn
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="The latest backup in .* is not whole"):
+        assert_continues(BackupAndRestore, tmp_path, digits, 1)
+
+
+def test_weights_without_their_epoch_are_not_used(digits, tmp_path):
+    """Killed between the two files of a backup: Keras alone would train an epoch twice."""
+    interrupted(BackupAndRestore, tmp_path, digits, 2)
+    older = (tmp_path / "training_metadata.json.bkp").read_bytes()
+    (tmp_path / "training_metadata.json").write_bytes(older)
+    with pytest.warns(UserWarning, match="is not whole"):
+        assert_continues(BackupAndRestore, tmp_path, digits, 1)
+
+
+def test_a_first_backup_that_is_torn_is_forgotten(digits, tmp_path):
+    (tmp_path / "latest.weights.h5").write_bytes(b"half a file")
+    assert_continues(BackupAndRestore, tmp_path, digits, 0)
+
+
+def test_backups_that_are_all_damaged_are_an_error(digits, tmp_path):
+    interrupted(BackupAndRestore, tmp_path, digits, 2)
+    for name in ("latest.weights.h5", "latest.weights.h5.bkp"):
+        (tmp_path / name).write_bytes(b"damaged")
+    (x, y), _ = digits
+    with pytest.raises(OSError, match=r"No backup in .* is whole.*Delete the folder"):
+        train(x, y, BackupAndRestore(tmp_path))
+
+
+def test_backups_are_deleted_at_the_end_unless_kept(digits, tmp_path):
+    (x, y), _ = digits
+    train(x, y, BackupAndRestore(tmp_path / "a"), epochs=1)
+    assert not (tmp_path / "a").exists()
+    train(x, y, BackupAndRestore(tmp_path / "b", delete_checkpoint=False), epochs=1)
+    assert (tmp_path / "b" / "latest.weights.h5").exists()
+
+
+@orbax
+def test_a_damaged_checkpoint_is_set_aside(digits, tmp_path):
+    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+    for file in (tmp_path / "1").rglob("*"):
+        if file.is_file() and file.stat().st_size > 500:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"The checkpoint .*1 cannot be read"):
+        assert_continues(OrbaxCheckpoint, tmp_path, digits, 1)
+    assert (tmp_path / "1.damaged").exists()
+
+
+@orbax
+def test_an_unfinished_checkpoint_does_not_count(digits, tmp_path):
+    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+    (tmp_path / "1").rename(tmp_path / "1.orbax-checkpoint-tmp")
+    assert_continues(OrbaxCheckpoint, tmp_path, digits, 1)
+
+
+@orbax
+def test_the_model_of_the_latest_checkpoint(digits, tmp_path):
+    (x, y), _ = digits
+    model, _ = train(x, y, OrbaxCheckpoint(tmp_path), epochs=2)
+    loaded = keras.saving.load_model(tmp_path)
+    assert type(loaded) is lip.LipNeXt
+    np.testing.assert_allclose(to_numpy(loaded(x[:8])), to_numpy(model(x[:8])), atol=1e-5)
+
+
+def test_epochs_have_seeds_of_their_own():
+    seeds = {seed_of(seed, epoch) for seed in range(20) for epoch in range(100)}
+    assert len(seeds) == 2000
+    assert all(0 <= s < 2**31 for s in seeds)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])
+def test_bad_seeds(seed, tmp_path):
+    with pytest.raises(ValueError, match=r"`seed` must be a non-negative integer. Received"):
+        BackupAndRestore(tmp_path, seed=seed)
+
+
+@orbax
+@pytest.mark.parametrize("count", [1, None, True])
+def test_one_checkpoint_is_not_enough(count, tmp_path):
+    with pytest.raises(ValueError, match="`max_to_keep` must be an integer of at least 2"):
+        OrbaxCheckpoint(tmp_path, max_to_keep=count)

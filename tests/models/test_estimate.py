@@ -1,0 +1,129 @@
+"""`LipNeXt.estimate` against what the models are, and against XLA's own analysis."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lipnext as lip
+
+on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA's analysis")
+
+SHAPE = {"input_shape": (16, 16, 3), "num_classes": 10, "patch_size": 2}
+CASES = [
+    {"depth": 3, "width": 64, "shift_ratio": 1 / 8},
+    {"depth": 5, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
+]
+BATCH = 128
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"size": "tiny"},
+        {"size": "small", "input_shape": (32, 32, 3), "num_classes": 7},
+        {"size": "tiny", "mixing": "full", "input_shape": (8, 8, 1), "num_classes": 10},
+        {"depth": 3, "width": 32, "shift_ratio": 1 / 4, "patch_size": 1},
+        {"size": "tiny", "data_format": "channels_first"},
+    ],
+    ids=str,
+)
+def test_parameters_and_optimizer_state_are_exact(arguments):
+    found = lip.LipNeXt.estimate(**arguments)
+    model = lip.LipNeXt(**arguments)
+    assert found.parameters == model.count_params()
+    assert found.weight_bytes == 4 * model.count_params()
+    model.optimizer.build(model.trainable_variables)
+    state = sum(4 * np.prod(v.shape) for v in model.optimizer.variables if len(v.shape))
+    assert found.optimizer_bytes == state
+
+
+def compiled(function, *arguments):
+    import jax
+
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def training_step(model, batch):
+    """The compiled training step, its state donated as `fit` does, on a batch of zeros."""
+    import jax
+
+    x = np.zeros((batch, *model.input_shape[1:]), "float32")
+    y = np.zeros((batch,), "int32")
+    model.evaluate(x[:1], y[:1], verbose=0)  # makes the metrics' state
+    model.optimizer.build(model.trainable_variables)
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = jax.tree.map(lambda v: v.value, tuple(map(list, parts)))
+    return jax.jit(model.train_step, donate_argnums=0).lower(state, (x, y)).compile()
+
+
+@on_jax
+@pytest.mark.parametrize("arguments", CASES, ids=str)
+def test_flops_and_memory_agree_with_xla(arguments):
+    found = lip.LipNeXt.estimate(batch=BATCH, **SHAPE, **arguments)
+    model = lip.LipNeXt(**SHAPE, **arguments)
+    x = np.zeros((BATCH, *SHAPE["input_shape"]), "float32")
+    forward = compiled(lambda x: model(x), x).cost_analysis()["flops"]
+    assert found.forward_flops * BATCH == pytest.approx(forward, rel=0.15)
+    step = training_step(model, BATCH)
+    expected = found.training_flops * BATCH + found.optimizer_flops
+    assert expected == pytest.approx(step.cost_analysis()["flops"], rel=0.15)
+    memory = step.memory_analysis()
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    assert found.peak_bytes == pytest.approx(peak, rel=0.15)
+
+
+def test_devices_share_the_batch():
+    one, four = (lip.LipNeXt.estimate("base", batch=64, devices=d) for d in (1, 4))
+    assert four.activation_bytes == one.activation_bytes / 4
+    assert four.optimizer_bytes == one.optimizer_bytes
+    assert one.moved_bytes == 0
+    assert four.moved_bytes == 1.5 * 4 * one.parameters
+
+
+def test_rematerialisation_costs_a_forward_pass_of_the_blocks():
+    plain, remat = (lip.LipNeXt.estimate("base", batch=64, remat=r) for r in (False, True))
+    assert remat.activation_bytes < plain.activation_bytes / 2.5
+    assert remat.training_flops == pytest.approx(4 / 3 * plain.training_flops, rel=0.01)
+    assert remat.optimizer_bytes == plain.optimizer_bytes
+
+
+def test_mixed_precision_halves_activations():
+    plain, mixed = (lip.LipNeXt.estimate("1b", dtype=d) for d in ("float32", "mixed_bfloat16"))
+    assert mixed.activation_bytes == pytest.approx(plain.activation_bytes / 2, rel=0.01)
+    assert mixed.weight_bytes == plain.weight_bytes
+    assert plain.copy_bytes == 0 < mixed.copy_bytes
+
+
+def test_what_is_printed():
+    found = lip.LipNeXt.estimate("1b", batch=64, dtype="mixed_bfloat16", remat=True)
+    text = str(found)
+    for expected in (f"{found.parameters:,}", "optimizer state", "activations", "GB", "FLOP"):
+        assert expected in text
+    assert set(found.accelerators) == {s for s in (16, 24, 40, 80, 141, 192) if found.suffices(s)}
+    assert not lip.LipNeXt.estimate("2b", batch=4096).accelerators
+    assert "none of up to 192 GB" in str(lip.LipNeXt.estimate("2b", batch=4096))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch": 0}, "`batch` must be a positive integer"),
+        ({"devices": -1}, "`devices` must be a positive integer"),
+        ({"batch": 3, "devices": 2}, "multiple of `devices`. Received: batch=3, devices=2"),
+        ({"size": "huge"}, "`size` must be one of"),
+        ({"num_class": 3}, r"LipNeXt does not know the arguments \['num_class'\]"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lip.LipNeXt.estimate(**arguments)
+
+
+def test_arguments_without_weight_are_taken():
+    plain = lip.LipNeXt.estimate("tiny")
+    assert lip.LipNeXt.estimate("tiny", epsilon=0.3, beta=0.5, name="a", compile=False) == plain
