@@ -48,6 +48,7 @@ def training(source, batch_size, augment, seed, epoch):
 
     def one_epoch(_):
         number = epoch.number.read_value()
+        tf.random.set_seed(1)  # of this graph: beside a seed of 0 `shuffle` takes no tensor
         shuffled = stored.shuffle(min(count, source.buffer), seed=seed + number)
         return shuffled.enumerate().map(lambda index, pair: (number, index, *pair))
 
@@ -207,6 +208,7 @@ class RandAugment(keras.layers.RandAugment):
         super().__init__(**kwargs)
         self.draws = Draws(0)
 
+    @tf.autograph.experimental.do_not_convert  # all of Keras, for a minute
     def __call__(self, image, seed):
         self.draws.start(seed)
         return super().__call__(image)

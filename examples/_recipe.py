@@ -2,20 +2,23 @@
 
 import argparse
 import pathlib
+import sys
 
 AUGMENTATIONS = ("randaugment", "keras-cv", "basic", "none")
 
 
 def parser(doc, name, **defaults):
     """Argument parser of the example `name`, with the settings of its full training."""
-    defaults = {"warmup_epochs": 0.0, "strength": 0.1, "seed": 0, **defaults}
+    defaults |= {"strength": 0.1, "seed": 0, "output": f"runs/{name}"}
     answer = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
     def add(flag, help, **kwargs):
         default = defaults.get(flag[2:].replace("-", "_"))
-        given = f" ({default})" if default is not None else ""
+        values = default if isinstance(default, list) else [default]
+        shown = " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+        given = "" if default is None else f" ({shown})"
         answer.add_argument(flag, help=help + given, **kwargs)
 
     add("--data", "image files in class folders, or a NumPy archive: see above")
@@ -42,8 +45,8 @@ def parser(doc, name, **defaults):
     add("--epsilons", "l2 radii to certify", type=float, nargs="+")
     add("--certify-images", "certify so many of the test images (all)", type=int)
     add("--seed", "of weights, shuffling and augmentation", type=int)
-    add("--output", "folder; to go on after an interruption, run the same again", type=str)
-    answer.set_defaults(**defaults, output=f"runs/{name}")
+    add("--output", "folder; after an interruption give the same one again", type=str)
+    answer.set_defaults(**defaults)
     return answer
 
 
@@ -179,7 +182,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         epochs=arguments.epochs,
         validation_data=test,
         callbacks=callbacks(arguments, epoch),
-        verbose=1 if arguments.epochs > 50 else 2,
+        verbose=1 if sys.stdout.isatty() else 2,
     )
     model.save(folder / "model.keras")
     chosen = _pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)

@@ -4,24 +4,27 @@ TRAIN, TEST = 48, 16  # images of a class
 
 
 def images(count, classes, height, width, channels, generator):
-    """(uint8 images, labels): stripes whose direction tells the class."""
+    """(uint8 images, labels): stripes, whose direction, width and colour tell the class."""
     import numpy as np
 
     labels = np.arange(count) % classes
-    angle = np.pi * labels / classes
+    angle, cycles = np.pi / 5 * (labels % 5), 2 + 3 * (labels // 5)
     rows, columns = np.mgrid[:height, :width] / min(height, width)
-    along = np.multiply.outer(np.cos(angle), columns) + np.multiply.outer(np.sin(angle), rows)
-    phase = generator.uniform(0, 2 * np.pi, (count, 1, 1))
-    stripes = 0.5 + 0.4 * np.sin(6 * np.pi * along + phase)
-    tint = generator.uniform(0.8, 1, (count, 1, 1, channels))
+    along = np.multiply.outer(cycles * np.cos(angle), columns)
+    along += np.multiply.outer(cycles * np.sin(angle), rows)
+    phase = generator.uniform(0, 1, (count, 1, 1))
+    stripes = 0.5 + 0.4 * np.sin(2 * np.pi * (along + phase))
+    hue = 2 * np.pi * np.add.outer(labels / classes, np.arange(channels) / 3)
+    colour = 0.6 + 0.4 * np.cos(hue) if channels == 3 else np.ones((count, 1))
     noise = generator.normal(0, 0.05, (count, height, width, channels))
-    return np.round(255 * np.clip(stripes[..., None] * tint + noise, 0, 1)).astype("uint8"), labels
+    values = stripes[..., None] * colour[:, None, None] + noise
+    return np.round(255 * np.clip(values, 0, 1)).astype("uint8"), labels
 
 
 def class_folders(root, classes=4):
     """Writes JPEG files of two sizes to `root/train/CLASS` and `root/val/CLASS`."""
     import numpy as np
-    import tensorflow as tf
+    from _pipeline import tf
 
     generator = np.random.default_rng(0)
     for part, count in (("train", TRAIN), ("val", TEST)):

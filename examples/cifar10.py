@@ -51,6 +51,7 @@ if __name__ == "__main__":
         dataset="cifar10",
         size="small",
         epochs=100,
+        warmup_epochs=0.0,
         batch_size=128,
         augmentation="basic",
         dtype="float32",

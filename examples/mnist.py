@@ -53,6 +53,7 @@ if __name__ == "__main__":
         width=128,
         patch_size=4,
         epochs=10,
+        warmup_epochs=0.0,
         batch_size=128,
         augmentation="none",
         dtype="float32",
