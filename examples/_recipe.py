@@ -181,6 +181,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         train,
         epochs=arguments.epochs,
         validation_data=test,
+        shuffle=False,  # the data set does it
         callbacks=callbacks(arguments, epoch),
         verbose=1 if sys.stdout.isatty() else 2,
     )
