@@ -58,7 +58,7 @@ def test_training_images_are_in_range_and_repeatable(folders, name):
 
 
 def test_augmentations_do_more_and_more(archive):
-    """Shift and flip move pixels, which keeps an image's mean; RandAugment changes it."""
+    """Shift and flip move pixels; RandAugment makes another image each time."""
     shift = functools.partial(_pipeline.random_shift, padding=2, channels=3)
     whole = functools.partial(_pipeline.whole, channels=3)
     image = next(iter(archive.stored("train")))[0]
@@ -68,12 +68,13 @@ def test_augmentations_do_more_and_more(archive):
         augment = tf.function(_pipeline.augmentation(name, shift, whole, strength=0.5))
         made[name] = np.stack([augment(image, seed) for seed in seeds])
         assert made[name].min() >= 0 and made[name].max() <= 1
-    np.testing.assert_array_equal(made["none"], np.broadcast_to(image / 255, made["none"].shape))
-    distinct = {name: len(np.unique(images, axis=0)) for name, images in made.items()}
+    pixels = {name: np.round(255 * images).astype("uint8") for name, images in made.items()}
+    assert (pixels["none"] == image).all()
+    distinct = {name: len(np.unique(images, axis=0)) for name, images in pixels.items()}
     assert distinct["none"] == 1 and distinct["basic"] > 6 and distinct["randaugment"] == 12
-    for moved in made["basic"]:  # black pixels come in, the rest are the image's
-        known = {tuple(p) for p in np.float32(image / 255).reshape(-1, 3)} | {(0.0, 0.0, 0.0)}
-        assert {tuple(p) for p in moved.reshape(-1, 3)} <= known
+    # Black pixels come in, the rest are the image's.
+    known = np.concatenate([np.reshape(image, (-1, 3)), [[0, 0, 0]]])
+    assert set(map(tuple, pixels["basic"].reshape(-1, 3))) <= set(map(tuple, known))
 
 
 def test_flip_is_left_out_where_it_must_be():
@@ -86,7 +87,10 @@ def test_flip_is_left_out_where_it_must_be():
 
 
 def test_cropping_while_decoding_changes_nothing():
-    """Of a JPEG only the crop is decoded: the pixels are those of a lossless copy, cropped."""
+    """Of a JPEG only the crop is decoded: the pixels are those of a lossless copy, cropped.
+
+    At the crop's edge the decoder lacks the neighbours that it would smooth colours with.
+    """
     image = _smoke.images(1, 4, 48, 64, 3, np.random.default_rng(0))[0][0]
     jpeg = tf.io.encode_jpeg(image)
     pixels = tf.io.decode_jpeg(jpeg)
@@ -94,8 +98,10 @@ def test_cropping_while_decoding_changes_nothing():
     for i in range(5):
         seed = tf.constant([0, i], "int64")
         cropped = crop(jpeg, seed)
-        np.testing.assert_allclose(cropped, crop(tf.io.encode_png(pixels), seed), atol=0.02)
-        np.testing.assert_array_equal(crop(tf.io.encode_png(pixels), seed), crop(pixels, seed))
+        lossless = crop(tf.io.encode_png(pixels), seed)
+        np.testing.assert_allclose(cropped, lossless, atol=0.08)
+        assert np.abs(cropped - lossless).mean() < 2e-3
+        np.testing.assert_array_equal(lossless, crop(pixels, seed))
 
 
 def test_evaluation_yields_each_image_once_in_order(archive):
