@@ -168,7 +168,7 @@ def augmentation(name, crop, prepare, flip=True, strength=0.1):
         return lambda image, seed: prepare(image)
     more = None
     if name == "randaugment":
-        more = RandAugment(value_range=(0, 1), factor=strength)
+        more = RandAugment(strength)
     elif name == "keras-cv":
         import keras_cv
 
@@ -186,57 +186,58 @@ def augmentation(name, crop, prepare, flip=True, strength=0.1):
 
 
 class Draws(keras.random.SeedGenerator):
-    """Seeds that follow from the one it was given last."""
+    """Seeds that follow from a given one, where Keras' own change a state in any order."""
 
-    def start(self, seed):
-        self._base, self._drawn = seed, 0
+    def following(self, base):
+        self._base, self._drawn = base, 0
+        return self
 
     def next(self, ordered=True):
         self._drawn += 1
         return tf.random.experimental.stateless_fold_in(self._base, self._drawn)
 
 
-class Equalization(keras.layers.Equalization):
-    """Keras' own; on JAX that counts each bin by itself, in 256 operations a channel."""
+class RandAugment:
+    """Layers of Keras' RandAugment, as many as it takes, drawn for an image by the seed passed in.
 
-    def _custom_histogram_fixed_width(self, values, value_range, nbins):
-        low, high = value_range
-        bins = tf.cast((values - low) * (nbins - 1) / (high - low), "int32")
-        bins = tf.clip_by_value(tf.reshape(bins, [-1]), 0, nbins - 1)
-        return tf.math.bincount(bins, minlength=nbins)
-
-
-class RandAugment(keras.layers.RandAugment):
-    """Keras' RandAugment of one image in tf.data: repeatable, and a fraction of the work.
-
-    What is drawn follows from a seed that is passed in, not from a state that parallel calls
-    change in any order; and only the operations drawn are computed, where Keras computes all and
-    selects.
+    Only the layers drawn are computed, where Keras computes all and selects. Two are left out: its
+    posterization, which at small strengths leaves one bit a channel, and its equalization, which on
+    JAX takes 256 operations a channel.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.draws = Draws(0)
-        self.equalization = Equalization(value_range=self.value_range)
+    LAYERS = (
+        "random_shear",
+        "random_translation",
+        "random_rotation",
+        "random_brightness",
+        "random_color_degeneration",
+        "random_contrast",
+        "random_sharpness",
+        "solarization",
+        "auto_contrast",
+    )
 
-    @tf.autograph.experimental.do_not_convert  # all of Keras, for a minute
-    def __call__(self, image, seed):
-        self.draws.start(seed)
-        return super().__call__(image)
-
-    def get_random_transformation(self, data, training=True, seed=None):
-        names = self._AUGMENT_LAYERS
-        shape = (self.num_ops,)
-        return tf.random.stateless_uniform(shape, self.draws.next(), 0, len(names), "int32")
-
-    def transform_images(self, images, transformation, training=True):
-        def operation(name):
-            layer = getattr(self, name)
+    def __init__(self, strength):
+        keras_own = keras.layers.RandAugment(value_range=(0, 1), factor=strength)
+        self._layers = [getattr(keras_own, name) for name in self.LAYERS]
+        for layer in self._layers:
             layer.backend.set_backend("tensorflow")
-            drawn = layer.get_random_transformation(images, seed=self.draws)
-            return layer.transform_images(images, drawn)
+        self._count = keras_own.num_ops
+        self._draws = Draws(0)  # holds a variable of Keras': not made while tracing
+        self._one = tf.function(self._one, autograph=False)  # traced once for all
 
-        for index in tf.unstack(transformation):
-            branches = [functools.partial(operation, name) for name in self._AUGMENT_LAYERS]
-            images = tf.switch_case(index, branches)
-        return images
+    def __call__(self, image, seed):
+        for one_seed in tf.unstack(tf.random.experimental.stateless_split(seed, self._count)):
+            image = self._one(image, one_seed)
+        return image
+
+    def _one(self, image, seed):
+        images = image[None]  # some layers answer with a batch whatever they are given
+
+        def apply(layer):
+            drawn = layer.get_random_transformation(images, seed=self._draws.following(seed))
+            return tf.ensure_shape(layer.transform_images(images, drawn)[0], image.shape)
+
+        branches = [functools.partial(apply, layer) for layer in self._layers]
+        index = tf.random.stateless_uniform((), seed, 0, len(branches), "int32")
+        return tf.switch_case(index, branches)

@@ -30,7 +30,7 @@ SMOKE = {
     "depth": 2,
     "width": 64,
     "image_size": 32,
-    "epochs": 6,
+    "epochs": 4,
     "warmup_epochs": 1.0,
     "batch_size": 32,
     "epsilon": 0.1,
