@@ -1,6 +1,7 @@
 """What imagenet.py, cifar10.py and mnist.py share: arguments, training, records, certificate."""
 
 import argparse
+import csv
 import pathlib
 import sys
 
@@ -134,13 +135,21 @@ def callbacks(arguments, epoch):
     import keras
 
     folder = pathlib.Path(arguments.output)
-    backup = folder / "backup"
+    backup, log, best = folder / "backup", folder / "log.csv", None
+    if backup.exists() and log.exists():
+        with log.open() as file:
+            known = [float(row["val_certified_accuracy"]) for row in csv.DictReader(file)]
+        best = max(known, default=None)  # a new process would take its first epoch for the best
     answer = [
         epoch,
         keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.CSVLogger(folder / "log.csv", append=backup.exists()),
+        keras.callbacks.CSVLogger(log, append=backup.exists()),
         keras.callbacks.ModelCheckpoint(
-            folder / "best.keras", "val_certified_accuracy", mode="max", save_best_only=True
+            folder / "best.keras",
+            "val_certified_accuracy",
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=best,
         ),
         keras.callbacks.BackupAndRestore(backup),
     ]

