@@ -101,12 +101,13 @@ def test_training_smoke(script, tmp_path):
     text = run(script, "--smoke", *TRAINING[script], "--output", str(folder))
     written = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
     assert {path.name for path in folder.iterdir()} == written
-    log = list(csv.DictReader((folder / "log.csv").open()))
+    log = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     assert [row["epoch"] for row in log] == [str(i) for i in range(int(TRAINING[script][1]))]
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     certificate = json.loads((folder / "certificate.json").read_text())
     assert certificate["clean_accuracy"] > 0.6
-    assert 0.2 < certificate["certified_accuracy"]["0.1"] <= certificate["clean_accuracy"]
+    smallest = next(iter(certificate["certified_accuracy"].values()))
+    assert 0.2 < smallest <= certificate["clean_accuracy"]
     assert certificate["lipschitz_bound"] < 1 + 1e-5
     assert share(text, "clean accuracy") == round(100 * certificate["clean_accuracy"], 2)
     assert "</html>" in (folder / "certificate.html").read_text()
