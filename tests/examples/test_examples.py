@@ -1,10 +1,14 @@
 """The examples, run as a newcomer runs them, on this backend."""
 
+import csv
+import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,6 +87,53 @@ def test_layer_zoo(tmp_path):
         assert image.size == (900, 600)
 
 
+TRAINING = {
+    "imagenet.py": ["--epochs", "3"],
+    "cifar10.py": ["--epochs", "2"],
+    "mnist.py": ["--epochs", "2"],
+}
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_training_smoke(script, tmp_path):
+    """From files to the report: images are learned, certified, and everything is written."""
+    folder = tmp_path / "out"
+    text = run(script, "--smoke", *TRAINING[script], "--output", str(folder))
+    written = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
+    assert {path.name for path in folder.iterdir()} == written
+    log = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in log] == [str(i) for i in range(int(TRAINING[script][1]))]
+    assert float(log[-1]["loss"]) < float(log[0]["loss"])
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["clean_accuracy"] > 0.6
+    smallest = next(iter(certificate["certified_accuracy"].values()))
+    assert 0.2 < smallest <= certificate["clean_accuracy"]
+    assert certificate["lipschitz_bound"] < 1 + 1e-5
+    assert share(text, "clean accuracy") == round(100 * certificate["clean_accuracy"], 2)
+    assert "</html>" in (folder / "certificate.html").read_text()
+
+
+@pytest.mark.parametrize("script, dataset", [(s, s.removesuffix(".py")) for s in TRAINING])
+def test_missing_data_is_said_at_once(script, dataset, tmp_path):
+    """How to get it, before anything heavy is imported."""
+    (tmp_path / "tensorflow_datasets.py").touch()  # stands for the package: it is not imported
+    environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "examples" / script)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 1
+    *imports, message = done.stderr.strip().splitlines()
+    assert f"tfds build {dataset}" in message and "--data" in message and "--smoke" in message
+    assert ("ILSVRC2012_img_train.tar" in message) == (script == "imagenet.py")
+    roots = {line.split("|")[-1].strip().split(".")[0] for line in imports}
+    assert "argparse" in roots
+    assert not roots & {"keras", "numpy", "tensorflow", "jax", "torch"}
+
+
 def test_help():
-    for script in ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py"):
+    scripts = ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING)
+    for script in scripts:
         assert "--epochs" in run(script, "--help")

@@ -1,0 +1,204 @@
+"""What imagenet.py, cifar10.py and mnist.py share: arguments, training, records, certificate."""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+AUGMENTATIONS = ("randaugment", "keras-cv", "basic", "none")
+
+
+def parser(doc, name, **defaults):
+    """Argument parser of the example `name`, with the settings of its full training."""
+    defaults |= {"strength": 0.1, "seed": 0, "output": f"runs/{name}"}
+    answer = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(flag, help, **kwargs):
+        default = defaults.get(flag[2:].replace("-", "_"))
+        values = default if isinstance(default, list) else [default]
+        shown = " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+        given = "" if default is None else f" ({shown})"
+        answer.add_argument(flag, help=help + given, **kwargs)
+
+    add("--data", "image files in class folders, or a NumPy archive: see above")
+    add("--dataset", "of tensorflow-datasets", type=str)
+    add("--data-dir", "where tensorflow-datasets keeps what it has prepared (its own default)")
+    add("--smoke", "the whole path, small, on images made on the spot", action="store_true")
+    add("--size", "tiny, small, base, large, 1b or 2b")
+    add("--depth", "number of blocks, instead of the size's", type=int)
+    add("--width", "number of channels, instead of the size's", type=int)
+    add("--patch-size", "in pixels (LipNeXt's default)", type=int)
+    add("--epsilon", "l2 radius of interest in training", type=float)
+    add("--temperature", "EMMA's (LipNeXt's default)", type=float)
+    add("--learning-rate", "peak, in radians a step (LipNeXt's default)", type=float)
+    add("--epochs", "passes over the training images", type=int)
+    add("--warmup-epochs", "of them, while the learning rate rises", type=float)
+    add("--batch-size", "of all devices together", type=int)
+    add("--augmentation", "of the training images", choices=AUGMENTATIONS)
+    add("--strength", "RandAugment's, in [0, 1]", type=float)
+    add("--ema", "average the weights, e.g. 0.9999; put in their place at the end", type=float)
+    add("--dtype", "of the layers", choices=("float32", "mixed_bfloat16"))
+    add("--data-parallel", "spread batches over all devices (JAX)", action="store_true")
+    add("--model-parallel", "devices to spread each matrix over (JAX)", type=int)
+    add("--tensorboard", "write its logs, beside log.csv", action="store_true")
+    add("--epsilons", "l2 radii to certify", type=float, nargs="+")
+    add("--certify-images", "certify so many of the test images (all)", type=int)
+    add("--seed", "of weights, shuffling and augmentation", type=int)
+    add("--output", "folder; after an interruption give the same one again", type=str)
+    answer.set_defaults(**defaults)
+    return answer
+
+
+def parse(answer, smoke):
+    """The arguments; with `--smoke` what was not given is taken from `smoke`."""
+    if answer.parse_args().smoke:
+        answer.set_defaults(**smoke)
+    arguments = answer.parse_args()
+    if arguments.data_parallel and arguments.model_parallel:
+        answer.error(
+            "--model-parallel N spreads batches over what N devices leave: no --data-parallel"
+        )
+    return arguments
+
+
+def distribute(arguments):
+    """Spreads what is built from now on over all devices, as the arguments say."""
+    import keras
+
+    import keras_lipnext as lip
+
+    if not (arguments.data_parallel or arguments.model_parallel):
+        return
+    if keras.backend.backend() != "jax":
+        raise SystemExit("--data-parallel and --model-parallel need KERAS_BACKEND=jax")
+    if arguments.data_parallel:
+        distribution = keras.distribution.DataParallel()
+    else:
+        devices, shared = keras.distribution.list_devices(), arguments.model_parallel
+        if len(devices) % shared:
+            raise SystemExit(f"--model-parallel {shared} does not divide {len(devices)} devices")
+        mesh = keras.distribution.DeviceMesh(
+            (len(devices) // shared, shared), ["batch", "model"], devices
+        )
+        distribution = keras.distribution.ModelParallel(
+            layout_map=lip.LipNeXt.get_layout_map(mesh), batch_dim_name="batch"
+        )
+    keras.distribution.set_distribution(distribution)
+
+
+def build(arguments, input_shape, num_classes, steps):
+    """A LipNeXt compiled with a warm-up and a cosine, step by step, in place of its own decay."""
+    import keras
+
+    import keras_lipnext as lip
+
+    model = lip.LipNeXt(
+        size=arguments.size,
+        depth=arguments.depth,
+        width=arguments.width,
+        patch_size=arguments.patch_size,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        epsilon=arguments.epsilon,
+        temperature=arguments.temperature,
+        learning_rate=arguments.learning_rate,
+        dtype=arguments.dtype,
+    )
+    warmup = round(arguments.warmup_epochs * steps)
+
+    def schedule(peak):
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else peak,
+            decay_steps=max(1, arguments.epochs * steps - warmup),
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
+
+    chosen = model.optimizer
+    model.compile(
+        lip.optimizers.ManifoldMuon(
+            schedule(float(chosen.learning_rate)),
+            euclidean_learning_rate=schedule(chosen.euclidean_learning_rate),
+            use_ema=arguments.ema is not None,
+            ema_momentum=arguments.ema or 0.99,
+        ),
+        loss=model.loss,
+        metrics=["accuracy", lip.metrics.CertifiedAccuracy(arguments.epsilon)],
+    )
+    return model
+
+
+def callbacks(arguments, epoch):
+    """Records, and what an interrupted or spoilt training continues from."""
+    import keras
+
+    folder = pathlib.Path(arguments.output)
+    backup, log, best = folder / "backup", folder / "log.csv", None
+    if backup.exists() and log.exists():
+        with log.open() as file:
+            known = [float(row["val_certified_accuracy"]) for row in csv.DictReader(file)]
+        best = max(known, default=None)  # a new process would take its first epoch for the best
+    answer = [
+        epoch,
+        keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.CSVLogger(log, append=backup.exists()),
+        keras.callbacks.ModelCheckpoint(
+            folder / "best.keras",
+            "val_certified_accuracy",
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=best,
+        ),
+        keras.callbacks.BackupAndRestore(backup),
+    ]
+    if arguments.tensorboard:
+        answer.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+    return answer
+
+
+def run(arguments, source, input_shape, crop, prepare, flip=True):
+    """Trains, certifies on the test images, and writes everything to `--output`.
+
+    Args:
+        source: As in _sources.py.
+        input_shape: Of the images that enter the model.
+        crop, prepare, flip: As in `_pipeline.augmentation`.
+    """
+    import _pipeline
+    import keras
+
+    keras.utils.set_random_seed(arguments.seed)
+    distribute(arguments)
+    folder = pathlib.Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    augment = _pipeline.augmentation(
+        arguments.augmentation, crop, prepare, flip, arguments.strength
+    )
+    epoch, size = _pipeline.Epoch(), arguments.batch_size
+    train = _pipeline.training(source, size, augment, arguments.seed, epoch)
+    test = _pipeline.evaluation(source, size, prepare)
+    model = build(arguments, input_shape, source.classes, len(train))
+    print(
+        f"{source.count('train')} images to train on, {source.count('test')} to test, "
+        f"{source.classes} classes; {model.count_params():,} weights, {arguments.dtype} "
+        f"({keras.backend.backend()} backend)",
+        flush=True,
+    )
+    model.fit(
+        train,
+        epochs=arguments.epochs,
+        validation_data=test,
+        shuffle=False,  # the data set does it
+        callbacks=callbacks(arguments, epoch),
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    model.save(folder / "model.keras")
+    chosen = _pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)
+    certificate = model.certify(chosen, epsilons=arguments.epsilons)
+    print(f"\nCertified on {len(certificate.radii)} test images:\n{certificate}")
+    certificate.to_html(folder / "certificate.html")
+    certificate.to_json(folder / "certificate.json")
+    written = ", ".join(sorted(path.name for path in folder.iterdir()))
+    print(f"\nIn {folder.resolve()}: {written}")

@@ -1,0 +1,61 @@
+"""Train a LipNeXt on CIFAR-10, and certify it on the test images.
+
+    KERAS_BACKEND=jax python examples/cifar10.py --smoke          (a minute, needs no data)
+    KERAS_BACKEND=jax python examples/cifar10.py                  (cifar10, prepared: see below)
+    KERAS_BACKEND=jax python examples/cifar10.py --data FILE      (an .npz: train_images, ...)
+
+    pip install 'keras_lipnext[jax,data,plot]'                    (or torch, or tensorflow)
+
+Images are shifted by up to four pixels and flipped, values in [0, 1]. `tfds build cifar10` fetches
+them for tensorflow-datasets. An archive holds uint8 arrays train_images (n, 32, 32, 3),
+train_labels (n,), test_images, test_labels; or JPEG files one after the other, train_bytes, and
+where they begin, train_offsets. What is written, and how to go on after an interruption, is as in
+imagenet.py.
+"""
+
+import functools
+
+import _recipe
+import _smoke
+import _sources
+
+SIDE, CHANNELS = 32, 3
+SMOKE = {
+    "size": None,
+    "depth": 2,
+    "width": 64,
+    "epochs": 3,
+    "batch_size": 32,
+}
+
+
+def main(arguments):
+    with _sources.opened(
+        arguments, functools.partial(_smoke.archive, side=SIDE, channels=CHANNELS)
+    ) as source:
+        import _pipeline
+
+        _recipe.run(
+            arguments,
+            source,
+            input_shape=(SIDE, SIDE, CHANNELS),
+            crop=functools.partial(_pipeline.random_shift, padding=4, channels=CHANNELS),
+            prepare=functools.partial(_pipeline.whole, channels=CHANNELS),
+        )
+
+
+if __name__ == "__main__":
+    parser = _recipe.parser(
+        __doc__,
+        "cifar10",
+        dataset="cifar10",
+        size="small",
+        epochs=100,
+        warmup_epochs=0.0,
+        batch_size=128,
+        augmentation="basic",
+        dtype="float32",
+        epsilon=36 / 255,
+        epsilons=[36 / 255, 72 / 255, 108 / 255],
+    )
+    main(_recipe.parse(parser, SMOKE))

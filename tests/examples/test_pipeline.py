@@ -1,0 +1,178 @@
+"""Where the training examples' images come from, and what is done to them on the way."""
+
+import functools
+
+import _pipeline  # imports Keras before tensorflow, for PyTorch's sake
+import _smoke
+import _sources
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+CORE = ("randaugment", "basic", "none")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return _sources.Folders(_smoke.class_folders(tmp_path_factory.mktemp("folders"), classes=2))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = _smoke.archive(tmp_path_factory.mktemp("archive"), side=12, channels=3, classes=2)
+    return _sources.Archive(path, "images")
+
+
+def augmentation(name, size=16):
+    crop = functools.partial(_pipeline.random_resized_crop, size=size)
+    return _pipeline.augmentation(name, crop, functools.partial(_pipeline.central_crop, size=size))
+
+
+def epoch_of(source, augment, number=0, seed=0):
+    """(images, labels) of one epoch."""
+    epoch = _pipeline.Epoch()
+    batches = _pipeline.training(source, 8, augment, seed, epoch)
+    epoch.on_epoch_begin(number)
+    images, labels = zip(*batches.as_numpy_iterator())
+    assert len(images) == len(batches)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_training_images_are_in_range_and_repeatable(folders, name):
+    """The same seed and epoch give the same images, whatever the threads do; others do not."""
+    augment = augmentation(name)
+    images, labels = epoch_of(folders, augment)
+    assert images.shape == (96, 16, 16, 3) and images.dtype == "float32"
+    assert 0 <= images.min() < 0.1 and 0.9 < images.max() <= 1
+    assert np.bincount(labels).tolist() == [48, 48]
+    # A pipeline made anew, as by a process that goes on with an interrupted training.
+    again, labels_again = epoch_of(folders, augmentation(name))
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(labels, labels_again)
+    for other in ({"number": 1}, {"seed": 1}):
+        different, different_labels = epoch_of(folders, augment, **other)
+        assert (labels != different_labels).any()
+        assert np.abs(images - different).max() > 0.1
+
+
+def test_augmentations_do_more_and_more(archive):
+    """Shift and flip move pixels; RandAugment makes another image each time."""
+    shift = functools.partial(_pipeline.random_shift, padding=2, channels=3)
+    whole = functools.partial(_pipeline.whole, channels=3)
+    image = next(iter(archive.stored("train")))[0]
+    seeds = [tf.constant([0, i], "int64") for i in range(12)]
+    made = {}
+    for name in CORE:
+        augment = tf.function(_pipeline.augmentation(name, shift, whole, strength=0.5))
+        made[name] = np.stack([augment(image, seed) for seed in seeds])
+        assert made[name].min() >= 0 and made[name].max() <= 1
+    pixels = {name: np.round(255 * images).astype("uint8") for name, images in made.items()}
+    assert (pixels["none"] == image.numpy()).all()
+    distinct = {name: len(np.unique(images, axis=0)) for name, images in pixels.items()}
+    assert distinct["none"] == 1 and distinct["basic"] > 6 and distinct["randaugment"] == 12
+    # Black pixels come in, the rest are the image's.
+    known = np.concatenate([image.numpy().reshape(-1, 3), [[0, 0, 0]]])
+    assert set(map(tuple, pixels["basic"].reshape(-1, 3))) <= set(map(tuple, known))
+
+
+def test_flip_is_left_out_where_it_must_be():
+    image = tf.constant(np.arange(27, dtype="uint8").reshape(3, 3, 3))
+    crop = lambda image, seed: _pipeline.scaled(image)  # noqa: E731
+    for flip, expected in ((True, 2), (False, 1)):
+        augment = _pipeline.augmentation("basic", crop, _pipeline.scaled, flip)
+        made = [augment(image, tf.constant([3, i], "int64")).numpy() for i in range(8)]
+        assert len(np.unique(made, axis=0)) == expected
+
+
+def test_cropping_while_decoding_changes_nothing():
+    """Of a JPEG only the crop is decoded: the pixels are those of a lossless copy, cropped.
+
+    At the crop's edge the decoder lacks the neighbours that it would smooth colours with.
+    """
+    image = _smoke.images(1, 4, 48, 64, 3, np.random.default_rng(0))[0][0]
+    jpeg = tf.io.encode_jpeg(image)
+    pixels = tf.io.decode_jpeg(jpeg)
+    crop = tf.function(functools.partial(_pipeline.random_resized_crop, size=16))
+    for i in range(5):
+        seed = tf.constant([0, i], "int64")
+        cropped = crop(jpeg, seed)
+        lossless = crop(tf.io.encode_png(pixels), seed)
+        np.testing.assert_allclose(cropped, lossless, atol=0.08)
+        assert np.abs(cropped - lossless).mean() < 2e-3
+        np.testing.assert_array_equal(lossless, crop(pixels, seed))
+
+
+def test_evaluation_yields_each_image_once_in_order(archive):
+    prepare = functools.partial(_pipeline.whole, channels=3)
+    batches = _pipeline.evaluation(archive, 10, prepare)
+    images, labels = map(np.concatenate, zip(*batches.as_numpy_iterator()))
+    expected, expected_labels = archive._read("test")
+    np.testing.assert_allclose(images, expected / 255, atol=1e-7)
+    np.testing.assert_array_equal(labels, expected_labels)
+    assert len(batches) == 4
+    (part,) = _pipeline.evaluation(archive, 10, prepare, count=7).as_numpy_iterator()
+    np.testing.assert_array_equal(part[1], expected_labels[:7])
+
+
+def test_archives_of_arrays_and_of_files_are_read_alike(archive, tmp_path):
+    arrays = {}
+    for part in ("train", "test"):
+        images, arrays[f"{part}_labels"] = archive._read(part)
+        streams = [tf.io.encode_png(image).numpy() for image in images]
+        arrays[f"{part}_bytes"] = np.frombuffer(b"".join(streams), "uint8")
+        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, streams)])
+    np.savez(tmp_path / "images.npz", **arrays)
+    files = _sources.Archive(tmp_path, "images")
+    prepare = functools.partial(_pipeline.whole, channels=3)
+    assert files.classes == archive.classes == 2
+    for source in (files, archive):
+        assert (source.count("train"), source.count("test")) == (96, 32)
+    pairs = zip(*(_pipeline.evaluation(s, 32, prepare) for s in (files, archive)), strict=True)
+    for (left, left_labels), (right, right_labels) in pairs:
+        np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(left_labels, right_labels)
+
+
+def test_too_few_images_for_a_batch(archive):
+    with pytest.raises(SystemExit, match="96 images for training are less than --batch-size 97"):
+        _pipeline.training(archive, 97, None, 0, _pipeline.Epoch())
+
+
+def test_sources_say_what_is_wrong(tmp_path):
+    def message(found):
+        with pytest.raises(SystemExit) as raised:
+            found()
+        return str(raised.value)
+
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    assert "val/CLASS" in message(lambda: _sources.Folders(tmp_path))
+    (tmp_path / "val" / "dog").mkdir(parents=True)
+    assert "same two or more classes" in message(lambda: _sources.Folders(tmp_path))
+    for name in ("train/dog", "val/cat"):
+        (tmp_path / name).mkdir()
+    assert "No .jpg" in message(lambda: _sources.Folders(tmp_path).count("train"))
+    missing = tmp_path / "mnist.npz"
+    assert "Received: " + str(missing) in message(lambda: _sources.Archive(missing, "mnist"))
+    missing.write_text("no archive")
+    assert "no NumPy archive" in message(lambda: _sources.Archive(missing, "mnist"))
+    np.savez(missing, x=np.zeros(3))
+    assert "It has: x" in message(lambda: _sources.Archive(tmp_path, "mnist"))
+
+
+def test_prepared_data_sets(folders):
+    """tensorflow-datasets' own stand-in for prepared records."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=24):
+        source = _sources.Prepared.__new__(_sources.Prepared)
+        source._name, source._root, source._opened = "cifar10", None, tfds.builder("cifar10")
+        assert source.classes == 10
+        prepare = functools.partial(_pipeline.whole, channels=3)
+        (images, labels), *_ = _pipeline.evaluation(source, 8, prepare, count=8)
+    assert images.shape == (8, 32, 32, 3) and labels.shape == (8,)
+
+
+def test_gpus_stay_the_backend_s():
+    if keras.backend.backend() != "tensorflow":
+        assert tf.config.get_visible_devices("GPU") == []
