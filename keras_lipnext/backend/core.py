@@ -96,6 +96,15 @@ def on_cpu():
     return not tf.config.list_physical_devices("GPU")
 
 
+def processes():
+    """Number of processes that compute together by `keras.distribution.initialize`."""
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
 def inference_scope():
     """Context in which PyTorch records no gradients; a no-op on JAX and TensorFlow."""
     if keras.backend.backend() == "torch":

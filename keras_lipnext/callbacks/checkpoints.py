@@ -18,6 +18,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lipnext import backend
 from keras_lipnext.models.training_state import TrainingState
 
 WHOLE = "whole.json"  # the digests of the backups that were written to their end
@@ -55,8 +56,10 @@ class _Resuming(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if isinstance(self._state, TrainingState):
+        if isinstance(self._state, TrainingState) and self._writes:
             _write(self._folder / STEPS, self._state.steps)
+
+    _writes = True  # whether this process is the one to write what all share
 
     @property
     def _state(self):
@@ -99,6 +102,7 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
 
     Raises:
         OSError: if there are backups, none of them whole.
+        RuntimeError: in one of several processes, which `OrbaxCheckpoint` is made for.
     """
 
     def __init__(self, backup_dir, seed=0, delete_checkpoint=True):
@@ -108,6 +112,12 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
         self._set_up(backup_dir, seed)
 
     def on_train_begin(self, logs=None):
+        count = backend.processes()
+        if count > 1:
+            raise RuntimeError(
+                f"{count} processes train together, and each would write these backups: use "
+                "keras_lipnext.callbacks.OrbaxCheckpoint, with the same folder in all processes."
+            )
         self._prepare()
         super().on_train_begin(logs)
 
@@ -202,6 +212,7 @@ class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
             save_on_background=save_on_background,
         )
         self._set_up(self.directory, seed)
+        self._writes = self.is_primary_host()
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
@@ -211,14 +222,20 @@ class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
             self.model.optimizer.build(self.model.trainable_variables)
         for path in reversed(found):
             try:
-                self.model.load_weights(path)
+                self.model.load_weights(folder)  # the latest
             except Exception as error:  # Orbax has no class of its own for a damaged file
+                if self.is_multihost_enabled():
+                    raise OSError(
+                        f"The checkpoint {path} cannot be read. Rename or delete it and start all "
+                        "processes again: training continues from the one before it."
+                    ) from error
                 warnings.warn(
                     f"The checkpoint {path} cannot be read ({error}): training continues from the "
                     "one before it.",
                     stacklevel=2,
                 )
                 path.rename(path.with_suffix(".damaged"))
+                self.checkpointer.reload()
                 continue
             self.model._initial_epoch = int(path.name) + 1
             return

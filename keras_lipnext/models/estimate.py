@@ -9,7 +9,11 @@ full form), p patches' entries, K classes, L blocks and n images on a device:
                     times for the blocks
     optimizer       one float a matrix's entry (momentum), two for every other one (Adam)
     activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time
-    bytes moved     2 (d - 1) / d times the gradients: what a ring of d devices sends to sum them
+    bytes moved     (d - 1) / d (2 (parameters + L C m) + 2 (p C + L (C m + C^2))) on d devices
+
+Bytes moved are those of `keras.distribution.DataParallel`, sent in a ring: gradients are summed
+(XLA's CPU compiler sums the two parts of a mixing kernel's apart), each device steps matrices of
+its own, and gathers the others with their moments.
 
 A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
 pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and
@@ -191,7 +195,11 @@ def estimate(
         gradient_bytes=stored * parameters,
         activation_bytes=n * (computed * per_image + stored * rows * columns * channels),
         temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
-        moved_bytes=2 * (devices - 1) / devices * stored * parameters,
+        moved_bytes=2
+        * (devices - 1)
+        / devices
+        * stored
+        * (parameters + blocks * c * m + on_manifold),
         batch=batch,
         devices=devices,
         dtype=policy.name,

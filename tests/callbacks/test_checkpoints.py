@@ -13,11 +13,11 @@ import pytest
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
+from keras_lipnext import backend
 from keras_lipnext.callbacks import BackupAndRestore, OrbaxCheckpoint
 from keras_lipnext.callbacks.checkpoints import seed_of
 
 TESTS = pathlib.Path(__file__).parents[1]
-SCRIPT = str(TESTS / "callbacks" / "resumed.py")
 orbax = pytest.mark.skipif(not importlib.util.find_spec("orbax"), reason="orbax-checkpoint")
 every_callback = pytest.mark.parametrize(
     "make", [BackupAndRestore, pytest.param(OrbaxCheckpoint, marks=orbax)]
@@ -25,18 +25,22 @@ every_callback = pytest.mark.parametrize(
 EPOCHS = 4
 
 
-def train_in_a_process(*arguments):
-    """Return code of resumed.py."""
+def process(script, *arguments, **environment):
+    """(return code, what it prints) of a script of this folder."""
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        [sys.executable, "-W", "ignore", str(TESTS / "callbacks" / script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode in (0, -signal.SIGKILL), result.stdout[-2000:] + result.stderr[-4000:]
-    return result.returncode
+    return result.returncode, result.stdout
+
+
+def train_in_a_process(*arguments):
+    return process("resumed.py", *arguments)[0]
 
 
 @every_callback
@@ -158,6 +162,27 @@ def test_the_model_of_the_latest_checkpoint(digits, tmp_path):
     loaded = keras.saving.load_model(tmp_path)
     assert type(loaded) is lip.LipNeXt
     np.testing.assert_allclose(to_numpy(loaded(x[:8])), to_numpy(model(x[:8])), atol=1e-5)
+
+
+@orbax
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+def test_sharded_checkpoints_continue_also_on_another_mesh(tmp_path):
+    # The pool and its use: see tests/optimizers/test_replicas.py.
+    _, text = process(
+        "sharded.py",
+        tmp_path,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        PJRT_NPROC="32",
+        JAX_CPU_ENABLE_ASYNC_DISPATCH="false",
+    )
+    assert text.splitlines() == ["same mesh continues", "another mesh continues"]
+
+
+def test_backups_by_several_processes_are_refused(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "processes", lambda: 2)
+    (x, y), _ = digits
+    with pytest.raises(RuntimeError, match=r"2 processes.*OrbaxCheckpoint"):
+        train(x, y, BackupAndRestore(tmp_path))
 
 
 def test_epochs_have_seeds_of_their_own():
