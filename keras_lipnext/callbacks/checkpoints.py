@@ -222,7 +222,10 @@ class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
             self.model.optimizer.build(self.model.trainable_variables)
         for path in reversed(found):
             try:
-                self.model.load_weights(folder)  # the latest
+                with warnings.catch_warnings():
+                    # Without a distribution Keras names no devices; they are those it was saved on.
+                    warnings.filterwarnings("ignore", message="Sharding info not provided")
+                    self.model.load_weights(folder)  # the latest
             except Exception as error:  # Orbax has no class of its own for a damaged file
                 if self.is_multihost_enabled():
                     raise OSError(

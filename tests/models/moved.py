@@ -8,6 +8,7 @@ import re
 import jax
 import keras
 import numpy as np
+from programs import training_step
 
 import keras_lipnext as lip
 
@@ -24,22 +25,8 @@ BATCH, DEVICES = 32, 4
 SENT = {"all-reduce": 2, "all-gather": 1}
 
 assert len(jax.devices()) == DEVICES
-distribution = keras.distribution.DataParallel()
-keras.distribution.set_distribution(distribution)
-model = lip.LipNeXt(**ARGUMENTS)
-x, y = np.zeros((BATCH, *ARGUMENTS["input_shape"]), "float32"), np.zeros(BATCH, "int32")
-model._symbolic_build(data_batch=(x, y))
-parts = (
-    model.trainable_variables,
-    model.non_trainable_variables,
-    model.optimizer.variables,
-    model.metrics_variables,
-)
-state = tuple([v.value for v in variables] for variables in parts)
-batch = [jax.device_put(a, distribution.get_data_layout(a.shape).backend_layout) for a in (x, y)]
-places = (None, jax.tree.map(lambda a: a.sharding, state))
-step = jax.jit(model.train_step, donate_argnums=0, out_shardings=places)
-program = step.lower(state, batch).compile().as_text()
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+program = training_step(lip.LipNeXt(**ARGUMENTS), BATCH).as_text()
 
 total = 0
 collectives = r"= (.*?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\("

@@ -48,27 +48,11 @@ def compiled(function, *arguments):
     return jax.jit(function).lower(*arguments).compile()
 
 
-def training_step(model, batch):
-    """The compiled training step, its state donated as `fit` does, on a batch of zeros."""
-    import jax
-
-    x = np.zeros((batch, *model.input_shape[1:]), "float32")
-    y = np.zeros((batch,), "int32")
-    model.evaluate(x[:1], y[:1], verbose=0)  # makes the metrics' state
-    model.optimizer.build(model.trainable_variables)
-    parts = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
-    state = jax.tree.map(lambda v: v.value, tuple(map(list, parts)))
-    return jax.jit(model.train_step, donate_argnums=0).lower(state, (x, y)).compile()
-
-
 @on_jax
 @pytest.mark.parametrize("arguments", CASES, ids=str)
 def test_flops_and_memory_agree_with_xla(arguments):
+    from programs import training_step
+
     found = lip.LipNeXt.estimate(batch=BATCH, **SHAPE, **arguments)
     model = lip.LipNeXt(**SHAPE, **arguments)
     x = np.zeros((BATCH, *SHAPE["input_shape"]), "float32")
@@ -100,7 +84,7 @@ def test_bytes_moved_agree_with_xla():
     script = pathlib.Path(__file__).parent / "moved.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],
-        env={**os.environ, **devices},
+        env={**os.environ, **devices, "PYTHONPATH": str(script.parents[1])},
         capture_output=True,
         text=True,
         timeout=600,

@@ -60,6 +60,29 @@ def test_remat_warns_where_it_saves_nothing():
         small_lipnext(remat=True)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's programs")
+def test_jax_programs_recompute_each_block():
+    """What an accelerator's compiler is handed: one barrier a block, against merging."""
+    import jax
+
+    def barriers(remat):
+        model = small_lipnext(remat=remat)
+        weights, others = (
+            [v.value for v in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        )
+
+        def total(weights, x):
+            return keras.ops.sum(model.stateless_call(weights, others, x, training=True)[0])
+
+        gradient = jax.jit(jax.grad(total))
+        text = gradient.lower(weights, np.zeros((4, *model.input_shape[1:]), "float32")).as_text()
+        return text.count("optimization_barrier")
+
+    assert barriers(remat=False) == 0
+    assert barriers(remat=True) == 2
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("mixing", ["reduced", "full"])
 def test_rematerialisation_computes_the_same(policy, mixing, digits, tmp_path):
