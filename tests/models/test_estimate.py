@@ -66,6 +66,39 @@ def test_flops_and_memory_agree_with_xla(arguments):
     assert found.peak_bytes == pytest.approx(peak, rel=0.15)
 
 
+def saved_bytes(model):
+    """What PyTorch keeps of a batch's loss for the backward pass, variables left out."""
+    import torch
+
+    own = {v.value.untyped_storage().data_ptr() for v in model.variables}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that its address is not used again
+        return tensor
+
+    x = np.random.default_rng(0).random((BATCH, *SHAPE["input_shape"])).astype("float32")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(keras.ops.convert_to_tensor(x), training=True)
+        model.compute_loss(y=keras.ops.zeros(BATCH, "int32"), y_pred=logits)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's hooks")
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("arguments", CASES, ids=str)
+def test_activations_agree_with_what_pytorch_keeps(arguments, dtype):
+    found, measured = {}, {}
+    for remat in (False, True):
+        options = {"dtype": dtype, "remat": remat, **SHAPE, **arguments}
+        found[remat] = lip.LipNeXt.estimate(batch=BATCH, **options).activation_bytes
+        measured[remat] = saved_bytes(lip.LipNeXt(**options))
+    measured[True] += measured[False] / arguments["depth"]  # the block that is computed anew
+    assert found == pytest.approx(measured, rel=0.15)
+
+
 def test_devices_share_the_batch():
     one, four = (lip.LipNeXt.estimate("base", batch=64, devices=d) for d in (1, 4))
     assert four.activation_bytes == one.activation_bytes / 4
