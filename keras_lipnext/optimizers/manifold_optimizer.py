@@ -242,6 +242,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)
         for variable in var_list:
+            if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
+                continue
             # The last steps have drifted, and an average of points lies inside the manifold. The
             # copy: on JAX variable and average share a buffer, which cannot be donated twice.
             if self.use_ema or isinstance(variable.constraint, Stiefel):

@@ -37,7 +37,7 @@ for compile in (as_it_comes, with_lookahead):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert strategy.num_replicas_in_sync == 2
     model, history = train(strategy.scope(), compile)
-    assert int(model.optimizer.iterations) == 32
+    assert int(model.optimizer.iterations.numpy()) == 32
     for v in model.trainable_variables:
         a, b = (np.asarray(r) for r in strategy.experimental_local_results(v.value))
         assert np.array_equal(a, b), (v.path, np.abs(a - b).max())
