@@ -64,7 +64,7 @@ def test_two_jax_processes_train_as_one(tmp_path):
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="DistributedDataParallel")
 def test_two_torch_processes_train_as_one(tmp_path):
-    """Over three steps up to rounding; over twenty, in which that grows, with each other bit by bit.
+    """Over three steps up to rounding; over twenty, while that grows, as each other bit by bit.
 
     Of one process's sums in another order, too, weights differ by 1e-7 after three steps and, once
     an activation's kink was crossed, by 4e-2 after twenty; in float64 by 1e-15.
