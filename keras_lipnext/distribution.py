@@ -13,6 +13,8 @@ their channels. `mine` being the channels of a device, it computes
     head     sum over devices of x[mine] @ kernel[mine], the logits.
 """
 
+import math
+
 import keras
 
 INSTEAD = {
@@ -60,6 +62,91 @@ def check_distribution(shapes=None):
                     f"variable {path} of shape {tuple(shape)}, laid out as {layout.axes} on a mesh "
                     f"of {sizes}"
                 )
+
+
+def parts_of_a_batch():
+    """In how many equal parts the current distribution splits this process's batches: 1 if none."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    check_backend()
+    return max(1, distribution.num_model_replicas // distribution.num_processes)
+
+
+def check_batches(x, batch_size=None, steps=None):
+    """Raises if not every batch of an array can be split evenly over the devices.
+
+    JAX raises, too, but in the middle of the work, and where that is `evaluate` or `predict` Keras
+    then leaves a model without weights. How large the batches of a data set are shows only then.
+
+    Args:
+        x: What `fit`, `evaluate` and `predict` take.
+        batch_size: Samples a batch; None is Keras' 32.
+        steps: Number of batches that are taken; None takes all samples.
+
+    Raises:
+        RuntimeError: on another backend than JAX, under a distribution.
+        ValueError: if a batch does not divide.
+    """
+    parts = parts_of_a_batch()
+    samples = None if parts == 1 else _samples(x)
+    if samples is None:
+        return
+    batch_size = batch_size or 32
+    taken = samples if steps is None else min(samples, steps * batch_size)
+    for size in (min(taken, batch_size), taken % batch_size):
+        if size % parts:
+            raise ValueError(
+                f"A batch of {size} samples cannot be split evenly over {parts} devices. Choose a "
+                f"batch size that is a multiple of {parts}, and leave samples out at the end, or "
+                f"repeat some, until their number is a multiple of {parts}, too. Received: "
+                f"{samples} samples in batches of {batch_size}"
+            )
+
+
+def check_fit(
+    x=None,
+    batch_size=None,
+    epochs=1,
+    validation_split=0.0,
+    validation_data=None,
+    steps_per_epoch=None,
+    validation_steps=None,
+    validation_batch_size=None,
+    **others,
+):
+    """`check_batches` of what `fit` is given: training and validation data."""
+    if parts_of_a_batch() == 1:
+        return
+    samples = _samples(x)
+    if samples is not None and validation_split:
+        x = range(math.floor(samples * (1 - validation_split)))
+        validation_data = (range(samples - len(x)),)
+    check_batches(x, batch_size, steps_per_epoch and steps_per_epoch * epochs)
+    if isinstance(validation_data, (tuple, list)):
+        batch_size = validation_batch_size or batch_size
+        check_batches(validation_data[0], batch_size, validation_steps)
+
+
+def _samples(x):
+    """Number of samples of an array, or of a structure of arrays; None for anything else."""
+    if isinstance(x, range):
+        return len(x)
+    first = next(iter(keras.tree.flatten(x)), None)
+    return first.shape[0] if getattr(first, "shape", None) else None
+
+
+def check_one_process(model):
+    """Raises if a model's weights lie, in parts or copies, on devices of several processes."""
+    for variable in model.weights:
+        if not getattr(variable.value, "is_fully_addressable", True):
+            raise RuntimeError(
+                f"The weights of model '{model.name}' lie on devices of several processes, and one "
+                "process cannot certify them. Give them to a model that one process makes after "
+                "keras.distribution.set_distribution(None), by get_weights and set_weights as in "
+                "examples/multi_host.py, or by a checkpoint where no process holds them all. "
+                f"Received: {variable.path} laid out as {variable.value.sharding}"
+            )
 
 
 def lipnext_layout_map(

@@ -1,4 +1,9 @@
-"""Data and small models for tests."""
+"""Data and small models for tests, and processes with virtual devices."""
+
+import os
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -25,6 +30,44 @@ def small_lipnext(**kwargs):
 def to_numpy(x):
     """NumPy array of a tensor or variable, bfloat16 included."""
     return keras.ops.convert_to_numpy(backend.value(x))
+
+
+def output_of(script, *arguments, **environment):
+    """(stdout, stderr) of a script of the tests, run in a process with devices of its own."""
+    tests = pathlib.Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(tests / script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout, result.stderr
+
+
+# Every device waits for the others in a thread of its own, from one pool for all programs: were it
+# no larger than the number of devices, two programs in flight could hold it between them for ever
+# (seen once, on two busy cores). So a large pool, and one program at a time.
+EIGHT_DEVICES = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+    "PJRT_NPROC": "32",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+}
+
+
+def parallel(data, model):
+    """`ModelParallel` of a LipNeXt on data x model devices."""
+    mesh = keras.distribution.DeviceMesh((data, model), ["batch", "model"])
+    layouts = lip.LipNeXt.get_layout_map(mesh)
+    return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+
+
+def parts(variable):
+    """In how many parts each axis of a variable lies on the devices."""
+    value = variable.value
+    return tuple(a // b for a, b in zip(value.shape, value.sharding.shard_shape(value.shape)))
 
 
 def dense_model(features=6, classes=4):

@@ -1,9 +1,10 @@
 import re
+import types
 
 import keras
 import numpy as np
 import pytest
-from data import dense_model, small_lipnext
+from data import EIGHT_DEVICES, dense_model, output_of, small_lipnext
 
 import keras_lipnext as lip
 
@@ -26,19 +27,38 @@ def mesh(*shape, names=("batch", "model")):
         {"depth": 12, "width": 32},
         {"data_format": "channels_first", "input_shape": (1, 8, 8)},
         {"dtype": "mixed_bfloat16"},
+        {"name": "mine"},
+        {"remat": True},
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:`remat=True` saves nothing")
 def test_each_matrix_matches_one_key(options):
+    check_keys(small_lipnext(**options))
+
+
+@on_jax
+@pytest.mark.parametrize("copied", ["reduced", "cloned", "loaded"])
+def test_each_matrix_of_a_copy_matches_one_key(copied, tmp_path):
+    model = small_lipnext(mixing="full", name="mine")
+    model.save(tmp_path / "model.keras")
+    copies = {
+        "reduced": model.reduced,
+        "cloned": lambda: keras.models.clone_model(model),
+        "loaded": lambda: keras.models.load_model(tmp_path / "model.keras", compile=False),
+    }
+    check_keys(copies[copied]())
+
+
+def check_keys(model):
     layouts = lip.LipNeXt.get_layout_map(mesh(2, 4))
-    model = small_lipnext(**options)
     matched = {v.path: [k for k in layouts if re.fullmatch(k, v.path)] for v in model.weights}
     for v in model.weights:
         keys = matched[v.path]
         assert len(keys) == 1 or (len(v.shape) < 2 and not keys), (v.path, keys)
         if keys:
             assert len(layouts[v.path].axes) == len(v.shape)
-        if v.path.endswith("kernel"):
+        if len(v.shape) == 2:
             assert "model" in layouts[v.path].axes
     assert {key for keys in matched.values() for key in keys} == set(layouts)
 
@@ -65,17 +85,44 @@ def test_widths_that_do_not_divide():
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))
 
 
+@on_jax
+def test_models_on_eight_devices(tmp_path):
+    text, _ = output_of("sharded.py", tmp_path, **EIGHT_DEVICES)
+    assert "sharded models work" in text
+
+
+def test_weights_of_several_processes_are_certified_by_none():
+    elsewhere = types.SimpleNamespace(is_fully_addressable=False, sharding="of 2 processes")
+    weight = types.SimpleNamespace(path="head/kernel", value=elsewhere)
+    model = types.SimpleNamespace(name="mine", weights=[weight])
+    with pytest.raises(
+        RuntimeError, match=r"'mine' .*several processes.*set_distribution\(None\).*head/kernel"
+    ):
+        lip.certify(model, np.zeros((2, 8, 8, 1)))
+
+
 @elsewhere
 def test_no_silent_training_on_one_device():
     instead = {"tensorflow": "MirroredStrategy", "torch": "DistributedDataParallel"}
     expected = f"does nothing.*{instead[keras.backend.backend()]}.*KERAS_BACKEND=jax"
     with pytest.raises(RuntimeError, match=expected):
         lip.LipNeXt.get_layout_map(None)
+    x, y = np.zeros((2, 8, 8, 1)), np.zeros(2)
     model = small_lipnext()
-    distribution = keras.distribution.DataParallel(devices=["cpu:0"])
-    with distribution.scope():
-        for construct in (small_lipnext, dense_model):
+    # Somebody's own model, of which only the optimizer is ours.
+    other = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    other.add(keras.layers.Dense(10))
+    other.compile(lip.optimizers.ManifoldAdam(), loss="sparse_categorical_crossentropy")
+    refused = {
+        "LipNeXt": small_lipnext,
+        "SLLNet": lip.SLLNet,
+        "CertifiableModel": dense_model,
+        "fit": lambda: model.fit(x, y),
+        "evaluate": lambda: model.evaluate(x, y),
+        "predict": lambda: model.predict(x),
+        "optimizer": lambda: other.fit(x, y),
+    }
+    with keras.distribution.DataParallel(devices=["cpu:0"]).scope():
+        for call in refused.values():
             with pytest.raises(RuntimeError, match=expected):
-                construct()
-        with pytest.raises(RuntimeError, match=expected):
-            model.fit(np.zeros((2, 8, 8, 1)), np.zeros(2))
+                call()

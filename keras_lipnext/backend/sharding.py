@@ -1,6 +1,7 @@
 """Stacks of matrices on several devices (JAX): each device steps whole matrices of its own."""
 
 import keras
+import numpy as np
 
 
 def sharding_of(variable):
@@ -33,24 +34,32 @@ def dealt(values, sharding):
     devices = devices_of(sharding)
     length = -(-len(values) // devices) * devices
     stack = keras.ops.stack([values[i % len(values)] for i in range(length)])
-    in_parts, whole = _of_stacks(sharding)
-    return _laid_out(_laid_out(stack, in_parts), whole)
+    for layout in _layouts(sharding):
+        stack = _laid_out(stack, layout)
+    return stack
 
 
 def collected(stack, sharding, count):
     """The first `count` members of a `dealt` stack as a list, each laid out by `sharding` again."""
-    in_parts, whole = _of_stacks(sharding)
-    stack = _laid_out(_laid_out(stack, whole), in_parts)
+    for layout in reversed(_layouts(sharding)):
+        stack = _laid_out(stack, layout)
     return keras.ops.unstack(stack[:count], count)
 
 
-def _of_stacks(sharding):
-    """(of a stack whose members lie as `sharding` says, of one whose members lie whole)."""
+def _layouts(sharding):
+    """Of a stack, from members that lie as `sharding` says to members that lie whole.
+
+    First the axes of the mesh along which members are repeated deal out the stack: each device
+    keeps some of what it has. Then those along which members are split do: all-to-all. In one step
+    XLA would first give every device all members whole.
+    """
     from jax.sharding import NamedSharding, PartitionSpec
 
-    mesh = sharding.mesh
-    in_parts = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
-    return in_parts, NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    mesh, spec = sharding.mesh, sharding.spec
+    split = [name for names in spec if names for name in np.atleast_1d(names)]
+    repeated = tuple(name for name in mesh.axis_names if name not in split)
+    specs = ((None, *spec), (repeated, *spec), ((*repeated, *split),))
+    return [NamedSharding(mesh, PartitionSpec(*axes)) for axes in specs]
 
 
 def _laid_out(tensor, sharding):

@@ -5,10 +5,11 @@ import numpy as np
 
 from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
 from keras_lipnext.certification.bounds import method_of
-from keras_lipnext.certification.evaluation import Evaluation
+from keras_lipnext.certification.evaluation import Evaluation, own_answer
 from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
 from keras_lipnext.certification.lipschitz import read
 from keras_lipnext.certification.report import Certificate
+from keras_lipnext.distribution import check_one_process
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
@@ -63,7 +64,8 @@ def certify(
         ValueError: for a layer that has no known constant or that the method does not cover
             (naming it), weights that are not finite, inputs or labels that do not fit the model,
             negative epsilons, a model of another hash than expected.
-        RuntimeError: if the method's solver fails, or its bound cannot be proven in float64.
+        RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
+            model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
@@ -71,6 +73,7 @@ def certify(
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
     method = method_of(lipschitz)
     batches, total = numpy_batches(x, y, batch_size)
+    check_one_process(model)
     certifiable = read(model)
     check_hash(certifiable, expected_hash)
     classes = model.output_shape[-1]
@@ -102,8 +105,7 @@ def certify(
             results.append(part)
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
         if own_precision:
-            own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs))
-            differing += int((own.argmax(axis=-1) != found[0]).sum())
+            differing += int((own_answer(model, inputs).argmax(axis=-1) != found[0]).sum())
         if progress:
             progress.update(index + 1)
     if not predictions:

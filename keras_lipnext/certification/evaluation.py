@@ -29,6 +29,14 @@ from keras_lipnext.certification.rounding import (
     logit_allowances,
 )
 from keras_lipnext.certification.rules import Bound, Context, size
+from keras_lipnext.distribution import parts_of_a_batch
+
+
+def own_answer(model, inputs):
+    """The model's own output for a batch, of any size also where devices share its batches."""
+    missing = -len(inputs) % parts_of_a_batch()
+    full = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)]) if missing else inputs
+    return keras.ops.convert_to_numpy(model.predict_on_batch(full))[: len(inputs)]
 
 
 class Evaluation:
@@ -99,7 +107,7 @@ class Evaluation:
         wide = "float64" in policies(self._certifiable)
         scope = backend.float64_scope() if wide else contextlib.nullcontext()
         with np.errstate(all="ignore"), scope:  # beyond float32 its answer is infinite
-            own = keras.ops.convert_to_numpy(model.predict_on_batch(inputs)).astype("float64")
+            own = own_answer(model, inputs).astype("float64")
             if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
                 own = np.log(np.where(own > 1e-30, own, np.nan))
             inputs, logits = np.asarray(inputs, "float64"), self._logits

@@ -89,6 +89,13 @@ def number(name, value):
     return value
 
 
+def share(name, value):
+    """Raises unless `value` is a number in [0, 1)."""
+    if not 0 <= number(name, value) < 1:
+        raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
+    return value
+
+
 def accumulating_dtype(dtype):
     """Policy for layers that sum many terms: the policy's variable dtype, float32 when mixed.
 

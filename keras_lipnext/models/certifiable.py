@@ -6,7 +6,7 @@ from keras import ops
 from keras_lipnext.certification.certify import certify
 from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
 from keras_lipnext.certification.radius import pairwise_distances
-from keras_lipnext.distribution import check_distribution
+from keras_lipnext.distribution import check_batches, check_distribution, check_fit
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.training_state import Schedule, TrainingState
@@ -132,6 +132,7 @@ class CertifiableModel(keras.Model):
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps."""
         check_distribution()
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
+        check_fit(**arguments.arguments)
         schedule = Schedule(self._state, self._cosine)
         callbacks = arguments.arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -143,6 +144,16 @@ class CertifiableModel(keras.Model):
             return super().fit(*arguments.args, **arguments.kwargs)
         finally:
             schedule.finish()
+
+    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
+        """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices."""
+        check_batches(x, batch_size, kwargs.get("steps"))
+        return super().evaluate(x, y, batch_size, *args, **kwargs)
+
+    def predict(self, x, batch_size=None, *args, **kwargs):
+        """Predicts, as `keras.Model.predict`; first checks that batches fit the devices."""
+        check_batches(x, batch_size, kwargs.get("steps"))
+        return super().predict(x, batch_size, *args, **kwargs)
 
     def get_compile_config(self):
         # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.

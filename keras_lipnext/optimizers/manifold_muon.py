@@ -1,9 +1,9 @@
 import keras
 
-from keras_lipnext.layers._channels import positive_integer
+from keras_lipnext.layers._channels import positive_integer, share
 from keras_lipnext.manifolds import orthogonalize, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
-from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer, share
+from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
 
 LARGEST = 1.23  # singular value that `orthogonalize` leaves
 

@@ -11,7 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.layers._channels import number
+from keras_lipnext.distribution import check_distribution
+from keras_lipnext.layers._channels import number, share
 from keras_lipnext.manifolds import stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
@@ -83,6 +84,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        check_distribution()
         # On TensorFlow `update_step` receives raw tf.Variables: what it needs to know of the
         # Keras variables is noted here, by index.
         self._constraints = [v.constraint for v in variables]
@@ -240,6 +242,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list):
         super().finalize_variable_values(var_list)
         for variable in var_list:
+            if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
+                continue
             # The last steps have drifted, and an average of points lies inside the manifold. The
             # copy: on JAX variable and average share a buffer, which cannot be donated twice.
             if self.use_ema or isinstance(variable.constraint, Stiefel):
@@ -292,10 +296,3 @@ def _has_left(x):
     missing = transpose(x) @ (x @ signs) - signs
     epsilon = EPSILON[keras.backend.standardize_dtype(x.dtype)]
     return largest_finite(ops.abs(missing)) > 2 * epsilon * math.sqrt(n)
-
-
-def share(name, value):
-    """Raises unless `value` is a number in [0, 1)."""
-    if not 0 <= number(name, value) < 1:
-        raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
-    return value

@@ -3,15 +3,16 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from data import load_digits_split
 
 import keras_lipnext as lip
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-(x, y), (x_test, y_test) = load_digits_split()
-x, y = x[:512], y[:512]
+# Noise: on digits, whose background is constant, many activations sit at a kink together, which
+# turns rounding into visible differences.
+x = np.random.default_rng(0).random((512, 8, 8, 1)).astype("float32")
+y = np.arange(512) % 10
 
 
 def train(scope, compile):
@@ -19,7 +20,7 @@ def train(scope, compile):
     with scope:
         model = lip.LipNeXt(depth=2, width=16, input_shape=(8, 8, 1), num_classes=10, patch_size=2)
         compile(model)
-    history = model.fit(x, y, batch_size=64, epochs=4, shuffle=False, verbose=0).history
+    history = model.fit(x, y, batch_size=64, epochs=3, shuffle=False, verbose=0).history
     return model, history
 
 
@@ -37,15 +38,17 @@ for compile in (as_it_comes, with_lookahead):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert strategy.num_replicas_in_sync == 2
     model, history = train(strategy.scope(), compile)
-    assert int(model.optimizer.iterations) == 32
-    for v in model.trainable_variables:
+    other, reference = train(tf.distribute.get_strategy().scope(), compile)
+    assert int(model.optimizer.iterations.numpy()) == 24
+    assert history["loss"][-1] < history["loss"][0] / 2
+    # Two halves' sums are rounded differently: by 3e-8 and 2e-6, as seen.
+    np.testing.assert_allclose(history["loss"], reference["loss"], rtol=1e-6)
+    for key in ("accuracy", "certified_accuracy"):
+        np.testing.assert_allclose(history[key], reference[key], atol=1 / 512, err_msg=key)
+    for v, single in zip(model.trainable_variables, other.trainable_variables, strict=True):
         a, b = (np.asarray(r) for r in strategy.experimental_local_results(v.value))
         assert np.array_equal(a, b), (v.path, np.abs(a - b).max())
-    _, reference = train(tf.distribute.get_strategy().scope(), compile)
-    for key in ("loss", "accuracy", "certified_accuracy"):
-        difference = np.abs(np.array(history[key]) - np.array(reference[key])).max()
-        assert difference < 0.02, (key, history[key], reference[key])
-    for v in model.trainable_variables:
+        np.testing.assert_allclose(a, np.asarray(single.value), atol=1e-5, err_msg=v.path)
         if isinstance(v.constraint, lip.manifolds.Stiefel):
             assert float(lip.manifolds.stiefel.defect(v)) < 2e-6
 print("replicas agree")
