@@ -68,28 +68,36 @@ def parse(answer, smoke):
 
 
 def distribute(arguments):
-    """Spreads what is built from now on over all devices, as the arguments say."""
+    """Spreads what is built from now on over all devices, as the arguments say.
+
+    Returns:
+        In how many equal parts batches are split.
+    """
     import keras
 
     import keras_lipnext as lip
 
     if not (arguments.data_parallel or arguments.model_parallel):
-        return
+        return 1
     if keras.backend.backend() != "jax":
         raise SystemExit("--data-parallel and --model-parallel need KERAS_BACKEND=jax")
+    devices, shared = keras.distribution.list_devices(), arguments.model_parallel or 1
+    parts, rest = divmod(len(devices), shared)
+    if rest:
+        raise SystemExit(f"--model-parallel {shared} does not divide {len(devices)} devices")
+    if arguments.batch_size % parts:
+        raise SystemExit(
+            f"--batch-size {arguments.batch_size} cannot be split evenly over {parts} devices"
+        )
     if arguments.data_parallel:
         distribution = keras.distribution.DataParallel()
     else:
-        devices, shared = keras.distribution.list_devices(), arguments.model_parallel
-        if len(devices) % shared:
-            raise SystemExit(f"--model-parallel {shared} does not divide {len(devices)} devices")
-        mesh = keras.distribution.DeviceMesh(
-            (len(devices) // shared, shared), ["batch", "model"], devices
-        )
+        mesh = keras.distribution.DeviceMesh((parts, shared), ["batch", "model"], devices)
         distribution = keras.distribution.ModelParallel(
             layout_map=lip.LipNeXt.get_layout_map(mesh), batch_dim_name="batch"
         )
     keras.distribution.set_distribution(distribution)
+    return parts
 
 
 def build(arguments, network, steps):
@@ -172,23 +180,22 @@ class Records:
         self._best.best = max(known, default=None)
 
 
-def summary(arguments, source, network, steps):
+def summary(arguments, source, network, steps, parts):
     """What is going to happen: said before anything takes long."""
     import keras
 
     import keras_lipnext as lip
 
-    devices = len(keras.distribution.list_devices()) if arguments.data_parallel else 1
-    takes = lip.LipNeXt.estimate(batch=arguments.batch_size, devices=devices, **network)
+    takes = lip.LipNeXt.estimate(batch=arguments.batch_size, devices=parts, **network)
     lines = [
         f"{source.count('train')} images to train on, {source.count('test')} to test, "
-        f"{source.classes} classes; {steps} steps an epoch, {arguments.epochs} epochs",
+        f"{source.classes} classes; {arguments.epochs} epochs of {steps} steps",
         f"{takes.parameters:,} weights, {arguments.dtype}, {keras.backend.backend()} backend",
     ]
-    if not arguments.model_parallel:  # whose share of it the formulas do not know
+    if not arguments.model_parallel:  # of which the formulas know nothing
         lines.append(
             f"{takes.training_flops / 1e9:.3g} GFLOPs an image in training; memory of each of "
-            f"{devices} device(s), by LipNeXt.estimate: {takes.peak_bytes / 1e9:.3g} GB"
+            f"{parts} device(s), by LipNeXt.estimate: {takes.peak_bytes / 1e9:.3g} GB"
         )
     return "\n".join(lines)
 
@@ -205,15 +212,16 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
     import keras
 
     keras.utils.set_random_seed(arguments.seed)
-    distribute(arguments)
-    folder = pathlib.Path(arguments.output)
+    parts = distribute(arguments)
+    folder, seen = pathlib.Path(arguments.output), sys.stdout.isatty()
     folder.mkdir(parents=True, exist_ok=True)
     augment = _pipeline.augmentation(
         arguments.augmentation, crop, prepare, flip, arguments.strength
     )
     epoch, size = _pipeline.Epoch(), arguments.batch_size
     train = _pipeline.training(source, size, augment, arguments.seed, epoch)
-    test = _pipeline.evaluation(source, size, prepare)
+    # Their last batch, too, is split into equal parts: in training up to parts - 1 are left out.
+    test = _pipeline.evaluation(source, size, prepare, source.count("test") // parts * parts)
     network = {
         "size": arguments.size,
         "depth": arguments.depth,
@@ -224,7 +232,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         "remat": arguments.remat,
         "dtype": arguments.dtype,
     }
-    print(summary(arguments, source, network, len(train)), flush=True)
+    print(summary(arguments, source, network, len(train), parts), flush=True)
     model = build(arguments, network, len(train))
     model.fit(
         train,
@@ -232,11 +240,11 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         validation_data=test,
         shuffle=False,  # the data set does it
         callbacks=callbacks(arguments, epoch),
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=1 if seen else 2,
     )
     model.save(folder / "model.keras")
     chosen = _pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)
-    certificate = model.certify(chosen, epsilons=arguments.epsilons)
+    certificate = model.certify(chosen, epsilons=arguments.epsilons, verbose=int(seen))
     print(f"\nCertified on {len(certificate.radii)} test images:\n{certificate}")
     certificate.to_html(folder / "certificate.html")
     certificate.to_json(folder / "certificate.json")
