@@ -1,12 +1,13 @@
 """Images a second of examples/imagenet.py's input pipeline: `python benchmarks/pipeline.py`.
 
-    python benchmarks/pipeline.py --backends jax --networks small/64/8 --images 32      # quick
+    python benchmarks/pipeline.py --backends jax --networks small/64/8 --seconds 20     # quick
 
 The pipeline alone (tf.data: JPEG files of 500 x 375 pixels, as ImageNet's are on average, read,
 decoded, cropped, resized, augmented, batched) against full training steps of LipNeXt on images
 of that size in float32, both on this machine's cores, in turns. A pass through the pipeline is
 timed whole, from nothing in its buffers to the last batch, so that nothing of it runs while the
-model's step is timed. The pipeline is the same on each backend. Writes results/pipeline.json.
+model's step is timed. `--images` must be many: setting up a pass, once an epoch, takes as long as
+some hundred images. The pipeline is the same on each backend. Writes results/pipeline.json.
 
 Networks are size/image size/batch. Not shown: the network or disk the files come from (here they
 are in the page cache), and both at once: beside an accelerator the pipeline has the cores to
@@ -134,7 +135,7 @@ if __name__ == "__main__":
     parser = measuring.parser(__doc__)
     default = [network("small/224/16"), network("base/224/8")]
     parser.add_argument("--networks", type=network, nargs="+", default=default, help="see above")
-    parser.add_argument("--images", type=int, default=64, help="of a pass (64)")
+    parser.add_argument("--images", type=int, default=512, help="of a pass (512)")
     parser.add_argument("--rounds", type=int, default=16, help="of a network, at most (16)")
     parser.add_argument("--seconds", type=float, default=60, help="to stop a network after (60)")
     arguments = parser.parse_args()

@@ -3,8 +3,11 @@
 import argparse
 import csv
 import pathlib
+import shutil
 import sys
 
+MONITOR = "val_certified_accuracy"  # what the best model is the best by
+BACKUP = "backup"  # in the output folder: what an interrupted run continues from
 AUGMENTATIONS = ("randaugment", "keras-cv", "basic", "none")
 
 
@@ -40,6 +43,7 @@ def parser(doc, name, **defaults):
     add("--strength", "RandAugment's, in [0, 1]", type=float)
     add("--ema", "average the weights, e.g. 0.9999; put in their place at the end", type=float)
     add("--dtype", "of the layers", choices=("float32", "mixed_bfloat16"))
+    add("--remat", "compute blocks anew for the backward pass: less memory", action="store_true")
     add("--data-parallel", "spread batches over all devices (JAX)", action="store_true")
     add("--model-parallel", "devices to spread each matrix over (JAX)", type=int)
     add("--tensorboard", "write its logs, beside log.csv", action="store_true")
@@ -64,47 +68,49 @@ def parse(answer, smoke):
 
 
 def distribute(arguments):
-    """Spreads what is built from now on over all devices, as the arguments say."""
+    """Spreads what is built from now on over all devices, as the arguments say.
+
+    Returns:
+        In how many equal parts batches are split.
+    """
     import keras
 
     import keras_lipnext as lip
 
     if not (arguments.data_parallel or arguments.model_parallel):
-        return
+        return 1
     if keras.backend.backend() != "jax":
         raise SystemExit("--data-parallel and --model-parallel need KERAS_BACKEND=jax")
+    devices, shared = keras.distribution.list_devices(), arguments.model_parallel or 1
+    parts, rest = divmod(len(devices), shared)
+    if rest:
+        raise SystemExit(f"--model-parallel {shared} does not divide {len(devices)} devices")
+    if arguments.batch_size % parts:
+        raise SystemExit(
+            f"--batch-size {arguments.batch_size} cannot be split evenly over {parts} devices"
+        )
     if arguments.data_parallel:
         distribution = keras.distribution.DataParallel()
     else:
-        devices, shared = keras.distribution.list_devices(), arguments.model_parallel
-        if len(devices) % shared:
-            raise SystemExit(f"--model-parallel {shared} does not divide {len(devices)} devices")
-        mesh = keras.distribution.DeviceMesh(
-            (len(devices) // shared, shared), ["batch", "model"], devices
-        )
+        mesh = keras.distribution.DeviceMesh((parts, shared), ["batch", "model"], devices)
         distribution = keras.distribution.ModelParallel(
             layout_map=lip.LipNeXt.get_layout_map(mesh), batch_dim_name="batch"
         )
     keras.distribution.set_distribution(distribution)
+    return parts
 
 
-def build(arguments, input_shape, num_classes, steps):
+def build(arguments, network, steps):
     """A LipNeXt compiled with a warm-up and a cosine, step by step, in place of its own decay."""
     import keras
 
     import keras_lipnext as lip
 
     model = lip.LipNeXt(
-        size=arguments.size,
-        depth=arguments.depth,
-        width=arguments.width,
-        patch_size=arguments.patch_size,
-        input_shape=input_shape,
-        num_classes=num_classes,
+        **network,
         epsilon=arguments.epsilon,
         temperature=arguments.temperature,
         learning_rate=arguments.learning_rate,
-        dtype=arguments.dtype,
     )
     warmup = round(arguments.warmup_epochs * steps)
 
@@ -134,28 +140,64 @@ def callbacks(arguments, epoch):
     """Records, and what an interrupted or spoilt training continues from."""
     import keras
 
+    import keras_lipnext as lip
+
     folder = pathlib.Path(arguments.output)
-    backup, log, best = folder / "backup", folder / "log.csv", None
-    if backup.exists() and log.exists():
-        with log.open() as file:
-            known = [float(row["val_certified_accuracy"]) for row in csv.DictReader(file)]
-        best = max(known, default=None)  # a new process would take its first epoch for the best
+    interrupted, log = (folder / BACKUP).exists(), folder / "log.csv"
+    best = keras.callbacks.ModelCheckpoint(
+        folder / "best.keras", MONITOR, mode="max", save_best_only=True
+    )
+    # A backup says that its epoch is done: it comes after what else an epoch leaves.
     answer = [
         epoch,
-        keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.CSVLogger(log, append=backup.exists()),
-        keras.callbacks.ModelCheckpoint(
-            folder / "best.keras",
-            "val_certified_accuracy",
-            mode="max",
-            save_best_only=True,
-            initial_value_threshold=best,
+        lip.callbacks.StopOnDivergence(),
+        keras.callbacks.CSVLogger(log, append=interrupted),
+        best,
+        lip.callbacks.BackupAndRestore(
+            folder / BACKUP, seed=arguments.seed, delete_checkpoint=False
         ),
-        keras.callbacks.BackupAndRestore(backup),
     ]
     if arguments.tensorboard:
         answer.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+    if interrupted:
+        answer.insert(0, keras.callbacks.LambdaCallback(on_epoch_begin=Records(log, best)))
     return answer
+
+
+class Records:
+    """Takes the records back to where the first epoch begins: later ones are made anew."""
+
+    def __init__(self, log, best):
+        self._log, self._best, self._done = log, best, False
+
+    def __call__(self, epoch, logs=None):
+        if self._done or not self._log.exists():
+            return
+        self._done = True
+        lines = self._log.read_bytes().splitlines(keepends=True)[: 1 + epoch]  # the first: names
+        self._log.write_bytes(b"".join(lines))
+        known = [float(row[MONITOR]) for row in csv.DictReader(map(bytes.decode, lines))]
+        self._best.best = max(known, default=None)
+
+
+def summary(arguments, source, network, steps, parts):
+    """What is going to happen: said before anything takes long."""
+    import keras
+
+    import keras_lipnext as lip
+
+    takes = lip.LipNeXt.estimate(batch=arguments.batch_size, devices=parts, **network)
+    lines = [
+        f"{source.count('train')} images to train on, {source.count('test')} to test, "
+        f"{source.classes} classes; {arguments.epochs} epochs of {steps} steps",
+        f"{takes.parameters:,} weights, {arguments.dtype}, {keras.backend.backend()} backend",
+    ]
+    if not arguments.model_parallel:  # of which the formulas know nothing
+        lines.append(
+            f"{takes.training_flops / 1e9:.3g} GFLOPs an image in training; memory of each of "
+            f"{parts} device(s), by LipNeXt.estimate: {takes.peak_bytes / 1e9:.3g} GB"
+        )
+    return "\n".join(lines)
 
 
 def run(arguments, source, input_shape, crop, prepare, flip=True):
@@ -170,35 +212,42 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
     import keras
 
     keras.utils.set_random_seed(arguments.seed)
-    distribute(arguments)
-    folder = pathlib.Path(arguments.output)
+    parts = distribute(arguments)
+    folder, seen = pathlib.Path(arguments.output), sys.stdout.isatty()
     folder.mkdir(parents=True, exist_ok=True)
     augment = _pipeline.augmentation(
         arguments.augmentation, crop, prepare, flip, arguments.strength
     )
     epoch, size = _pipeline.Epoch(), arguments.batch_size
     train = _pipeline.training(source, size, augment, arguments.seed, epoch)
-    test = _pipeline.evaluation(source, size, prepare)
-    model = build(arguments, input_shape, source.classes, len(train))
-    print(
-        f"{source.count('train')} images to train on, {source.count('test')} to test, "
-        f"{source.classes} classes; {model.count_params():,} weights, {arguments.dtype} "
-        f"({keras.backend.backend()} backend)",
-        flush=True,
-    )
+    # Their last batch, too, is split into equal parts: in training up to parts - 1 are left out.
+    test = _pipeline.evaluation(source, size, prepare, source.count("test") // parts * parts)
+    network = {
+        "size": arguments.size,
+        "depth": arguments.depth,
+        "width": arguments.width,
+        "patch_size": arguments.patch_size,
+        "input_shape": input_shape,
+        "num_classes": source.classes,
+        "remat": arguments.remat,
+        "dtype": arguments.dtype,
+    }
+    print(summary(arguments, source, network, len(train), parts), flush=True)
+    model = build(arguments, network, len(train))
     model.fit(
         train,
         epochs=arguments.epochs,
         validation_data=test,
         shuffle=False,  # the data set does it
         callbacks=callbacks(arguments, epoch),
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=1 if seen else 2,
     )
     model.save(folder / "model.keras")
     chosen = _pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)
-    certificate = model.certify(chosen, epsilons=arguments.epsilons)
+    certificate = model.certify(chosen, epsilons=arguments.epsilons, verbose=int(seen))
     print(f"\nCertified on {len(certificate.radii)} test images:\n{certificate}")
     certificate.to_html(folder / "certificate.html")
     certificate.to_json(folder / "certificate.json")
+    shutil.rmtree(folder / BACKUP)  # so far an interruption would have led back to here
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"\nIn {folder.resolve()}: {written}")

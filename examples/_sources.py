@@ -122,18 +122,20 @@ class Prepared:
             folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         ).expanduser()
         if not any((root / name.split(":")[0]).rglob("dataset_info.json")):
-            where = f" --data_dir {root}"
             manual = ""
             if name.startswith("imagenet2012"):
                 manual = (
-                    " (before that, with an account of https://image-net.org, download "
+                    "Before that, with an account of https://image-net.org, download "
                     "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar to "
-                    f"{root}/downloads/manual)"
+                    f"{root}/downloads/manual. "
                 )
+            # Not `tfds build`: that asks for apache-beam.
             raise SystemExit(
-                f"There is no prepared '{name}' in {root}. To get it: tfds build {name}{where}"
-                f"{manual}. Or read files of your own with --data, or try the example on images "
-                "it makes itself with --smoke."
+                f"There is no prepared '{name}' in {root}. To get it:\n\n"
+                f"    python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+                f"data_dir='{root}').download_and_prepare()\"\n\n"
+                f"{manual}Or read files of your own with --data, or try the example on images it "
+                "makes itself with --smoke."
             )
         self._name, self._root = name, root
         self._opened = None

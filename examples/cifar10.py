@@ -1,16 +1,15 @@
 """Train a LipNeXt on CIFAR-10, and certify it on the test images.
 
     KERAS_BACKEND=jax python examples/cifar10.py --smoke          (a minute, needs no data)
-    KERAS_BACKEND=jax python examples/cifar10.py                  (cifar10, prepared: see below)
+    KERAS_BACKEND=jax python examples/cifar10.py                  (prepared by tensorflow-datasets)
     KERAS_BACKEND=jax python examples/cifar10.py --data FILE      (an .npz: train_images, ...)
 
     pip install 'keras_lipnext[jax,data,plot]'                    (or torch, or tensorflow)
 
-Images are shifted by up to four pixels and flipped, values in [0, 1]. `tfds build cifar10` fetches
-them for tensorflow-datasets. An archive holds uint8 arrays train_images (n, 32, 32, 3),
-train_labels (n,), test_images, test_labels; or JPEG files one after the other, train_bytes, and
-where they begin, train_offsets. What is written, and how to go on after an interruption, is as in
-imagenet.py.
+Images are shifted by up to four pixels and flipped, values in [0, 1]. tensorflow-datasets fetches
+them: the script says how. An archive holds uint8 arrays train_images (n, 32, 32, 3), train_labels
+(n,), test_images, test_labels; or JPEG files one after the other, train_bytes, and where they
+begin, train_offsets. What is written, and how to go on after an interruption, is as in imagenet.py.
 """
 
 import functools

@@ -11,8 +11,8 @@
 Images are cropped at random and resized, flipped, and augmented by RandAugment, values in [0, 1].
 The learning rate warms up and falls along a cosine; EMMA's epsilon rises over the first half.
 ImageNet for tensorflow-datasets: with an account of https://image-net.org download the two archives
-ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar to ~/tensorflow_datasets/downloads/manual, then
-`tfds build imagenet2012`.
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar to ~/tensorflow_datasets/downloads/manual; the
+script says how to go on.
 
 Writes to a folder: log.csv, best.keras (by certified accuracy on the test images), model.keras, the
 final one, and its certificate, certificate.html and .json. Run again after an interruption, it goes

@@ -1,14 +1,14 @@
 """Train a LipNeXt on MNIST, and certify it on the test images.
 
     KERAS_BACKEND=jax python examples/mnist.py --smoke            (a minute, needs no data)
-    KERAS_BACKEND=jax python examples/mnist.py                    (mnist, prepared: see below)
+    KERAS_BACKEND=jax python examples/mnist.py                    (prepared by tensorflow-datasets)
     KERAS_BACKEND=jax python examples/mnist.py --data FILE        (an .npz: train_images, ...)
 
     pip install 'keras_lipnext[jax,data,plot]'                    (or torch, or tensorflow)
 
 The settings are those of benchmarks/accuracy.py, chosen on held-out images, without augmentation;
-`--augmentation basic` shifts images by up to two pixels, none is ever flipped. `tfds build mnist`
-fetches them for tensorflow-datasets. An archive holds uint8 arrays train_images (n, 28, 28),
+`--augmentation basic` shifts images by up to two pixels, none is ever flipped. tensorflow-datasets
+fetches them: the script says how. An archive holds uint8 arrays train_images (n, 28, 28),
 train_labels (n,), test_images, test_labels. What is written, and how to go on after an
 interruption, is as in imagenet.py.
 """

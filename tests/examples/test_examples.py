@@ -5,24 +5,31 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import zipfile
 
+import keras
+import numpy as np
 import pytest
+from data import to_numpy
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(script, *arguments):
+def run(script, *arguments, returncode=0, **environment):
+    """What examples/SCRIPT prints; `script` may be another one's path."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=900,
+        env={**os.environ, **environment},
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == returncode, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 
@@ -87,22 +94,21 @@ def test_layer_zoo(tmp_path):
         assert image.size == (900, 600)
 
 
-TRAINING = {
-    "imagenet.py": ["--epochs", "3"],
-    "cifar10.py": ["--epochs", "2"],
-    "mnist.py": ["--epochs", "2"],
-}
+TRAINING = ("imagenet.py", "cifar10.py", "mnist.py")
+RECORDS = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
 
 
-@pytest.mark.parametrize("script", TRAINING)
-def test_training_smoke(script, tmp_path):
-    """From files to the report: images are learned, certified, and everything is written."""
-    folder = tmp_path / "out"
-    text = run(script, "--smoke", *TRAINING[script], "--output", str(folder))
-    written = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
-    assert {path.name for path in folder.iterdir()} == written
+def devices(count):
+    """The environment in which JAX sees so many devices, on a CPU with fewer cores."""
+    flags = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags, "PJRT_NPROC": "16", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+
+
+def check_records(folder, text, epochs):
+    """Images were learned and certified, and everything is written."""
+    assert {path.name for path in folder.iterdir()} >= RECORDS
     log = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in log] == [str(i) for i in range(int(TRAINING[script][1]))]
+    assert [row["epoch"] for row in log] == [str(i) for i in range(epochs)]
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     certificate = json.loads((folder / "certificate.json").read_text())
     assert certificate["clean_accuracy"] > 0.6
@@ -113,7 +119,93 @@ def test_training_smoke(script, tmp_path):
     assert "</html>" in (folder / "certificate.html").read_text()
 
 
-@pytest.mark.parametrize("script, dataset", [(s, s.removesuffix(".py")) for s in TRAINING])
+def settings(model):
+    """(the model's, its optimizer's) in a .keras file."""
+    with zipfile.ZipFile(model) as file:
+        config = json.loads(file.read("config.json"))
+    return config["config"], config["compile_config"]["optimizer"]["config"]
+
+
+def test_imagenet_smoke(tmp_path):
+    """From files to the report; on JAX over three devices, among which 64 images do not divide."""
+    arguments, environment = ["--tensorboard"], {}
+    if keras.backend.backend() == "jax":
+        arguments += ["--data-parallel", "--batch-size", "30"]
+        environment = devices(3)
+    folder = tmp_path / "out"
+    given = ["--smoke", "--epochs", "3", *arguments, "--output", str(folder)]
+    text = run("imagenet.py", *given, **environment)
+    check_records(folder, text, epochs=3)
+    assert {path.name for path in folder.iterdir()} == RECORDS | {"tensorboard"}
+    assert list((folder / "tensorboard" / "train").glob("events*"))
+    assert "Certified on 64 test images" in text
+    assert ("each of 3 device(s)" in text) == ("--data-parallel" in arguments)
+    network, optimizer = settings(folder / "model.keras")
+    assert network["dtype"] == "mixed_bfloat16" and not network["remat"]
+    assert not optimizer["use_ema"]
+
+
+def test_mnist_smoke(tmp_path):
+    """Averaged weights and rematerialisation; on JAX each matrix spread over two devices."""
+    arguments, environment = ["--ema", "0.9", "--certify-images", "100"], {}
+    if keras.backend.backend() == "jax":
+        arguments += ["--model-parallel", "2"]
+        environment = devices(2)
+    else:
+        arguments += ["--remat"]
+    folder = tmp_path / "out"
+    given = ["--smoke", "--epochs", "2", *arguments, "--output", str(folder)]
+    text = run("mnist.py", *given, **environment)
+    check_records(folder, text, epochs=2)
+    assert "Certified on 100 test images" in text
+    network, optimizer = settings(folder / "model.keras")
+    assert network["dtype"] == "float32" and network["remat"] == ("--remat" in arguments)
+    assert optimizer["use_ema"] and optimizer["ema_momentum"] == 0.9
+
+
+def test_training_that_was_killed_goes_on(tmp_path):
+    """SIGKILL in the middle of an epoch: the same records and weights in the end, bit by bit."""
+    plain, killed = tmp_path / "plain", tmp_path / "killed"
+    options = ["--smoke", "--epochs", "2", "--output"]
+    # JAX compiles once for the three processes.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    check_records(plain, run("cifar10.py", *options, str(plain), **cache), epochs=2)
+    script = str(ROOT / "examples" / "cifar10.py")
+    helper = str(ROOT / "tests" / "examples" / "killed.py")
+    run(helper, script, *options, str(killed), returncode=-signal.SIGKILL, **cache)
+    assert {path.name for path in killed.iterdir()} == {"backup", "log.csv", "best.keras"}
+    text = run("cifar10.py", *options, str(killed), **cache)
+    assert "Epoch 1/2" not in text and "Epoch 2/2" in text
+    assert {path.name for path in killed.iterdir()} == RECORDS
+    assert (killed / "log.csv").read_bytes() == (plain / "log.csv").read_bytes()
+    for name in ("model.keras", "best.keras"):
+        ours, theirs = (keras.saving.load_model(folder / name) for folder in (killed, plain))
+        for a, b in zip(ours.variables, theirs.variables, strict=True):
+            np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+def test_what_cannot_be_spread_is_said():
+    for flags, message in (
+        (["--model-parallel", "3"], "does not divide 2 devices"),
+        (["--data-parallel", "--batch-size", "33"], "cannot be split evenly over 2 devices"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "mnist.py"), "--smoke", *flags],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **devices(2)},
+        )
+        assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
+
+
+DATASETS = ("imagenet2012", "cifar10", "mnist")
+
+
+@pytest.mark.parametrize("script, dataset", list(zip(TRAINING, DATASETS)))
 def test_missing_data_is_said_at_once(script, dataset, tmp_path):
     """How to get it, before anything heavy is imported."""
     (tmp_path / "tensorflow_datasets.py").touch()  # stands for the package: it is not imported
@@ -125,10 +217,11 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
         env=environment,
     )
     assert done.returncode == 1
-    *imports, message = done.stderr.strip().splitlines()
-    assert f"tfds build {dataset}" in message and "--data" in message and "--smoke" in message
+    imports, message = done.stderr.split(f"There is no prepared '{dataset}' in {tmp_path}")
+    command = f"tfds.builder('{dataset}', data_dir='{tmp_path}').download_and_prepare()"
+    assert command in message and "--data" in message and "--smoke" in message
     assert ("ILSVRC2012_img_train.tar" in message) == (script == "imagenet.py")
-    roots = {line.split("|")[-1].strip().split(".")[0] for line in imports}
+    roots = {line.split("|")[-1].strip().split(".")[0] for line in imports.splitlines()}
     assert "argparse" in roots
     assert not roots & {"keras", "numpy", "tensorflow", "jax", "torch"}
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 CORE = ("randaugment", "basic", "none")
 
@@ -161,16 +162,34 @@ def test_sources_say_what_is_wrong(tmp_path):
     assert "It has: x" in message(lambda: _sources.Archive(tmp_path, "mnist"))
 
 
-def test_prepared_data_sets(folders):
-    """tensorflow-datasets' own stand-in for prepared records."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    with tfds.testing.mock_data(num_examples=24):
-        source = _sources.Prepared.__new__(_sources.Prepared)
-        source._name, source._root, source._opened = "cifar10", None, tfds.builder("cifar10")
-        assert source.classes == 10
-        prepare = functools.partial(_pipeline.whole, channels=3)
-        (images, labels), *_ = _pipeline.evaluation(source, 8, prepare, count=8)
-    assert images.shape == (8, 32, 32, 3) and labels.shape == (8,)
+def test_prepared_data_sets(tmp_path):
+    """Records as tensorflow-datasets prepares them, read by name, their images undecoded."""
+    images, labels = _smoke.images(24, 3, 20, 28, 3, np.random.default_rng(0))
+    stored = [(i, {"image": images[i], "label": labels[i]}) for i in range(24)]
+    form = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="stripes",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(form),
+        split_datasets={"train": stored[:16], "test": stored[16:]},
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    source = _sources.Prepared("stripes", tmp_path)
+    assert source.classes == 3
+    assert (source.count("train"), source.count("test")) == (16, 8)
+    assert next(iter(source.stored("train")))[0].dtype == "string"
+    prepare = functools.partial(_pipeline.whole, channels=3)
+    (batch,) = _pipeline.evaluation(source, 8, prepare)
+    np.testing.assert_array_equal(np.round(255 * batch[0].numpy()), images[16:])
+    np.testing.assert_array_equal(batch[1], labels[16:])
+    seen, seen_labels = epoch_of(source, lambda image, seed: prepare(image))
+    expected = {(image.tobytes(), label) for image, label in zip(images[:16], labels[:16])}
+    pixels = np.round(255 * seen).astype("uint8")
+    assert {(image.tobytes(), label) for image, label in zip(pixels, seen_labels)} == expected
 
 
 def test_gpus_stay_the_backend_s():
