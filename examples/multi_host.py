@@ -9,6 +9,9 @@ On several machines the same command runs on each, with the address of process 0
 own. Each process reads its part of every batch and works on it with the devices it has; gradients
 are summed by JAX. All processes draw the same order, so the result does not depend on their number,
 up to rounding. Process 0 certifies the model on held-out digits and writes the files. JAX only.
+
+With `--checkpoints`, a folder that all machines share, a training that was killed goes on when it
+is started again (`pip install 'keras_lipnext[checkpoints]'`).
 """
 
 import argparse
@@ -32,24 +35,23 @@ import keras_lipnext as lip
 class Shard(keras.utils.PyDataset):
     """One process's rows of each batch, in an order that is new in each epoch, and the same in all.
 
-    Only batches of full size: they are split evenly over all devices.
+    The order is drawn from NumPy's global generator, which has the same seed in all processes. Only
+    batches of full size: they are split evenly over all devices.
     """
 
-    def __init__(self, x, y, batch_size, process, processes, seed):
+    def __init__(self, x, y, batch_size, process, processes):
         super().__init__()
         if batch_size % processes:
             raise SystemExit(f"{batch_size} images cannot be split evenly: --batch-size")
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.x, self.y, self.batch_size = x, y, batch_size
         local = batch_size // processes
         self.mine = slice(process * local, (process + 1) * local)
-        self.epoch = -1
 
     def __len__(self):
         return len(self.x) // self.batch_size
 
     def on_epoch_begin(self):
-        self.epoch += 1
-        self.order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
+        self.order = np.random.permutation(len(self.x))
 
     def __getitem__(self, index):
         batch = self.order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -70,10 +72,17 @@ def train(arguments):
     keras.utils.set_random_seed(arguments.seed)
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     (x, y), (x_test, y_test) = digits()
-    shard = Shard(x, y, arguments.batch_size, process, arguments.processes, arguments.seed)
+    shard = Shard(x, y, arguments.batch_size, process, arguments.processes)
+    callbacks = []
+    if arguments.checkpoints:
+        callbacks.append(lip.callbacks.OrbaxCheckpoint(arguments.checkpoints, arguments.seed))
     model = network()
     history = model.fit(
-        shard, epochs=arguments.epochs, shuffle=False, verbose=0 if process else 2
+        shard,
+        epochs=arguments.epochs,
+        shuffle=False,
+        callbacks=callbacks,
+        verbose=0 if process else 2,
     ).history
 
     weights = model.get_weights()
@@ -120,6 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes (64)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (0)")
     parser.add_argument("--output", default="runs/multi_host", help="folder (runs/multi_host)")
+    parser.add_argument("--checkpoints", help="folder to continue from after an interruption")
     arguments = parser.parse_args()
     if (arguments.coordinator is None) != (arguments.process_id is None):
         parser.error("--coordinator and --process-id belong together")

@@ -3,8 +3,11 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -59,6 +62,37 @@ def test_two_jax_processes_train_as_one(tmp_path):
     assert one["loss"][1] < one["loss"][0]
     assert two == one
     for a, b in zip(weights(tmp_path / "1"), weights(tmp_path / "2"), strict=True):
+        np.testing.assert_array_equal(b, a)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+def test_two_jax_processes_killed_and_started_again_end_with_the_same_bits(tmp_path):
+    """Both write their part of each checkpoint, and read it."""
+    pytest.importorskip("orbax.checkpoint")
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+
+    def command(name):
+        folder = tmp_path / name
+        options = ["--epochs", 8, "--output", folder, "--checkpoints", folder / "checkpoints"]
+        return [EXAMPLES / "multi_host.py", "--processes", 2, *options]
+
+    run(*command("plain"), **compiled)
+    killed = subprocess.Popen(
+        [sys.executable, *map(str, command("killed"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **compiled},
+        start_new_session=True,
+    )
+    end = time.monotonic() + 240
+    while not (tmp_path / "killed" / "checkpoints" / "2").exists():
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.keras").exists()
+    text = run(*command("killed"), **compiled)
+    first = int(re.search(r"Epoch (\d)/8", text).group(1))
+    assert 4 <= first <= 8
+    for a, b in zip(weights(tmp_path / "plain"), weights(tmp_path / "killed"), strict=True):
         np.testing.assert_array_equal(b, a)
 
 
