@@ -260,6 +260,6 @@ def test_steps_are_counted_whatever_the_order_of_the_callbacks_threads():
     for batch in (0, 3, 1, 2):
         schedule.on_train_batch_end(batch)
     schedule.on_epoch_end(0)
-    assert schedule.steps == 4
+    assert schedule.state.steps == 4
     schedule.on_epoch_begin(1)
     assert float(to_numpy(schedule.state.increment)) == pytest.approx(1 / 16)
