@@ -179,7 +179,7 @@ def lipnext_layout_map(
 
     Raises:
         RuntimeError: on another backend than JAX, where Keras would ignore it.
-        ValueError: if the mesh has no such axes.
+        ValueError: if the mesh has no such axes, or they are the same.
     """
     check_backend()
     if not isinstance(device_mesh, keras.distribution.DeviceMesh):
@@ -195,6 +195,11 @@ def lipnext_layout_map(
                 "Make it with DeviceMesh((data, model), ['batch', 'model']), or say what its axes "
                 "are called."
             )
+    if model == data_parallel_dim_name:
+        raise ValueError(
+            "Matrices and batches are split along different axes. Received: "
+            f"model_parallel_dim_name=data_parallel_dim_name={model!r}"
+        )
     layouts = keras.distribution.LayoutMap(device_mesh)
     layouts["patch_embedding/kernel"] = (None, model)
     layouts[r"block_\d+/positional_bias/bias"] = (None, None, None)

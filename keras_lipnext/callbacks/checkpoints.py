@@ -1,83 +1,23 @@
-"""Keras' own checkpoints, made so that training continues bit for bit after a kill at any moment.
+"""Keras' own checkpoints at the end of each epoch, made so that training continues from them.
 
-A checkpoint is taken at the end of each epoch. What Keras does not look after is done here:
-
-- Each epoch starts from seeds of its own, made from `seed` and the epoch's number. So an epoch that
-  is begun again, in another process, draws the same order of the data and the same noise.
-- A checkpoint that is not whole is set aside with a warning, and the one before it is used.
-- How many steps an epoch has, which a dataset of unknown length does not tell, is kept.
+A checkpoint that is not whole is set aside with a warning, and the one before it is used.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
 import warnings
 
 import keras
-import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.models.training_state import TrainingState
+from keras_lipnext.callbacks.resuming import Resuming, read, write
 
 WHOLE = "whole.json"  # the digests of the backups that were written to their end
-STEPS = "steps.json"  # the number of steps of an epoch
 
 
-def seed_of(seed, epoch):
-    """One 31-bit seed for each epoch; those of different epochs have nothing in common."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
-
-
-class _Resuming(keras.callbacks.Callback):
-    """Seeds each epoch, and keeps the number of steps that the model's schedule has counted.
-
-    Args:
-        folder: Where the checkpoints are.
-        seed: Non-negative integer.
-    """
-
-    def _set_up(self, folder, seed):
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
-        self.seed = seed
-        self._folder = pathlib.Path(folder)
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        known = _read(self._folder / STEPS)
-        if known and isinstance(self._state, TrainingState):
-            self._state.steps = known
-
-    def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
-        keras.utils.set_random_seed(seed_of(self.seed, epoch))
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if isinstance(self._state, TrainingState) and self._writes:
-            _write(self._folder / STEPS, self._state.steps)
-
-    _writes = True  # whether this process is the one to write what all share
-
-    @property
-    def _state(self):
-        return getattr(self.model, "_state", None)
-
-
-def _read(path):
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write(path, content):
-    """All of it or nothing."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content))
-    new.replace(path)
-
-
-class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
+class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
     """`keras.callbacks.BackupAndRestore` whose `fit` ends with the bits of an uninterrupted one.
 
     Start the interrupted program again, unchanged: `fit` continues with the epoch in which it was
@@ -91,17 +31,24 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
     model.fit(x, y, epochs=30, callbacks=[keras_lipnext.callbacks.BackupAndRestore("runs/backup")])
     ```
 
-    On TensorFlow give the data in an order of its own (`shuffle=False`, or a `keras.utils.
-    PyDataset` that orders each epoch): the shuffling of arrays inside Keras cannot be repeated
-    from the middle there.
+    The order of the data is repeated where it follows from Python's, NumPy's or the backend's
+    random state when the epoch begins: of arrays, PyTorch's DataLoader, or a
+    `keras.utils.PyDataset` that orders itself in `on_epoch_begin`. Not where it follows from what
+    happened before: a generator, `tf.data`'s own `shuffle`, arrays with `steps_per_epoch`, a
+    `PyDataset` of several workers without `shuffle=False`; and on TensorFlow, arrays without
+    `shuffle=False`. (For `tf.data` see examples/_pipeline.py.) These, too, continue with the right
+    weights.
 
     Args:
         backup_dir: Folder for the backups and nothing else, of one training. A local path.
-        seed: Non-negative integer, of the order of the data and of layers' noise.
+        seed: Non-negative integer, of the order of the data and of layers' noise. In each epoch it
+            takes the place of `keras.utils.set_random_seed`'s.
         delete_checkpoint: Whether to delete the backups when `fit` has come to its end.
 
     Raises:
         OSError: if there are backups, none of them whole.
+        ValueError: if they are of another model or optimizer.
+        DivergenceError: if weights are not finite when an epoch ends; the backup before is kept.
         RuntimeError: in one of several processes, which `OrbaxCheckpoint` is made for.
     """
 
@@ -123,7 +70,7 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        _write(self._folder / WHOLE, [self._digest(*self._pairs()[0]), *self._whole()][:2])
+        write(self._folder / WHOLE, [self._digest(*self._pairs()[0]), *self._whole()][:2])
 
     def _pairs(self):
         """(weights, metadata) of the latest backup, and of the one before it."""
@@ -133,7 +80,7 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
         )
 
     def _whole(self):
-        return _read(self._folder / WHOLE) or []
+        return read(self._folder / WHOLE) or []
 
     def _prepare(self):
         """Puts the newest whole backup where Keras looks for the latest."""
@@ -170,14 +117,15 @@ class BackupAndRestore(_Resuming, keras.callbacks.BackupAndRestore):
         return total.hexdigest()
 
 
-class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
+class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
     """`keras.callbacks.OrbaxCheckpoint` that `fit` continues from: sharded, in the background.
 
     Each process writes its own shards, and reads those it needs, also onto another number of
-    devices. On the same devices `fit` ends with the bits of an uninterrupted one, as
-    `BackupAndRestore` says. A checkpoint that was not finished does not count; one that cannot be
+    devices. On the same devices `fit` ends with the bits of an uninterrupted one, where
+    `BackupAndRestore` would. A checkpoint that was not finished does not count; one that cannot be
     read is renamed to `<epoch>.damaged`, and the one before it is used. Checkpoints stay when `fit`
-    has come to its end: a `fit` of more epochs continues from them.
+    has come to its end: a `fit` of more epochs continues from them. Weights are found by their
+    layers' names: give layers names if a program makes more than one model.
 
     Example:
 
@@ -191,13 +139,17 @@ class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
 
     Args:
         directory: Folder for the checkpoints and nothing else, of one training.
-        seed: Non-negative integer, of the order of the data and of layers' noise.
+        seed: Non-negative integer, of the order of the data and of layers' noise. In each epoch it
+            takes the place of `keras.utils.set_random_seed`'s.
         max_to_keep: Number of checkpoints to keep, at least 2.
         save_on_background: Whether to write while training goes on.
 
     Raises:
         OSError: if there are checkpoints, none of them readable.
+        ValueError, DivergenceError: as `BackupAndRestore`.
     """
+
+    _by_path = True
 
     def __init__(self, directory, seed=0, max_to_keep=2, save_on_background=True):
         if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 2:
@@ -214,36 +166,46 @@ class OrbaxCheckpoint(_Resuming, keras.callbacks.OrbaxCheckpoint):
         self._set_up(self.directory, seed)
         self._writes = self.is_primary_host()
 
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        folder = self._folder
+    def _load(self):
+        folder, damaged = self._folder, []
         found = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
         for path in reversed(found):
             try:
                 with warnings.catch_warnings():
                     # Without a distribution Keras names no devices; they are those it was saved on.
                     warnings.filterwarnings("ignore", message="Sharding info not provided")
                     self.model.load_weights(folder)  # the latest
+            except MemoryError:
+                raise
             except Exception as error:  # Orbax has no class of its own for a damaged file
                 if self.is_multihost_enabled():
                     raise OSError(
                         f"The checkpoint {path} cannot be read. Rename or delete it and start all "
                         "processes again: training continues from the one before it."
                     ) from error
-                warnings.warn(
-                    f"The checkpoint {path} cannot be read ({error}): training continues from the "
-                    "one before it.",
-                    stacklevel=2,
-                )
+                damaged.append((path, error))
                 path.rename(path.with_suffix(".damaged"))
-                self.checkpointer.reload()
                 continue
             self.model._initial_epoch = int(path.name) + 1
-            return
-        if found:
+            break
+        if found and len(damaged) == len(found):
+            for path, _ in damaged:
+                path.with_suffix(".damaged").rename(path)
             raise OSError(
                 f"No checkpoint in {folder} can be read. Delete the folder to train from the "
                 "beginning."
+            ) from damaged[0][1]
+        for path, error in damaged:
+            warnings.warn(
+                f"The checkpoint {path} cannot be read ({error}) and is now called "
+                f"{path.stem}.damaged: training continues from the one before it.",
+                stacklevel=2,
+            )
+        self.checkpointer.reload()
+        done, epochs = self.model._initial_epoch or 0, self.params["epochs"]
+        if done >= epochs:
+            warnings.warn(
+                f"{done} epochs are done according to {folder}: nothing is left of {epochs} to "
+                "train.",
+                stacklevel=2,
             )

@@ -1,4 +1,6 @@
+import collections
 import math
+import statistics
 
 import keras
 
@@ -9,17 +11,44 @@ class DivergenceError(RuntimeError):
     """The loss has left all bounds; the weights are spoilt, the last checkpoint is not."""
 
 
+def check_finite(model):
+    """Raises if a weight is not finite, so that no checkpoint is taken of it.
+
+    A step can spoil the weights after its own loss was still finite.
+
+    Raises:
+        DivergenceError: naming the weight.
+    """
+    for variable in model.weights:
+        if not keras.ops.all(keras.ops.isfinite(variable)):
+            raise DivergenceError(
+                f"{variable.path} is not finite at the end of the epoch: no checkpoint of it was "
+                f"taken. {ADVICE}"
+            )
+
+
+ADVICE = (
+    "The weights now in memory are spoilt; the last checkpoint is kept. Continue from it with a "
+    "lower learning rate, or look for what is wrong with the data."
+)
+
+
 class StopOnDivergence(keras.callbacks.Callback):
     """Stops training by an error when the loss is not finite or has leapt.
 
-    Of the losses l of the batches two moving averages run, a fast and a slow one. Training stops
-    when the fast one is above `factor` times the slow one, or a loss is not finite:
+    The median of the last `window` batches' losses is compared with a low, which follows it down at
+    once, and up slowly:
 
-        fast <- fast + (l - fast) / window,       slow <- slow + (l - slow) / (10 * window)
+        low <- min(median, low + (median - low) / (10 * window))
+
+    Training stops when a loss is not finite, or the median is above `factor * low` and above
+    `floor`. A single bad batch moves no median, and a ramp of the loss's own epsilon takes the low
+    along. Not seen: a rise by less than `factor`, such as a collapse to chance, log(classes),
+    of a loss that was not far below it; and losses below 0.
 
     It ends with an error, not quietly: Keras would otherwise take a checkpoint of the spoilt
     weights when the epoch ends, and delete `BackupAndRestore`'s backups. Stand it before callbacks
-    that take checkpoints.
+    that take checkpoints. Reading the loss, it waits for each step to be finished.
 
     Example:
 
@@ -33,47 +62,53 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     Args:
         factor: Number above 1.
-        window: Positive integer, batches over which the fast average runs.
+        window: Positive integer, number of batches.
+        floor: Number, in units of the loss: medians below it are never taken for divergence. The
+            default suits cross-entropies.
 
     Raises:
         DivergenceError: out of `fit`.
     """
 
-    def __init__(self, factor=3.0, window=20):
+    def __init__(self, factor=3.0, window=20, floor=0.5):
         super().__init__()
         if not number("factor", factor) > 1:
             raise ValueError(f"`factor` must be above 1. Received: factor={factor!r}")
         self.factor = factor
         self.window = positive_integer("window", window)
-        self._count = 0
-        self._fast = self._slow = None
+        self.floor = number("floor", floor)
+        self._restart()
+
+    def _restart(self):
+        self._low = math.inf
+        self._losses = collections.deque(maxlen=self.window)
 
     def on_train_begin(self, logs=None):
-        self._fast = self._slow = None
+        self._restart()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._count, self._sum = epoch, 0, 0.0
 
     def on_train_batch_end(self, batch, logs=None):
         mean = float(logs["loss"])
-        # Keras logs the mean over the epoch's batches so far: their sum grows by this one's loss.
-        total = mean * (batch + 1)
-        loss = (total - self._sum) / (batch + 1 - self._count)
-        self._sum, self._count = total, batch + 1
         if not math.isfinite(mean):
             self._stop(batch, f"the loss is {mean}")
-        if self._fast is None:
-            self._fast = self._slow = loss
-        self._fast += (loss - self._fast) / self.window
-        self._slow += (loss - self._slow) / (10 * self.window)
-        if self._fast > self.factor * self._slow > 0:
-            self._stop(
-                batch, f"the loss rose from about {self._slow:.4g} to {self._fast:.4g} of late"
-            )
+        # Keras logs the mean over the epoch's batches so far: their sum grows by this one's loss.
+        total = mean * (batch + 1)
+        self._losses.append((total - self._sum) / (batch + 1 - self._count))
+        self._sum, self._count = total, batch + 1
+        if len(self._losses) < self.window:
+            return
+        median = statistics.median(self._losses)
+        if math.isfinite(self._low):
+            risen = self._low + (median - self._low) / (10 * self.window)
+            self._low = min(median, risen)
+        else:
+            self._low = median
+        if median > max(self.factor * self._low, self.floor) and self._low > 0:
+            self._stop(batch, f"the loss rose from about {self._low:.4g} to {median:.4g} of late")
 
     def _stop(self, batch, reason):
         raise DivergenceError(
-            f"Training stopped at epoch {self._epoch + 1}, batch {batch + 1}: {reason}. The "
-            "weights now in memory are spoilt; the last checkpoint is kept. Continue from it with "
-            "a lower learning rate, or look for what is wrong with the data."
+            f"Training stopped at epoch {self._epoch + 1}, batch {batch + 1}: {reason}. {ADVICE}"
         )

@@ -44,7 +44,8 @@ class PatchEmbedding(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def entries(self, input_shape):
+        """Numbers in a patch of such images; an error if they cannot be embedded."""
         height, width, channels = image_sizes(self, input_shape)
         p = self.patch_size
         if self.units < p * p * channels:
@@ -60,8 +61,11 @@ class PatchEmbedding(keras.layers.Layer):
                     f"{p} x {p} pixels. Received: {name}={size}, not a multiple of {p}; pad or "
                     "crop the images, or choose another patch_size."
                 )
+        return p * p * channels
+
+    def build(self, input_shape):
         self.kernel = add_stiefel_kernel(
-            self, (p * p * channels, self.units), self.kernel_initializer
+            self, (self.entries(input_shape), self.units), self.kernel_initializer
         )
 
     def call(self, inputs):

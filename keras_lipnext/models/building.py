@@ -18,6 +18,13 @@ def check_positive(or_none=False, **values):
             raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
 
 
+def check_training(epsilon, temperature, learning_rate, remat):
+    check_positive(epsilon=epsilon)
+    check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
+    if not isinstance(remat, bool):
+        raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
+
+
 def check_classes(num_classes):
     if positive_integer("num_classes", num_classes) < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")

@@ -145,15 +145,19 @@ class CertifiableModel(keras.Model):
         finally:
             schedule.finish()
 
-    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
+    def evaluate(self, *args, **kwargs):
         """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices."""
-        check_batches(x, batch_size, kwargs.get("steps"))
-        return super().evaluate(x, y, batch_size, *args, **kwargs)
+        return self._checked(super().evaluate, *args, **kwargs)
 
-    def predict(self, x, batch_size=None, *args, **kwargs):
+    def predict(self, *args, **kwargs):
         """Predicts, as `keras.Model.predict`; first checks that batches fit the devices."""
-        check_batches(x, batch_size, kwargs.get("steps"))
-        return super().predict(x, batch_size, *args, **kwargs)
+        return self._checked(super().predict, *args, **kwargs)
+
+    @staticmethod
+    def _checked(method, *args, **kwargs):
+        given = inspect.signature(method).bind(*args, **kwargs).arguments
+        check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
+        return method(*args, **kwargs)
 
     def get_compile_config(self):
         # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.

@@ -26,9 +26,12 @@ import math
 
 import keras
 
+from keras_lipnext import layers
 from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.layers.spatial_shift import group_size
 from keras_lipnext.models.building import (
     check_classes,
+    check_training,
     default_patch_size,
     image_sizes,
     preset_of,
@@ -128,29 +131,35 @@ class Estimate:
 
 
 def estimate(
-    size=None,
-    batch=1,
-    devices=1,
-    dtype=None,
+    batch,
+    devices,
     *,
-    input_shape=None,
-    num_classes=1000,
-    patch_size=None,
-    depth=None,
-    width=None,
-    shift_ratio=None,
-    mixing="reduced",
-    remat=False,
-    data_format=None,
+    size,
+    input_shape,
+    num_classes,
+    patch_size,
+    depth,
+    width,
+    shift_ratio,
+    beta,
+    padding,
+    mixing,
+    epsilon,
+    temperature,
+    learning_rate,
+    remat,
+    data_format,
+    dtype,
     **_,
 ):
-    """`Estimate` of a LipNeXt of these arguments; see `LipNeXt.estimate`."""
+    """`Estimate` of a LipNeXt of these arguments, all of them; see `LipNeXt.estimate`."""
     batch, devices = positive_integer("batch", batch), positive_integer("devices", devices)
     if batch % devices:
         raise ValueError(
             "`batch`, the images of a step on all devices together, must be a multiple of "
             f"`devices`. Received: batch={batch}, devices={devices}"
         )
+    check_training(epsilon, temperature, learning_rate, remat)
     data_format = resolve_data_format(data_format)
     if input_shape is None:
         input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
@@ -159,13 +168,17 @@ def estimate(
     c = positive_integer("width", preset["width"])
     check_classes(num_classes)
     rows, columns, channels = image_sizes(input_shape, data_format)
-    side = patch_size or default_patch_size(rows, columns, channels, c)
+    side = default_patch_size(rows, columns, channels, c) if patch_size is None else patch_size
     policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     stored, computed = (_itemsize(d) for d in (policy.variable_dtype, policy.compute_dtype))
 
-    entries = side**2 * channels
+    # Layers without weights: they refuse what the model's own would.
+    shared = {"data_format": data_format, "dtype": policy}
+    entries = layers.PatchEmbedding(side, c, **shared).entries((None, *input_shape))
+    block = layers.LipNeXtBlock(preset["shift_ratio"], beta, padding, mixing, **shared)
+    moving = 4 * group_size(block.mixing, c)
     t = (rows // side) * (columns // side)
-    m = 4 * round(preset["shift_ratio"] * c) if mixing == "reduced" else c
+    m = moving if mixing == "reduced" else c
     n = batch // devices
 
     on_manifold = entries * c + blocks * (c * m + c * c)

@@ -12,7 +12,7 @@ from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models.building import (
     check_classes,
-    check_positive,
+    check_training,
     default_patch_size,
     default_temperature,
     image_sizes,
@@ -117,10 +117,7 @@ class LipNeXt(CertifiableModel):
         **kwargs,
     ):
         reject_unknown(self, kwargs, ("trainable",))
-        check_positive(epsilon=epsilon)
-        check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
-        if not isinstance(remat, bool):
-            raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
+        check_training(epsilon, temperature, learning_rate, remat)
         if remat and keras.backend.backend() == "jax" and backend.on_cpu():
             # A warning: a model that was trained on an accelerator must load.
             warnings.warn(
@@ -238,8 +235,11 @@ class LipNeXt(CertifiableModel):
         Raises:
             ValueError: as for the model, and if the batch does not divide among the devices.
         """
-        reject_unknown(cls, arguments, inspect.signature(cls).parameters)
-        return estimate(size, batch, devices, dtype, **arguments)
+        signature = inspect.signature(cls)
+        reject_unknown(cls, arguments, signature.parameters)
+        full = signature.bind(size=size, dtype=dtype, **arguments)
+        full.apply_defaults()
+        return estimate(batch, devices, **full.arguments)
 
     get_layout_map = staticmethod(lipnext_layout_map)
 

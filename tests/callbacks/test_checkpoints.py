@@ -1,5 +1,6 @@
 """Training that was killed ends with the bits of training that was not."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -15,7 +16,7 @@ from data import small_lipnext, to_numpy
 import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.callbacks import BackupAndRestore, OrbaxCheckpoint
-from keras_lipnext.callbacks.checkpoints import seed_of
+from keras_lipnext.callbacks.resuming import seed_of
 
 TESTS = pathlib.Path(__file__).parents[1]
 orbax = pytest.mark.skipif(not importlib.util.find_spec("orbax"), reason="orbax-checkpoint")
@@ -140,6 +141,97 @@ def test_backups_are_deleted_at_the_end_unless_kept(digits, tmp_path):
     assert not (tmp_path / "a").exists()
     train(x, y, BackupAndRestore(tmp_path / "b", delete_checkpoint=False), epochs=1)
     assert (tmp_path / "b" / "latest.weights.h5").exists()
+
+
+@every_callback
+def test_checkpoints_of_another_model_or_optimizer_are_refused(make, digits, tmp_path):
+    (x, y), _ = digits
+    interrupted(make, tmp_path, digits, 1)
+    names = sorted(p.name for p in tmp_path.rglob("*"))
+    deeper = small_lipnext(depth=2)
+    with pytest.raises(ValueError, match=r"are of another model.*first difference, in `weights`"):
+        deeper.fit(x[:64], y[:64], callbacks=[make(tmp_path)], verbose=0)
+    other = small_lipnext(depth=1)
+    other.compile(lip.optimizers.ManifoldAdam(1e-3), loss=other.loss)
+    message = "in `optimizer`: ManifoldMuon there, ManifoldAdam here"
+    with pytest.raises(ValueError, match=message):
+        other.fit(x[:64], y[:64], callbacks=[make(tmp_path)], verbose=0)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == names
+
+
+@every_callback
+def test_a_changed_learning_rate_takes_effect(make, digits, tmp_path):
+    (x, y), _ = digits
+    interrupted(make, tmp_path, digits, 1)
+    for rate in (None, 1e-3):
+        model = small_lipnext(depth=1, learning_rate=rate)
+        compiled = float(model.optimizer.learning_rate)
+        with pytest.raises(InterruptedError):
+            model.fit(x[:64], y[:64], epochs=2, callbacks=[make(tmp_path), Interrupt(1)], verbose=0)
+        assert float(model.optimizer.learning_rate) == compiled
+
+
+@every_callback
+def test_the_noise_of_layers_is_repeated(make, digits, tmp_path):
+    flat = digits[0][0][:64].reshape(64, -1)
+    options = {"epochs": 3, "batch_size": 32, "shuffle": False, "verbose": 0}
+
+    def noisy(name, *callbacks):
+        keras.utils.set_random_seed(0)
+        layers = [
+            keras.layers.GaussianNoise(0.1),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(4, name="top"),
+        ]
+        model = keras.Sequential([keras.Input((64,)), *layers], name="noisy")
+        model.compile("adam", "mse")
+        callback = make(tmp_path / name)
+        try:
+            model.fit(flat, flat[:, :4], callbacks=[callback, *callbacks], **options)
+        except InterruptedError:
+            if isinstance(callback, OrbaxCheckpoint):
+                callback.wait_until_finished()
+        return [to_numpy(v) for v in model.weights]
+
+    plain = noisy("plain")
+    noisy("resumed", Interrupt(2))
+    for a, b in zip(noisy("resumed"), plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@orbax
+def test_weights_that_would_not_be_found_are_an_error(digits, tmp_path):
+    """Keras restores by path, and leaves alone what it does not find."""
+    flat = digits[0][0][:64].reshape(64, -1)
+    for name in ("one", "two"):
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(4, name=name)])
+        model.compile("adam", "mse")
+        check = contextlib.nullcontext()
+        if name == "two":
+            check = pytest.raises(ValueError, match=r"one/kernel.*there, .*two/kernel.*here")
+        with check:
+            model.fit(flat, flat[:, :4], callbacks=[OrbaxCheckpoint(tmp_path)], verbose=0)
+
+
+@orbax
+def test_when_nothing_is_left_to_train(digits, tmp_path):
+    (x, y), _ = digits
+    train(x, y, OrbaxCheckpoint(tmp_path), epochs=1)
+    with pytest.warns(UserWarning, match="1 epochs are done .* nothing is left of 1 to train"):
+        train(x, y, OrbaxCheckpoint(tmp_path), epochs=1)
+
+
+@orbax
+def test_checkpoints_that_are_all_damaged_are_an_error(digits, tmp_path):
+    """And keep their names."""
+    (x, y), _ = digits
+    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.stat().st_size > 500 and file.suffix != ".json":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(OSError, match=r"No checkpoint in .* can be read"):
+        train(x, y, OrbaxCheckpoint(tmp_path))
+    assert {"0", "1"} <= {p.name for p in tmp_path.iterdir()}
 
 
 @orbax

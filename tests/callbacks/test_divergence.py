@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -10,31 +12,46 @@ def watched(losses, epochs=1, **arguments):
     """Feeds a callback the losses of batches, as Keras logs them: means over the epoch so far."""
     callback = StopOnDivergence(**arguments)
     callback.on_train_begin()
-    for epoch in range(epochs):
+    for epoch, part in enumerate(np.array_split(losses, epochs)):
         callback.on_epoch_begin(epoch)
-        for batch, mean in enumerate(np.cumsum(losses) / np.arange(1, len(losses) + 1)):
+        for batch, mean in enumerate(np.cumsum(part) / np.arange(1, len(part) + 1)):
             callback.on_train_batch_end(batch, {"loss": float(mean)})
 
 
-def test_noise_and_a_slow_rise_are_no_divergence():
-    """EMMA's ramp raises the loss severalfold over many epochs."""
-    rng = np.random.default_rng(0)
-    watched(np.linspace(1, 6, 2000) * rng.gamma(9, 1 / 9, 2000))
-    watched(2 * np.exp(-np.arange(300) / 50) + 0.1, epochs=3)
+NOISE = np.random.default_rng(0).gamma(9, 1 / 9, 4000)
 
 
-def test_a_leap_stops_training():
-    rng = np.random.default_rng(0)
-    losses = rng.gamma(9, 1 / 9, 400)
-    losses[300:] *= 10
-    with pytest.raises(DivergenceError, match=r"epoch 1, batch 3\d\d: the loss rose from about"):
+@pytest.mark.parametrize(
+    "losses",
+    [
+        np.linspace(1, 6, 2000) * NOISE[:2000],  # EMMA's ramp raises the loss severalfold
+        np.linspace(0.3, 1.5, 230) * NOISE[:230],  # also in a short training
+        2 * np.exp(-np.arange(900) / 50) + 0.1,
+        np.repeat([0.0062, 0.0186, 0.1], 100),  # small: a trained model is trained again
+    ],
+)
+def test_noise_and_a_slow_rise_are_no_divergence(losses):
+    watched(losses)
+    watched(losses, epochs=3)
+
+
+@pytest.mark.parametrize("first", [80, 240, 3000])
+def test_a_leap_stops_training_within_a_window(first):
+    """Also soon after a high loss has fallen."""
+    losses = 2 * np.exp(-np.arange(first + 100) / 20) + 0.05
+    losses[first:] = 1.2
+    losses *= NOISE[: first + 100]
+    with pytest.raises(DivergenceError, match=r"the loss rose from about 0\.[01]") as raised:
         watched(losses)
-    watched(losses, factor=20)
+    at = int(re.search(r"epoch 1, batch (\d+)", str(raised.value)).group(1))
+    assert first < at <= first + 20
+    watched(losses, factor=100)
+    watched(losses, floor=5)
 
 
 def test_one_bad_batch_is_no_divergence():
     losses = np.ones(300)
-    losses[200] = 30
+    losses[200] = 1e4
     watched(losses)
 
 
@@ -42,6 +59,30 @@ def test_one_bad_batch_is_no_divergence():
 def test_a_loss_that_is_not_finite_stops_training(value):
     with pytest.raises(DivergenceError, match=f"epoch 1, batch 4: the loss is {value}"):
         watched([1, 1, 1, value, 1])
+
+
+def test_a_last_step_that_spoils_the_weights_leaves_no_checkpoint(digits, tmp_path):
+    """The loss was still finite: only the weights show it."""
+    (x, y), _ = digits
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.epoch, batch) == (2, 1):
+                optimizer.decay.assign(np.nan)
+
+    options = {"epochs": 4, "batch_size": 32, "shuffle": False, "verbose": 0}
+    model = small_lipnext(depth=1)
+    optimizer = model.optimizer
+    callbacks = [StopOnDivergence(), BackupAndRestore(tmp_path), Spoil()]
+    with pytest.raises(DivergenceError, match="is not finite at the end of the epoch"):
+        model.fit(x[:96], y[:96], callbacks=callbacks, **options)
+    again = small_lipnext(depth=1)
+    history = again.fit(x[:96], y[:96], callbacks=callbacks[:2], **options)
+    assert history.epoch == [2, 3]
+    assert np.isfinite(history.history["loss"]).all()
 
 
 def test_the_last_good_checkpoint_is_kept(digits, tmp_path):

@@ -157,12 +157,26 @@ def test_what_is_printed():
         ({"devices": -1}, "`devices` must be a positive integer"),
         ({"batch": 3, "devices": 2}, "multiple of `devices`. Received: batch=3, devices=2"),
         ({"size": "huge"}, "`size` must be one of"),
+        ({"patch_size": 3, "input_shape": (8, 8, 3)}, "tiles the image with patches"),
+        ({"patch_size": 0}, "`patch_size` must be a positive integer"),
+        ({"patch_size": 2.0}, "`patch_size` must be a positive integer"),
+        ({"patch_size": 8}, "only if units >= patch_size"),
+        ({"mixing": "foo"}, "`mixing` must be"),
+        ({"shift_ratio": 0.3}, "`ratio`"),
+        ({"depth": 2, "width": 63}, "Received"),
+        ({"remat": "yes"}, "`remat` must be True or False"),
+        ({"epsilon": -1}, "`epsilon` must be positive"),
+        ({"beta": 2}, "beta"),
+        ({"padding": "x"}, "`padding`"),
         ({"num_class": 3}, r"LipNeXt does not know the arguments \['num_class'\]"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         lip.LipNeXt.estimate(**arguments)
+    if not {"batch", "devices"} & set(arguments):  # the model says the same
+        with pytest.raises(ValueError, match=message):
+            lip.LipNeXt(**arguments)
 
 
 def test_arguments_without_weight_are_taken():

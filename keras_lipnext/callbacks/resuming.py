@@ -1,0 +1,126 @@
+"""What callbacks share from which training continues bit for bit after a kill at any moment.
+
+What Keras does not look after is done here:
+
+- Each epoch starts from seeds of its own, made from `seed` and the epoch's number, layers' own seed
+  generators included. So an epoch that is begun again, in another process, draws the same.
+- How many steps an epoch has, which a dataset of unknown length does not tell, is kept.
+- Checkpoints of another model or optimizer are an error, and weights that are not finite are not
+  saved. A learning rate that the program has changed since takes effect.
+"""
+
+import itertools
+import json
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_lipnext.callbacks.divergence import check_finite
+from keras_lipnext.models.training_state import TrainingState
+
+TRAINING = "training.json"  # what was trained, and how
+
+
+def seed_of(seed, epoch, *layer):
+    """One 31-bit seed for each epoch, and for each layer in it; they have nothing in common."""
+    return int(np.random.SeedSequence([seed, epoch, *layer]).generate_state(1)[0] >> 1)
+
+
+def variables_of(model, by_path):
+    """Names, or paths, and shapes of all that a checkpoint holds, as JSON has them."""
+    optimizer = model.optimizer
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    return {
+        "weights": [[v.path if by_path else v.name, list(v.shape)] for v in model.weights],
+        "optimizer": type(optimizer).__name__,
+        "state": [list(v.shape) for v in optimizer.variables],
+    }
+
+
+class Resuming(keras.callbacks.Callback):
+    """Seeds each epoch, and keeps what else the training goes on from.
+
+    Args:
+        folder: Where the checkpoints are.
+        seed: Non-negative integer.
+    """
+
+    _by_path = False  # whether a checkpoint's variables are found by their paths
+    _writes = True  # whether this process is the one to write what all share
+
+    def _set_up(self, folder, seed):
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
+        self.seed = seed
+        self._folder = pathlib.Path(folder)
+
+    def on_train_begin(self, logs=None):
+        self._compiled_rate = self._rate()
+        known = read(self._folder / TRAINING) or {}
+        found = variables_of(self.model, self._by_path)
+        if known.get("variables", found) != found:
+            raise ValueError(
+                f"The checkpoints in {self._folder} are of another model or another optimizer. "
+                "Give each training a folder of its own, or delete this one to train from the "
+                f"beginning. {_difference(known['variables'], found)}"
+            )
+        super().on_train_begin(logs)
+        self._load()
+        if known and known["learning_rate"] != self._compiled_rate is not None:
+            self.model.optimizer.learning_rate = self._compiled_rate
+        if known and self._state:
+            self._state.steps = known["steps"]
+
+    def _load(self):
+        """Restores the latest checkpoint, where Keras' own callback does not."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        keras.utils.set_random_seed(seed_of(self.seed, epoch))
+        generators = [v for v in self.model.variables if v.name == "seed_generator_state"]
+        for index, state in enumerate(generators):
+            state.assign([seed_of(self.seed, epoch, index), 0])
+
+    def on_epoch_end(self, epoch, logs=None):
+        check_finite(self.model)
+        super().on_epoch_end(epoch, logs)
+        if self._writes:
+            training = {
+                "variables": variables_of(self.model, self._by_path),
+                "learning_rate": self._compiled_rate,
+                "steps": getattr(self._state, "steps", None),
+            }
+            write(self._folder / TRAINING, training)
+
+    @property
+    def _state(self):
+        state = getattr(self.model, "_state", None)
+        return state if isinstance(state, TrainingState) else None
+
+    def _rate(self):
+        """The learning rate; None if a schedule gives it."""
+        rate = self.model.optimizer.learning_rate
+        return float(rate) if isinstance(rate, keras.Variable) else None
+
+
+def _difference(known, found):
+    """The first difference between two results of `variables_of`, in words."""
+    for name, values in found.items():
+        if known[name] != values:
+            lists = [v if isinstance(v, list) else [v] for v in (known[name], values)]
+            pairs = itertools.zip_longest(*lists)
+            there, here = next(pair for pair in pairs if pair[0] != pair[1])
+            return f"The first difference, in `{name}`: {there} there, {here} here."
+
+
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(path, content):
+    """All of it or nothing."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content))
+    new.replace(path)
