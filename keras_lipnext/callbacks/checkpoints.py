@@ -124,8 +124,8 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
     devices. On the same devices `fit` ends with the bits of an uninterrupted one, where
     `BackupAndRestore` would. A checkpoint that was not finished does not count; one that cannot be
     read is renamed to `<epoch>.damaged`, and the one before it is used. Checkpoints stay when `fit`
-    has come to its end: a `fit` of more epochs continues from them. Weights are found by their
-    layers' names: give layers names if a program makes more than one model.
+    has come to its end: a `fit` of more epochs continues from them. Variables are found
+    by the names of layers and optimizer: name them if a program makes more than one model.
 
     Example:
 

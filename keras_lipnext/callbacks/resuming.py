@@ -28,14 +28,18 @@ def seed_of(seed, epoch, *layer):
 
 
 def variables_of(model, by_path):
-    """Names, or paths, and shapes of all that a checkpoint holds, as JSON has them."""
+    """Shapes, and paths where they matter, of all that a checkpoint holds, as JSON has them."""
     optimizer = model.optimizer
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
+
+    def described(variables):
+        return [[v.path if by_path else "", list(v.shape)] for v in variables]
+
     return {
-        "weights": [[v.path if by_path else v.name, list(v.shape)] for v in model.weights],
+        "weights": described(model.weights),
         "optimizer": type(optimizer).__name__,
-        "state": [list(v.shape) for v in optimizer.variables],
+        "state": described(optimizer.variables),
     }
 
 

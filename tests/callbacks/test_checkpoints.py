@@ -184,7 +184,7 @@ def test_the_noise_of_layers_is_repeated(make, digits, tmp_path):
             keras.layers.Dense(4, name="top"),
         ]
         model = keras.Sequential([keras.Input((64,)), *layers], name="noisy")
-        model.compile("adam", "mse")
+        model.compile(keras.optimizers.Adam(name="adam"), "mse")
         callback = make(tmp_path / name)
         try:
             model.fit(flat, flat[:, :4], callbacks=[callback, *callbacks], **options)
