@@ -136,12 +136,14 @@ if __name__ == "__main__":
         policy, seed = arguments.child
         print(json.dumps(run(policy, int(seed))))
     else:
-        report(
-            [
-                row
-                for seed in arguments.seeds
-                for backend in arguments.backends
-                for policy in POLICIES
-                for row in measuring.child(__file__, policy, seed, backend=backend)
-            ]
-        )
+        path = measuring.RESULTS / "bfloat16.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = [row for row in rows if row["backend"] not in arguments.backends]
+        rows += [
+            row
+            for seed in arguments.seeds
+            for backend in arguments.backends
+            for policy in POLICIES
+            for row in measuring.child(__file__, policy, seed, backend=backend)
+        ]
+        report(rows)

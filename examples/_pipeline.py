@@ -12,7 +12,6 @@ import tensorflow as tf
 if keras.backend.backend() != "tensorflow":
     tf.config.set_visible_devices([], "GPU")  # its memory is another library's
 
-AUGMENTATIONS = ("randaugment", "keras-cv", "basic", "none")
 CENTRE = 0.875  # share of the shorter side that the crop of a test image keeps
 
 
@@ -157,8 +156,8 @@ def augmentation(name, crop, prepare, flip=True, strength=0.1):
     """The function of (encoded image, seed) that `training` takes.
 
     Args:
-        name: One of AUGMENTATIONS: "none" is `prepare`; "basic" crops and flips; "randaugment" adds
-            Keras' RandAugment, "keras-cv" that of keras-cv.
+        name: One of `_recipe.AUGMENTATIONS`: "none" is `prepare`; "basic" crops and flips;
+            "randaugment" adds Keras' RandAugment, "keras-cv" that of keras-cv.
         crop: Function of (encoded image, seed).
         prepare: Function of an encoded image.
         flip: Whether left and right may be exchanged.

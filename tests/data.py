@@ -49,12 +49,14 @@ def output_of(script, *arguments, **environment):
 # Every device waits for the others in a thread of its own, from one pool for all programs: were it
 # no larger than the number of devices, two programs in flight could hold it between them for ever
 # (seen once, on two busy cores). So a large pool, and one program at a time.
-EIGHT_DEVICES = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-    "PJRT_NPROC": "32",
-    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-}
+def virtual_devices(count):
+    """The environment in which JAX sees so many devices, on a CPU with fewer cores."""
+    return {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+        "PJRT_NPROC": "32",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+    }
 
 
 def parallel(data, model):

@@ -4,7 +4,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from data import EIGHT_DEVICES, dense_model, output_of, small_lipnext
+from data import dense_model, output_of, small_lipnext, virtual_devices
 
 import keras_lipnext as lip
 
@@ -87,7 +87,7 @@ def test_widths_that_do_not_divide():
 
 @on_jax
 def test_models_on_eight_devices(tmp_path):
-    text, _ = output_of("sharded.py", tmp_path, **EIGHT_DEVICES)
+    text, _ = output_of("sharded.py", tmp_path, **virtual_devices(8))
     assert "sharded models work" in text
 
 

@@ -11,7 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from data import small_lipnext, to_numpy
+from data import output_of, small_lipnext, to_numpy, virtual_devices
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -26,22 +26,18 @@ every_callback = pytest.mark.parametrize(
 EPOCHS = 4
 
 
-def process(script, *arguments, **environment):
-    """(return code, what it prints) of a script of this folder."""
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+def train_in_a_process(*arguments):
+    """Return code of resumed.py."""
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TESTS / "callbacks" / script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        [sys.executable, "-W", "ignore", str(TESTS / "callbacks" / "resumed.py")]
+        + [str(a) for a in arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode in (0, -signal.SIGKILL), result.stdout[-2000:] + result.stderr[-4000:]
-    return result.returncode, result.stdout
-
-
-def train_in_a_process(*arguments):
-    return process("resumed.py", *arguments)[0]
+    return result.returncode
 
 
 @every_callback
@@ -265,14 +261,7 @@ def test_the_model_of_the_latest_checkpoint(digits, tmp_path):
 @orbax
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_sharded_checkpoints_continue_also_on_another_mesh(tmp_path):
-    # The pool and its use: see tests/optimizers/test_replicas.py.
-    _, text = process(
-        "sharded.py",
-        tmp_path,
-        XLA_FLAGS="--xla_force_host_platform_device_count=4",
-        PJRT_NPROC="32",
-        JAX_CPU_ENABLE_ASYNC_DISPATCH="false",
-    )
+    text, _ = output_of("callbacks/sharded.py", tmp_path, **virtual_devices(4))
     assert text.splitlines() == ["same mesh continues", "another mesh continues"]
 
 

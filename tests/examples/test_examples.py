@@ -13,7 +13,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from data import to_numpy
+from data import to_numpy, virtual_devices
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -98,12 +98,6 @@ TRAINING = ("imagenet.py", "cifar10.py", "mnist.py")
 RECORDS = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
 
 
-def devices(count):
-    """The environment in which JAX sees so many devices, on a CPU with fewer cores."""
-    flags = f"--xla_force_host_platform_device_count={count}"
-    return {"XLA_FLAGS": flags, "PJRT_NPROC": "16", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-
-
 def check_records(folder, text, epochs):
     """Images were learned and certified, and everything is written."""
     assert {path.name for path in folder.iterdir()} >= RECORDS
@@ -131,7 +125,7 @@ def test_imagenet_smoke(tmp_path):
     arguments, environment = ["--tensorboard"], {}
     if keras.backend.backend() == "jax":
         arguments += ["--data-parallel", "--batch-size", "30"]
-        environment = devices(3)
+        environment = virtual_devices(3)
     folder = tmp_path / "out"
     given = ["--smoke", "--epochs", "3", *arguments, "--output", str(folder)]
     text = run("imagenet.py", *given, **environment)
@@ -150,7 +144,7 @@ def test_mnist_smoke(tmp_path):
     arguments, environment = ["--ema", "0.9", "--certify-images", "100"], {}
     if keras.backend.backend() == "jax":
         arguments += ["--model-parallel", "2"]
-        environment = devices(2)
+        environment = virtual_devices(2)
     else:
         arguments += ["--remat"]
     folder = tmp_path / "out"
@@ -197,7 +191,7 @@ def test_what_cannot_be_spread_is_said():
             [sys.executable, str(ROOT / "examples" / "mnist.py"), "--smoke", *flags],
             capture_output=True,
             text=True,
-            env={**os.environ, **devices(2)},
+            env={**os.environ, **virtual_devices(2)},
         )
         assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
 

@@ -12,6 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from data import virtual_devices
 
 import keras_lipnext  # noqa: F401  registers its classes with Keras
 
@@ -43,13 +44,8 @@ def test_two_jax_processes_train_as_one(tmp_path):
     these 44 steps losses differ by 1e-3 of themselves, after 20 on smooth data by 4e-7
     (tests/optimizers/shards.py).
     """
-    two_devices = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PJRT_NPROC": "16",  # threads enough for both devices: see data.EIGHT_DEVICES
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-    }
     histories = []
-    for processes, environment in ((1, two_devices), (2, {})):
+    for processes, environment in ((1, virtual_devices(2)), (2, {})):
         folder = tmp_path / str(processes)
         script = EXAMPLES / "multi_host.py"
         options = ["--processes", processes, "--epochs", 2, "--output", folder]

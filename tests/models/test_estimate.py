@@ -1,13 +1,9 @@
 """`LipNeXt.estimate` against what the models are, and against XLA's own analysis."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
+from data import output_of, virtual_devices
 
 import keras_lipnext as lip
 
@@ -108,22 +104,8 @@ def test_devices_share_the_batch():
 
 @on_jax
 def test_bytes_moved_agree_with_xla():
-    # The pool and its use: see tests/optimizers/test_replicas.py.
-    devices = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PJRT_NPROC": "32",
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-    }
-    script = pathlib.Path(__file__).parent / "moved.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        env={**os.environ, **devices, "PYTHONPATH": str(script.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert float(done.stdout) == pytest.approx(1, rel=0.15)
+    ratio, _ = output_of("models/moved.py", **virtual_devices(4))
+    assert float(ratio) == pytest.approx(1, rel=0.15)
 
 
 def test_rematerialisation_costs_a_forward_pass_of_the_blocks():

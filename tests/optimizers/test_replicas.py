@@ -1,6 +1,6 @@
 import keras
 import pytest
-from data import EIGHT_DEVICES, output_of
+from data import output_of, virtual_devices
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
@@ -11,7 +11,7 @@ def test_two_replicas_do_not_drift_apart():
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_eight_devices_take_the_same_steps_in_an_eighth_of_the_memory():
-    text, log = output_of("optimizers/shards.py", **EIGHT_DEVICES, TF_CPP_MIN_LOG_LEVEL="1")
+    text, log = output_of("optimizers/shards.py", **virtual_devices(8), TF_CPP_MIN_LOG_LEVEL="1")
     assert "shards agree" in text
     assert "shards are small" in text
     # XLA's warning that it gives every device all parts on the way from one layout to another.
