@@ -43,8 +43,9 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     Training stops when a loss is not finite, or the median is above `factor * low` and above
     `floor`. A single bad batch moves no median, and a ramp of the loss's own epsilon takes the low
-    along. Not seen: a rise by less than `factor`, such as a collapse to chance, log(classes),
-    of a loss that was not far below it; and losses below 0.
+    along. A leap is seen within `window` batches: a checkpoint taken in between is spoilt, too,
+    which matters where epochs are shorter than that. Not seen: a rise by less than `factor`, such
+    as a collapse to chance, log(classes), of a loss that was not far below it; and losses below 0.
 
     It ends with an error, not quietly: Keras would otherwise take a checkpoint of the spoilt
     weights when the epoch ends, and delete `BackupAndRestore`'s backups. Stand it before callbacks
