@@ -58,15 +58,15 @@ def training(source, batch_size, augment, seed, epoch):
     return batches.apply(steps).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation(source, batch_size, prepare, count=None):
-    """Batches of the first `count` test images, or of all, and labels.
+def evaluation(source, batch_size, prepare, count=None, part="test"):
+    """Batches of the first `count` images of a part that is not trained on, or of all, and labels.
 
     Args:
         prepare: Function of an encoded image that returns an image.
     """
-    total = source.count("test")
+    total = source.count(part)
     total = total if count is None else min(count, total)
-    images = source.stored("test").take(total)
+    images = source.stored(part).take(total)
     images = images.map(
         lambda stored, label: (prepare(source.encoded(stored)), label),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -172,7 +172,9 @@ def augmentation(name, crop, prepare, flip=True, strength=0.1):
         import keras_cv
 
         cv = keras_cv.layers.RandAugment(value_range=(0, 1), magnitude=strength)
-        more = lambda image, seed: cv(image)  # noqa: E731
+
+        def more(image, seed):
+            return cv(image)
 
     def augment(image, seed):
         first, second, third = tf.unstack(tf.random.experimental.stateless_split(seed, 3))

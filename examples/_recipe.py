@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import pathlib
 import shutil
 import sys
@@ -188,8 +189,9 @@ def summary(arguments, source, network, steps, parts):
 
     takes = lip.LipNeXt.estimate(batch=arguments.batch_size, devices=parts, **network)
     lines = [
-        f"{source.count('train')} images to train on, {source.count('test')} to test, "
-        f"{source.classes} classes; {arguments.epochs} epochs of {steps} steps",
+        f"{source.count('train')} images to train on, {source.count('validation')} more held out "
+        f"for validation, {source.count('test')} to test, {source.classes} classes; "
+        f"{arguments.epochs} epochs of {steps} steps",
         f"{takes.parameters:,} weights, {arguments.dtype}, {keras.backend.backend()} backend",
     ]
     if not arguments.model_parallel:  # of which the formulas know nothing
@@ -200,8 +202,27 @@ def summary(arguments, source, network, steps, parts):
     return "\n".join(lines)
 
 
+def run_small(arguments, side, channels, padding, flip=True):
+    """`run` on images that are small, all of one size, and shifted by up to `padding` pixels."""
+    import _smoke
+    import _sources
+
+    make = functools.partial(_smoke.archive, side=side, channels=channels)
+    with _sources.opened(arguments, make) as source:
+        import _pipeline
+
+        run(
+            arguments,
+            source,
+            input_shape=(side, side, channels),
+            crop=functools.partial(_pipeline.random_shift, padding=padding, channels=channels),
+            prepare=functools.partial(_pipeline.whole, channels=channels),
+            flip=flip,
+        )
+
+
 def run(arguments, source, input_shape, crop, prepare, flip=True):
-    """Trains, certifies on the test images, and writes everything to `--output`.
+    """Trains, certifies on the test images, once, and writes everything to `--output`.
 
     Args:
         source: As in _sources.py.
@@ -220,8 +241,11 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
     )
     epoch, size = _pipeline.Epoch(), arguments.batch_size
     train = _pipeline.training(source, size, augment, arguments.seed, epoch)
-    # Their last batch, too, is split into equal parts: in training up to parts - 1 are left out.
-    test = _pipeline.evaluation(source, size, prepare, source.count("test") // parts * parts)
+    # The last batch, too, is split into equal parts: up to parts - 1 images are left out.
+    held_out = source.count("validation") // parts * parts
+    if not held_out:
+        raise SystemExit(f"Too few training images to hold some out for each of {parts} devices")
+    validation = _pipeline.evaluation(source, size, prepare, held_out, "validation")
     network = {
         "size": arguments.size,
         "depth": arguments.depth,
@@ -237,7 +261,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
     model.fit(
         train,
         epochs=arguments.epochs,
-        validation_data=test,
+        validation_data=validation,
         shuffle=False,  # the data set does it
         callbacks=callbacks(arguments, epoch),
         verbose=1 if seen else 2,

@@ -1,10 +1,11 @@
 """Where the examples' images come from: class folders, tensorflow-datasets, or a NumPy archive.
 
 Imports nothing but the standard library until images are read: what is missing is said at once.
-A source has `classes`, their number; `count(part)` and `stored(part)`, with part "train" or "test",
-the latter a `tf.data.Dataset` of (stored image, label); `buffer`, how many of them to shuffle at a
-time; and `encoded(stored)`, which gives the bytes of an image file or a uint8 image of shape
-(height, width, channels).
+A source has `classes`, their number; `count(part)` and `stored(part)`, with part "train", "test" or
+"validation", the latter a `tf.data.Dataset` of (stored image, label); `buffer`, how many of them to
+shuffle at a time; and `encoded(stored)`, which gives the bytes of an image file or a uint8 image of
+shape (height, width, channels). "validation" are 1 in HELD_OUT of the images that were meant for
+training, and are not trained on: what is chosen while training is not chosen on test images.
 """
 
 import contextlib
@@ -12,9 +13,11 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import random
 import tempfile
 import zipfile
 
+HELD_OUT = 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -54,7 +57,42 @@ def require(package, remedy):
         raise SystemExit(f"This example needs {package}, which is not installed: {remedy}")
 
 
-class Folders:
+class _Listed:
+    """A source whose images, or their paths, are in memory: `_all` gives those of a file part."""
+
+    def __init__(self):
+        self._parts = {}
+
+    def count(self, part):
+        return len(self._listed(part)[1])
+
+    def stored(self, part):
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices(self._listed(part))
+
+    @property
+    def buffer(self):
+        return self.count("train")
+
+    def _listed(self, part):
+        """(images or paths, labels) of a part."""
+        if part == "test" and part not in self._parts:
+            self._parts[part] = self._all(part)
+        if part not in self._parts:
+            images, labels = self._all("train")
+            total = len(labels)
+            held_out = set(random.Random(0).sample(range(total), -(-total // HELD_OUT)))
+            for name in ("train", "validation"):
+                rows = [i for i in range(total) if (i in held_out) == (name == "validation")]
+                self._parts[name] = tuple(
+                    [values[i] for i in rows] if isinstance(values, list) else values[rows]
+                    for values in (images, labels)
+                )
+        return self._parts[part]
+
+
+class Folders(_Listed):
     """Image files in class folders: `root/train/CLASS/*.jpg`, `root/val/CLASS/*.jpg`."""
 
     def __init__(self, root):
@@ -71,23 +109,11 @@ class Folders:
                 f"{len(names['test'])} in {self._folders['test']}"
             )
         self._names = names["train"]
-        self._files = {}
+        super().__init__()
 
     @property
     def classes(self):
         return len(self._names)
-
-    def count(self, part):
-        return len(self._listed(part)[0])
-
-    def stored(self, part):
-        import tensorflow as tf
-
-        return tf.data.Dataset.from_tensor_slices(self._listed(part))
-
-    @property
-    def buffer(self):
-        return self.count("train")  # of paths, not of images
 
     @staticmethod
     def encoded(path):
@@ -95,18 +121,16 @@ class Folders:
 
         return tf.io.read_file(path)
 
-    def _listed(self, part):
-        if part not in self._files:
-            paths, labels = [], []
-            for label, name in enumerate(self._names):
-                entries = os.scandir(self._folders[part] / name)
-                found = sorted(e.path for e in entries if e.name.lower().endswith(SUFFIXES))
-                paths += found
-                labels += len(found) * [label]
-            if not paths:
-                raise SystemExit(f"No {', '.join(SUFFIXES)} in {self._folders[part]}/CLASS")
-            self._files[part] = paths, labels
-        return self._files[part]
+    def _all(self, part):
+        paths, labels = [], []
+        for label, name in enumerate(self._names):
+            entries = os.scandir(self._folders[part] / name)
+            found = sorted(e.path for e in entries if e.name.lower().endswith(SUFFIXES))
+            paths += found
+            labels += len(found) * [label]
+        if not paths:
+            raise SystemExit(f"No {', '.join(SUFFIXES)} in {self._folders[part]}/CLASS")
+        return paths, labels
 
 
 class Prepared:
@@ -154,9 +178,10 @@ class Prepared:
 
     def _split(self, part):
         splits = self._builder().info.splits
-        if part == "train":
-            return "train"
-        return "validation" if "validation" in splits else "test"
+        if part == "test":
+            return "validation" if "validation" in splits else "test"  # the former is ImageNet's
+        edge = -(-splits["train"].num_examples // HELD_OUT)  # tfds has shuffled them once
+        return f"train[{edge}:]" if part == "train" else f"train[:{edge}]"
 
     @property
     def classes(self):
@@ -178,7 +203,7 @@ class Prepared:
         return stored
 
 
-class Archive:
+class Archive(_Listed):
     """Arrays of a NumPy archive: `train_images`, `train_labels`, `test_images`, `test_labels`.
 
     Or, for images, the streams of their files one after the other: image i of `train_bytes` runs
@@ -193,7 +218,7 @@ class Archive:
                 f"and val/CLASS. Received: {path}"
             )
         self._path = found[0]
-        self._arrays = {}
+        super().__init__()
         try:
             with zipfile.ZipFile(self._path) as archive:
                 keys = {pathlib.PurePath(entry).stem for entry in archive.namelist()}
@@ -208,36 +233,20 @@ class Archive:
 
     @property
     def classes(self):
-        return int(max(self._read(part)[1].max() for part in ("train", "test"))) + 1
-
-    def count(self, part):
-        return len(self._read(part)[1])
-
-    def stored(self, part):
-        import tensorflow as tf
-
-        return tf.data.Dataset.from_tensor_slices(self._read(part))
-
-    @property
-    def buffer(self):
-        return self.count("train")
+        return int(max(self._listed(part)[1].max() for part in ("train", "test"))) + 1
 
     @staticmethod
     def encoded(stored):
         return stored
 
-    def _read(self, part):
-        if part not in self._arrays:
-            import numpy as np
+    def _all(self, part):
+        import numpy as np
 
-            with np.load(self._path) as archive:
-                labels = archive[f"{part}_labels"].astype("int64")
-                if f"{part}_images" in archive:
-                    images = archive[f"{part}_images"]
-                    images = images if images.ndim == 4 else images[..., None]
-                else:
-                    streams = archive[f"{part}_bytes"].tobytes()
-                    offsets = archive[f"{part}_offsets"]
-                    images = [streams[a:b] for a, b in itertools.pairwise(offsets)]
-            self._arrays[part] = images, labels
-        return self._arrays[part]
+        with np.load(self._path) as archive:
+            labels = archive[f"{part}_labels"].astype("int64")
+            if f"{part}_images" in archive:
+                images = archive[f"{part}_images"]
+                return images if images.ndim == 4 else images[..., None], labels
+            streams = archive[f"{part}_bytes"].tobytes()
+            offsets = archive[f"{part}_offsets"]
+            return [streams[a:b] for a, b in itertools.pairwise(offsets)], labels

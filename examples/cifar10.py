@@ -12,13 +12,8 @@ them: the script says how. An archive holds uint8 arrays train_images (n, 32, 32
 begin, train_offsets. What is written, and how to go on after an interruption, is as in imagenet.py.
 """
 
-import functools
-
 import _recipe
-import _smoke
-import _sources
 
-SIDE, CHANNELS = 32, 3
 SMOKE = {
     "size": None,
     "depth": 2,
@@ -26,21 +21,6 @@ SMOKE = {
     "epochs": 3,
     "batch_size": 32,
 }
-
-
-def main(arguments):
-    with _sources.opened(
-        arguments, functools.partial(_smoke.archive, side=SIDE, channels=CHANNELS)
-    ) as source:
-        import _pipeline
-
-        _recipe.run(
-            arguments,
-            source,
-            input_shape=(SIDE, SIDE, CHANNELS),
-            crop=functools.partial(_pipeline.random_shift, padding=4, channels=CHANNELS),
-            prepare=functools.partial(_pipeline.whole, channels=CHANNELS),
-        )
 
 
 if __name__ == "__main__":
@@ -57,4 +37,5 @@ if __name__ == "__main__":
         epsilon=36 / 255,
         epsilons=[36 / 255, 72 / 255, 108 / 255],
     )
-    main(_recipe.parse(parser, SMOKE))
+    arguments = _recipe.parse(parser, SMOKE)
+    _recipe.run_small(arguments, side=32, channels=3, padding=4)

@@ -14,9 +14,10 @@ ImageNet for tensorflow-datasets: with an account of https://image-net.org downl
 ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar to ~/tensorflow_datasets/downloads/manual; the
 script says how to go on.
 
-Writes to a folder: log.csv, best.keras (by certified accuracy on the test images), model.keras, the
-final one, and its certificate, certificate.html and .json. Run again after an interruption, it goes
-on with the epoch that was interrupted.
+One in 20 training images is held out for validation; test images are for the certificate alone.
+Writes to a folder: log.csv, best.keras (by certified accuracy in validation), model.keras, the
+final one, and its certificate on the test images, certificate.html and .json. Run again after an
+interruption, it goes on with the epoch that was interrupted.
 """
 
 import functools

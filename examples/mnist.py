@@ -13,35 +13,14 @@ train_labels (n,), test_images, test_labels. What is written, and how to go on a
 interruption, is as in imagenet.py.
 """
 
-import functools
-
 import _recipe
-import _smoke
-import _sources
 
-SIDE, CHANNELS = 28, 1
 SMOKE = {
     "depth": 2,
     "width": 64,
     "epochs": 3,
     "batch_size": 32,
 }
-
-
-def main(arguments):
-    with _sources.opened(
-        arguments, functools.partial(_smoke.archive, side=SIDE, channels=CHANNELS)
-    ) as source:
-        import _pipeline
-
-        _recipe.run(
-            arguments,
-            source,
-            input_shape=(SIDE, SIDE, CHANNELS),
-            crop=functools.partial(_pipeline.random_shift, padding=2, channels=CHANNELS),
-            prepare=functools.partial(_pipeline.whole, channels=CHANNELS),
-            flip=False,
-        )
 
 
 if __name__ == "__main__":
@@ -62,4 +41,5 @@ if __name__ == "__main__":
         learning_rate=0.008,
         epsilons=[0.1, 0.3, 0.5],
     )
-    main(_recipe.parse(parser, SMOKE))
+    arguments = _recipe.parse(parser, SMOKE)
+    _recipe.run_small(arguments, side=28, channels=1, padding=2, flip=False)

@@ -1,5 +1,7 @@
 """`LipNeXt.estimate` against what the models are, and against XLA's own analysis."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -130,6 +132,17 @@ def test_what_is_printed():
     assert set(found.accelerators) == {s for s in (16, 24, 40, 80, 141, 192) if found.suffices(s)}
     assert not lip.LipNeXt.estimate("2b", batch=4096).accelerators
     assert "none of up to 192 GB" in str(lip.LipNeXt.estimate("2b", batch=4096))
+
+
+@pytest.mark.parametrize("size", ["1b", "2b"])
+def test_the_readme_says_what_large_models_take(size):
+    found = [
+        lip.LipNeXt.estimate(size, batch=64, dtype="mixed_bfloat16", remat=remat)
+        for remat in (False, True)
+    ]
+    cells = [cell for e in found for cell in (f"{e.peak_bytes / 1e9:.1f}", min(e.accelerators))]
+    row = "| {} | {} GB | {} GB | {} GB | {} GB |".format(size, *cells)
+    assert row in (pathlib.Path(__file__).parents[2] / "README.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
