@@ -74,3 +74,22 @@ def default_patch_size(height, width, channels, units):
             f"width={units}"
         )
     return few[0] if few else fitting[-1]
+
+
+def resolved(size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format):
+    """LipNeXt's sizes, checked, with defaults in place of None.
+
+    Returns:
+        (depth, width, shift_ratio, input_shape, (height, width, channels), patch_size)
+    """
+    if input_shape is None:
+        input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
+    preset = preset_of(size, depth, width, shift_ratio)
+    depth = positive_integer("depth", preset["depth"])
+    width = positive_integer("width", preset["width"])
+    check_classes(num_classes)
+    image = image_sizes(input_shape, data_format)
+    if patch_size is None:
+        patch_size = default_patch_size(*image, width)
+    patch_size = positive_integer("patch_size", patch_size)
+    return depth, width, preset["shift_ratio"], tuple(input_shape), image, patch_size

@@ -29,13 +29,7 @@ import keras
 from keras_lipnext import layers
 from keras_lipnext.layers._channels import positive_integer, resolve_data_format
 from keras_lipnext.layers.spatial_shift import group_size
-from keras_lipnext.models.building import (
-    check_classes,
-    check_training,
-    default_patch_size,
-    image_sizes,
-    preset_of,
-)
+from keras_lipnext.models.building import check_training, resolved
 
 # GB of memory: what cards are sold with.
 ACCELERATORS = {
@@ -161,21 +155,17 @@ def estimate(
         )
     check_training(epsilon, temperature, learning_rate, remat)
     data_format = resolve_data_format(data_format)
-    if input_shape is None:
-        input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
-    preset = preset_of(size, depth, width, shift_ratio)
-    blocks = positive_integer("depth", preset["depth"])
-    c = positive_integer("width", preset["width"])
-    check_classes(num_classes)
-    rows, columns, channels = image_sizes(input_shape, data_format)
-    side = default_patch_size(rows, columns, channels, c) if patch_size is None else patch_size
+    blocks, c, shift_ratio, input_shape, image, side = resolved(
+        size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format
+    )
+    rows, columns, channels = image
     policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     stored, computed = (_itemsize(d) for d in (policy.variable_dtype, policy.compute_dtype))
 
     # Layers without weights: they refuse what the model's own would.
     shared = {"data_format": data_format, "dtype": policy}
     entries = layers.PatchEmbedding(side, c, **shared).entries((None, *input_shape))
-    block = layers.LipNeXtBlock(preset["shift_ratio"], beta, padding, mixing, **shared)
+    block = layers.LipNeXtBlock(shift_ratio, beta, padding, mixing, **shared)
     moving = 4 * group_size(block.mixing, c)
     t = (rows // side) * (columns // side)
     m = moving if mixing == "reduced" else c

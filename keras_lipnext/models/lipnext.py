@@ -7,17 +7,10 @@ import keras
 
 from keras_lipnext import backend, layers
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
-from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.layers._channels import resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.building import (
-    check_classes,
-    check_training,
-    default_patch_size,
-    default_temperature,
-    image_sizes,
-    preset_of,
-)
+from keras_lipnext.models.building import check_training, default_temperature, resolved
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.estimate import estimate
 from keras_lipnext.optimizers import ManifoldMuon
@@ -122,21 +115,14 @@ class LipNeXt(CertifiableModel):
             # A warning: a model that was trained on an accelerator must load.
             warnings.warn(
                 "`remat=True` saves nothing on JAX's CPU backend: XLA merges what is computed anew "
-                "with what was computed before. It does on accelerators, and with "
-                "KERAS_BACKEND=torch.",
+                "with what was computed before. On CPUs it saves memory with "
+                "KERAS_BACKEND=tensorflow or torch.",
                 stacklevel=2,
             )
         data_format = resolve_data_format(data_format)
-        if input_shape is None:
-            input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
-        preset = preset_of(size, depth, width, shift_ratio)
-        depth = positive_integer("depth", preset["depth"])
-        width = positive_integer("width", preset["width"])
-        shift_ratio = preset["shift_ratio"]
-        check_classes(num_classes)
-        sizes = image_sizes(input_shape, data_format)
-        if patch_size is None:
-            patch_size = default_patch_size(*sizes, width)
+        depth, width, shift_ratio, input_shape, sizes, patch_size = resolved(
+            size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format
+        )
         mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
         check_distribution(
             {
@@ -149,7 +135,7 @@ class LipNeXt(CertifiableModel):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         shared = {"data_format": data_format, "dtype": policy}
 
-        inputs = keras.Input(tuple(input_shape), name="image")
+        inputs = keras.Input(input_shape, name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
         blocks = [f"block_{index}" for index in range(depth)]
@@ -164,7 +150,7 @@ class LipNeXt(CertifiableModel):
 
         self._config = {
             "size": size,
-            "input_shape": tuple(input_shape),
+            "input_shape": input_shape,
             "num_classes": num_classes,
             "patch_size": patch_size,
             "depth": depth,

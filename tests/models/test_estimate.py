@@ -154,6 +154,7 @@ def test_the_readme_says_what_large_models_take(size):
         ({"size": "huge"}, "`size` must be one of"),
         ({"patch_size": 3, "input_shape": (8, 8, 3)}, "tiles the image with patches"),
         ({"patch_size": 0}, "`patch_size` must be a positive integer"),
+        ({"patch_size": "2"}, "`patch_size` must be a positive integer"),
         ({"patch_size": 2.0}, "`patch_size` must be a positive integer"),
         ({"patch_size": 8}, "only if units >= patch_size"),
         ({"mixing": "foo"}, "`mixing` must be"),
