@@ -77,9 +77,8 @@ def test_losses_and_metrics_read_the_pure_radius_only(room):
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_modules_are_short_and_inits_only_hand_names_on(path):
+def test_inits_only_hand_names_on(path):
     source = path.read_text()
-    assert len(source.splitlines()) <= 300
     if path.name == "__init__.py":
         for node in ast.parse(source).body:
             assert isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign))
