@@ -28,6 +28,7 @@
 
 import contextlib
 import itertools
+import math
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -60,14 +61,15 @@ def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
         kernel: Array of shape (*spatial, in_channels // groups, out_channels), 1 to 3 spatial axes.
         strides: Integer, or one for each spatial axis.
         groups: Integer, divides out_channels.
-        dilation_rate: Integer, or one for each spatial axis. Does not change the bound.
+        dilation_rate: Integer, or one for each spatial axis. Changes the bound only together with
+            strides, where the gaps count as taps of zeros.
 
     Returns:
         Float.
 
     Raises:
-        ValueError: for shapes, strides or groups that do not fit, strides together with dilation,
-            non-finite entries, or if the norm may overflow.
+        ValueError: for shapes, strides or groups that do not fit, non-finite entries, or if the
+            norm may overflow.
     """
     w = real_array(kernel)
     if not 3 <= w.ndim <= 5 or 0 in w.shape:
@@ -78,10 +80,7 @@ def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
     strides = _positive("strides", strides, w.ndim - 2)
     dilation_rate = _positive("dilation_rate", dilation_rate, w.ndim - 2)
     if max(strides) > 1 and max(dilation_rate) > 1:
-        raise ValueError(
-            "Strides and dilation together have no bound here. "
-            f"Received: strides={strides}, dilation_rate={dilation_rate}"
-        )
+        w, strides = _written_out(w, strides, dilation_rate)
     (groups,) = _positive("groups", groups, 1)
     if w.shape[-1] % groups:
         raise ValueError(
@@ -121,6 +120,21 @@ def _positive(name, value, count):
     if len(values) != count or any(v != int(v) or v < 1 for v in values):
         raise ValueError(f"{name} must be {count} positive integers. Received: {name}={value}")
     return tuple(map(int, values))
+
+
+def _written_out(w, strides, dilation_rate):
+    """(kernel with its gaps as zeros, strides): the same operator's without dilation.
+
+    What stride s and dilation d have in common is taken out first: `y[p] = sum_t W[t] x[s p + d t]`
+    reads only every gcd(s, d)-th entry of x, and is an operator of s / gcd and d / gcd on those.
+    Where no stride is left, the gaps do not change the norm (note 3).
+    """
+    common = [math.gcd(s, d) for s, d in zip(strides, dilation_rate)]
+    steps = [d // g if g < s else 1 for s, d, g in zip(strides, dilation_rate, common)]
+    wide = [(k - 1) * d + 1 for k, d in zip(w.shape, steps)]
+    spread = np.zeros((*wide, *w.shape[len(steps) :]), w.dtype)
+    spread[tuple(slice(None, None, d) for d in steps)] = w
+    return spread, tuple(s // g for s, g in zip(strides, common))
 
 
 def _polyphase(w, strides, groups):

@@ -326,6 +326,9 @@ class Declared(kl.Layer):
     def call(self, inputs):
         return inputs
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
 
 REFUSED = [
     (lambda: kl.Dense(3, activation="exponential"), (4,), r"activation 'exponential' has no constant"),
