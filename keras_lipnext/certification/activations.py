@@ -208,7 +208,6 @@ OPERATION_ACTIVATIONS = {
     "SparseSigmoid": _FUNCTIONS["sparse_sigmoid"],
     "HardSilu": _FUNCTIONS["hard_silu"],
     "ReLU": lambda operation: clipped_relu(operation.negative_slope, operation.max_value),
-    "Mish": _FUNCTIONS["mish"],
     "SoftShrink": lambda operation: soft_shrink(operation.threshold),
     "Squareplus": lambda operation: squareplus(operation.b),
     "SparsePlus": _FUNCTIONS["sparse_plus"],

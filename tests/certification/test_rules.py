@@ -1,5 +1,7 @@
 """Options and states of layers that a rule must look at, and what it must refuse."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -445,3 +447,29 @@ def test_small_logits_behind_softmax_are_not_taken_for_another_function():
     model.layers[-1].set_weights([np.full((3, 2), 1e-4) * [1, -1], np.zeros(2)])
     x = np.random.default_rng(0).normal(size=(9, 3))
     assert lip.certify(model, x, verbose=0).radii.max() > 0
+
+
+def test_the_documentation_lists_what_has_a_rule():
+    from keras_lipnext import certification
+    from keras_lipnext.certification import operation_rules, rules
+    from keras_lipnext.certification.activations import _FUNCTIONS
+    from keras_lipnext.certification.layer_rules import IDENTITIES
+
+    paragraphs = [" ".join(p.split()) for p in certification.__doc__.split("\n\n")]
+    listed = {}
+    for paragraph in paragraphs:
+        head, colon, names = paragraph.partition(": ")
+        if colon:
+            listed[head] = set(names.rstrip(".").split(", "))
+    identities = {cls.__name__ for cls in IDENTITIES}
+    assert listed["Layers that return their input at inference"] == identities
+    keras_own = {cls.__name__ for cls in rules._LAYERS if cls.__module__.startswith("keras.")}
+    assert listed["Layers of Keras"] == keras_own - identities - {"Softmax"}
+    assert listed["Activations, as names, functions or layers"] == set(_FUNCTIONS)
+    refusing = (operation_rules.without_constant, operation_rules.softmax)
+    operations = {n for n, rule in rules._OPERATIONS.items() if rule.function not in refusing}
+    assert {"ReLU", "GetItem"} <= operations  # in the last paragraph, in words
+    names = {re.sub("(?<!^)(?=[A-Z])", "_", n).lower() for n in operations - {"ReLU", "GetItem"}}
+    title = "Operations of keras.ops, with a tensor and a constant where they take two"
+    assert listed[title] == names
+    assert all(hasattr(ops, name) for name in names)
