@@ -246,11 +246,19 @@ ACTIVATION_LAYERS = {
 
 
 def broken(operation):
-    """Why a ReLU, of `keras.layers` or `keras.activations`, has no constant; or None."""
-    if getattr(operation, "threshold", 0) != 0:
-        return f"it jumps at its threshold {operation.threshold}"
+    """Why the settings of a layer or operation leave it without a constant; or None."""
+    threshold = getattr(operation, "threshold", 0)
+    if type(operation).__name__ == "SoftShrink":  # continuous, but for negative thresholds
+        threshold = 0 if threshold >= 0 else threshold
+    if threshold != 0:
+        return f"it jumps at its threshold {threshold}"
     if (getattr(operation, "max_value", None) or 0) < 0:
         return f"its max_value is {operation.max_value}"
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if not is_layer and not 2.0**-64 <= getattr(operation, "alpha", 1.0) <= 2.0**64:
+        return f"its alpha is {operation.alpha}: it must be positive, and moderate"
+    if not is_layer and not 0 <= getattr(operation, "b", 0) <= 2.0**64:
+        return f"its b is {operation.b}: it must not be negative, and moderate"
     return None
 
 
@@ -312,5 +320,7 @@ def is_softmax(function):
 
 def operation_activation(operation):
     """The `Activation` that an operation of `keras.ops` is, or None."""
+    if broken(operation):
+        return None
     known = OPERATION_ACTIVATIONS.get(type(operation).__name__)
     return known(operation) if callable(known) else known

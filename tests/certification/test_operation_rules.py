@@ -148,6 +148,19 @@ REFUSED = {
         lambda x: ops.pad(x, ((0, 0), (2, 0), (0, 0)), mode="symmetric"),
         r"backends of Keras pad 2 entries by 'symmetric' in different ways",
     ),
+    "padded with itself": (
+        lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=ops.sum(x, axis=(1, 2))),
+        r"pads with a tensor",
+    ),
+    "padded with an array": (
+        lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=np.ones(3)),
+        r"pads with an array",
+    ),
+    "indices out of range": (lambda x: ops.take(x, [0, 3], axis=1), r"whole numbers from -3 to 2"),
+    "indices that are fractions": (
+        lambda x: ops.take(x, np.array([0.5]), axis=1),
+        r"whole numbers from -3 to 2",
+    ),
     "padded all around": (lambda x: ops.pad(x, 1), r"pads the batch axis"),
     "repeated samples": (lambda x: ops.repeat(x, 2, axis=0), r"works on the batch axis"),
     "repeat of all": (lambda x: ops.repeat(x, 2), r"mixes the samples"),
