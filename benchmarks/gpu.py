@@ -302,7 +302,8 @@ def run_tests(backends, workers):
             "OMP_NUM_THREADS": "1",
         }
         rooms = [f"tests/{room}" for room in ROOMS]
-        command = [sys.executable, "-m", "pytest", "-n", str(workers), "--tb=line", *rooms]
+        options = ["-n", str(workers), "--tb=line", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *rooms]
         print(f"== {backend}", flush=True)
         subprocess.run(command, cwd=root, env=environment, check=False)
 
