@@ -83,7 +83,8 @@ def test_products_are_of_matrices_on_an_accelerator():
     values = [v.value for v in block.trainable_variables]
     gradients = jax.jit(jax.grad(energy, (0, 1)))
     exported = jax.export.export(gradients, platforms=["cuda"])(values, random_input((2, 4, 4, 16)))
-    products = [line for line in exported.mlir_module().splitlines() if "stablehlo.dot_general" in line]
+    lines = exported.mlir_module().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
     assert len(products) == 9  # three, and two for the gradients of each
     for product in products:
         assert "batching_dims" not in product
