@@ -131,8 +131,7 @@ def parametric_relu(alpha):
     """x for positive x, alpha x for others, alpha an array that is broadcast."""
     return Activation(
         lambda x: (
-            ops.maximum(x, 0)
-            + ops.minimum(x, 0) * ops.convert_to_tensor(alpha, dtype="float64")
+            ops.maximum(x, 0) + ops.minimum(x, 0) * ops.convert_to_tensor(alpha, dtype="float64")
         ),
         float(np.abs(alpha).max(initial=1.0)),
         ulps=4.0,

@@ -15,7 +15,7 @@ kl = keras.layers
 
 
 def nearest(inputs, outputs):
-    """Nearest entries, shape (inputs, outputs): output i reads floor((i + 1/2) inputs / outputs)."""
+    """Nearest entries, shape (inputs, outputs): i reads floor((i + 1/2) inputs / outputs)."""
     matrix = np.zeros((inputs, outputs))
     columns = np.arange(outputs)
     matrix[(2 * columns + 1) * inputs // (2 * outputs), columns] = 1

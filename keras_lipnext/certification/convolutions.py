@@ -9,7 +9,10 @@
    the last window wraps out of step and the bound does not hold.
 3. Symbol. The infinite convolution's norm is the supremum over the torus of `||W^(theta)||_2`,
    `W^(theta) = sum_t W[t] exp(i t . theta)`. A dilation D evaluates it at D theta: the supremum
-   stays.
+   stays. With a stride s, too, if s and D have no factor in common: with t = s q + r,
+   `y[p] = sum_t W[t] x[s p + D t]` is `sum_q W_q X[p + D q]` over the blocks
+   `X[p] = (x[s p + D r])_r`, and D r takes each remainder of s once. A common factor g only leaves
+   out entries: `y` reads none but each g-th of `x`, by a stride s / g and a dilation D / g.
 4. Grid. On N equidistant points an axis, the supremum is at most the maximum times the product over
    the axes of `1 / cos(pi d / (2 N))`, d + 1 the number of taps and N > d. Proof: let M be the
    supremum, attained at theta* with unit vectors u, v. Fix all coordinates but one. With a phase a,
@@ -61,8 +64,8 @@ def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
         kernel: Array of shape (*spatial, in_channels // groups, out_channels), 1 to 3 spatial axes.
         strides: Integer, or one for each spatial axis.
         groups: Integer, divides out_channels.
-        dilation_rate: Integer, or one for each spatial axis. Changes the bound only together with
-            strides, where the gaps count as taps of zeros.
+        dilation_rate: Integer, or one for each spatial axis. Changes the bound only where it has a
+            factor in common with the strides.
 
     Returns:
         Float.
@@ -79,8 +82,7 @@ def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
         )
     strides = _positive("strides", strides, w.ndim - 2)
     dilation_rate = _positive("dilation_rate", dilation_rate, w.ndim - 2)
-    if max(strides) > 1 and max(dilation_rate) > 1:
-        w, strides = _written_out(w, strides, dilation_rate)
+    strides = tuple(s // math.gcd(s, d) for s, d in zip(strides, dilation_rate))
     (groups,) = _positive("groups", groups, 1)
     if w.shape[-1] % groups:
         raise ValueError(
@@ -120,21 +122,6 @@ def _positive(name, value, count):
     if len(values) != count or any(v != int(v) or v < 1 for v in values):
         raise ValueError(f"{name} must be {count} positive integers. Received: {name}={value}")
     return tuple(map(int, values))
-
-
-def _written_out(w, strides, dilation_rate):
-    """(kernel with its gaps as zeros, strides): the same operator's without dilation.
-
-    What stride s and dilation d have in common is taken out first: `y[p] = sum_t W[t] x[s p + d t]`
-    reads only every gcd(s, d)-th entry of x, and is an operator of s / gcd and d / gcd on those.
-    Where no stride is left, the gaps do not change the norm (note 3).
-    """
-    common = [math.gcd(s, d) for s, d in zip(strides, dilation_rate)]
-    steps = [d // g if g < s else 1 for s, d, g in zip(strides, dilation_rate, common)]
-    wide = [(k - 1) * d + 1 for k, d in zip(w.shape, steps)]
-    spread = np.zeros((*wide, *w.shape[len(steps) :]), w.dtype)
-    spread[tuple(slice(None, None, d) for d in steps)] = w
-    return spread, tuple(s // g for s, g in zip(strides, common))
 
 
 def _polyphase(w, strides, groups):

@@ -15,7 +15,14 @@ from keras_lipnext.certification.activations import (
 )
 from keras_lipnext.certification.contractions import NoContraction, einsum_axes, matrices
 from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import TINY, added, block_diagonal, linear, repeated, scaled
+from keras_lipnext.certification.rounding import (
+    TINY,
+    added,
+    block_diagonal,
+    linear,
+    repeated,
+    scaled,
+)
 from keras_lipnext.certification.rules import ROUNDING, Bound, find_rule, library_rule, size
 
 kl = keras.layers
@@ -265,7 +272,7 @@ def softmax(layer, context):
 @library_rule(kl.Rescaling)
 def rescaling(layer, context):
     scale, offset = np.asarray(layer.scale), np.asarray(layer.offset)
-    # The layer looks the format up, and moves the axis of its scale, not of its offset, accordingly.
+    # The layer looks the format up, and moves the axis of its scale, not of its offset.
     if scale.ndim and keras.config.image_data_format() == "channels_first":
         scale = scale.reshape(scale.shape + (1,) * (3 - scale.ndim))
     whole = (1, *context.input_shape)

@@ -239,7 +239,7 @@ def pad(operation, context):
         offset = abs(float(value)) * math.sqrt(added) if value else 0.0
         return Bound(1.0, offset * (1 + 4 * ROUNDING))
     largest = max(n for pair in widths for n in pair)
-    if operation.mode not in ("reflect", "symmetric") or operation.mode == "symmetric" and largest > 1:
+    if operation.mode != "reflect" and (operation.mode != "symmetric" or largest > 1):
         raise context.refusal(
             f"the backends of Keras pad {largest} entries by {operation.mode!r} in different ways: "
             "use 'reflect'"

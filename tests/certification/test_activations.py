@@ -81,7 +81,10 @@ TABLE = {
     "clipped relu": clipped_relu(0.1, 0.7),
     "squareplus 0.3": squareplus(0.3),
     "soft_shrink 1.1": soft_shrink(1.1),
-    **{name.lower(): OPERATION_ACTIVATIONS[name] for name in ("Sin", "Cos", "Arctan", "Arcsinh", "Erf")},
+    **{
+        name.lower(): OPERATION_ACTIVATIONS[name]
+        for name in ("Sin", "Cos", "Arctan", "Arcsinh", "Erf")
+    },
 }
 POINTS = np.concatenate(
     [

@@ -331,7 +331,11 @@ class Declared(kl.Layer):
 
 
 REFUSED = [
-    (lambda: kl.Dense(3, activation="exponential"), (4,), r"activation 'exponential' has no constant"),
+    (
+        lambda: kl.Dense(3, activation="exponential"),
+        (4,),
+        r"activation 'exponential' has no constant",
+    ),
     (lambda: kl.Dense(3, activation="softmax"), (4, 4), r"softmax inside a network"),
     (lambda: kl.Softmax(), (4, 4), r"softmax inside a network"),
     (lambda: kl.Activation(lambda x: 5 * x), (4,), r"no Lipschitz constant is known for its act"),

@@ -178,7 +178,10 @@ REFUSED = {
     "sort of all": (lambda x: ops.sort(x, axis=None), r"mixes the samples"),
     "norm over samples": (lambda x: ops.norm(x, axis=0), r"works on the batch axis"),
     "norm of all": (ops.norm, r"mixes the samples"),
-    "spectral norm": (lambda x: ops.norm(x, ord=2, axis=(1, 2)), r"order 2 over 2 axes has no rule"),
+    "spectral norm": (
+        lambda x: ops.norm(x, ord=2, axis=(1, 2)),
+        r"order 2 over 2 axes has no rule",
+    ),
     "norm of order 3": (lambda x: ops.norm(x, ord=3, axis=1), r"order 3 over 1 axes has no rule"),
     "logsumexp over samples": (lambda x: ops.logsumexp(x, axis=0), r"works on the batch axis"),
     "logsumexp of all": (ops.logsumexp, r"mixes the samples"),
