@@ -381,7 +381,7 @@ def test_strides_with_dilation(strides, dilation, padding):
     """Against the operator on an image; where gaps and strides agree, tight."""
     rank = len(strides)
     for seed in range(3):
-        kernel = random_kernel((3, 2)[:rank] + (2, 3), seed)
+        kernel = random_kernel((*(3, 2)[:rank], 2, 3), seed)
         sizes = (40, 9)[:rank]
         truth = norm(operator(kernel, sizes, strides, dilation, padding))
         bound = convolution_norm_bound(kernel, strides, 1, dilation)
