@@ -6,7 +6,6 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 from keras_lipnext.backend.core import (
     assign_stacked,
     compiled,
-    float64_scope,
     full_precision,
     gradient,
     inference_scope,
@@ -16,11 +15,13 @@ from keras_lipnext.backend.core import (
     stacked,
     value,
 )
+from keras_lipnext.backend.float64 import call_in_float64, float64_scope
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
 __all__ = [
     "assign_stacked",
+    "call_in_float64",
     "compiled",
     "devices_of",
     "float64_scope",

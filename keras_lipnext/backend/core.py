@@ -1,47 +1,11 @@
-"""64-bit mode, switching gradients off, input gradients, stacks: each written three times."""
+"""Precision of products, gradients off and of inputs, stacks: each written three times."""
 
 import contextlib
 
 import keras
-from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_lipnext.backend.sharding import collected, dealt
-
-
-@contextlib.contextmanager
-def float64_scope():
-    """Context in which computations on float64 tensors stay in float64, on every backend.
-
-    Two things stand in the way. JAX has no float64 unless its 64-bit mode is on. And on JAX and
-    PyTorch Keras' dtype promotion turns 64-bit results into 32-bit ones: `keras.ops.matmul` of two
-    float64 tensors computes in float32 on PyTorch, `tanh` on JAX. Both are switched inside the
-    context only.
-
-    Raises:
-        RuntimeError: if the Keras installed would still promote float64 to something else.
-    """
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            if jax.default_backend() == "tpu":
-                raise RuntimeError(
-                    "TPUs have no IEEE float64 arithmetic: certificates need it. Set "
-                    "JAX_PLATFORMS=cpu before starting Python."
-                )
-            stack.enter_context(jax.enable_x64(True))
-            # A lower precision set for training would reach float64 products too.
-            stack.enter_context(jax.default_matmul_precision("highest"))
-        promotion = BIT64_TO_BIT32_DTYPE["float64"]
-        stack.callback(BIT64_TO_BIT32_DTYPE.__setitem__, "float64", promotion)
-        BIT64_TO_BIT32_DTYPE["float64"] = "float64"
-        if keras.backend.result_type("float64", "float64") != "float64":
-            raise RuntimeError(
-                f"Keras {keras.__version__} computes float64 operations in lower precision on the "
-                f"{keras.backend.backend()} backend: certificates cannot be evaluated."
-            )
-        yield
 
 
 @contextlib.contextmanager

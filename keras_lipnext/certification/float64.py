@@ -92,7 +92,9 @@ class Float64Twin:
         values, shapes = {0: x}, {0: tuple(x.shape)}
         for step, function, args, kwargs in self._program:
             args, kwargs = _filled_in(args, kwargs, values)
-            outputs = keras.tree.flatten(function(*args, **kwargs))
+            outputs, lossy = backend.call_in_float64(function, *args, **kwargs)
+            outputs = keras.tree.flatten(outputs)
+            _check_float64(step, outputs, lossy)
             for index, output in zip(step.outputs, outputs, strict=True):
                 values[index], shapes[index] = output, tuple(output.shape)
         self._shapes[tuple(x.shape[1:])] = shapes
@@ -111,6 +113,17 @@ class Float64Twin:
             outputs = keras.tree.flatten(function(*args, **kwargs))
             outputs = [keras.ops.convert_to_numpy(output) for output in outputs]
         return float(np.sqrt(sum(np.linalg.norm(output) ** 2 for output in outputs)))
+
+
+def _check_float64(step, outputs, lossy):
+    """Sees the promise of float64 kept; `backend.float64_scope` alone would be believed."""
+    found = {keras.backend.standardize_dtype(output.dtype) for output in outputs}
+    if lossy is not None or found != {"float64"}:
+        how = f"by its operation {lossy}" if lossy else f"and answers in {', '.join(found)}"
+        raise ValueError(
+            f"{step.title} computes in lower precision although built in float64, {how}: what "
+            "rounding can do to it is not bounded. Have it compute in the dtype of its inputs."
+        )
 
 
 def _filled_in(args, kwargs, values):
