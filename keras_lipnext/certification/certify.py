@@ -3,10 +3,16 @@
 import keras
 import numpy as np
 
-from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
+from keras_lipnext.certification.batches import (
+    check_batch,
+    check_numbers,
+    class_labels,
+    numpy_batches,
+)
 from keras_lipnext.certification.bounds import method_of
-from keras_lipnext.certification.evaluation import Evaluation, own_answer
-from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
+from keras_lipnext.certification.comparison import low_precision, own_answer
+from keras_lipnext.certification.evaluation import Evaluation
+from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash
 from keras_lipnext.certification.lipschitz import read
 from keras_lipnext.certification.report import Certificate
 from keras_lipnext.distribution import check_one_process
@@ -72,15 +78,16 @@ def certify(
     if not all(0 <= e < np.inf for e in epsilons):
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
     method = method_of(lipschitz)
-    batches, total = numpy_batches(x, y, batch_size)
     check_one_process(model)
     certifiable = read(model)
-    check_hash(certifiable, expected_hash)
-    classes = model.output_shape[-1]
-    if len(model.output_shape) != 2 or classes is None or classes < 2:
+    batches, total = numpy_batches(x, y, batch_size, certifiable.graph.input_shape)
+    weights_hash = check_hash(certifiable, expected_hash)
+    output_shape = tuple(model.outputs[0].shape)
+    classes = output_shape[-1]
+    if len(output_shape) != 2 or classes is None or classes < 2:
         raise ValueError(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
-            f"Received: output_shape={model.output_shape}"
+            f"Received: output_shape={output_shape}"
         )
     evaluation = Evaluation(certifiable, classes, verbose)
     if method is not None:
@@ -90,16 +97,13 @@ def certify(
     predictions, radii, allowances, labels = [], [], [], []
     differing, extremes, padded = 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
+        check_batch(inputs, batch_labels, certifiable.graph.input_shape)
         if batch_labels is not None:
-            if len(batch_labels) != len(inputs):
-                raise ValueError(
-                    f"A batch has {len(inputs)} inputs and {len(batch_labels)} labels."
-                )
             labels.append(class_labels(batch_labels, classes))
-        padded = padded or len(inputs)
+        padded = padded or certifiable.graph.input_shape[0] or len(inputs)
         check_numbers(inputs, certifiable.graph.input_dtype)
         found = evaluation(inputs, padded)
-        if index == 0 and not own_precision:
+        if index == 0:
             evaluation.compare(model, inputs)
         for results, part in zip((predictions, radii, allowances), found):
             results.append(part)
@@ -113,6 +117,12 @@ def certify(
     if labels and len(labels) != len(predictions):
         raise ValueError("Some batches of the data set had labels and some had none.")
     bound = evaluation.bound
+    evidence = Evidence.of(model, certifiable, bound)
+    if evidence.weights_hash != weights_hash:
+        raise ValueError(
+            "The model was changed while it was certified, as by training in another thread: "
+            "certify a copy, or when it is done."
+        )
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
@@ -121,7 +131,7 @@ def certify(
         lipschitz_bound=bound.constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
-        evidence=Evidence.of(model, certifiable, bound),
+        evidence=evidence,
         extremes=extremes.found(),
         input_range=extremes.input_range,
     )

@@ -55,15 +55,14 @@ class Evidence:
 
 
 def check_hash(certifiable, expected):
-    """ValueError if the model has another hash than expected; None expects nothing."""
-    if expected is None:
-        return
+    """The model's hash; ValueError if it is another than expected. None expects nothing."""
     found = certifiable.graph.digest()
-    if found != expected:
+    if expected is not None and found != expected:
         raise ValueError(
             f"The model's hash is {found}, not the {expected} expected: these are other weights or "
             "another architecture."
         )
+    return found
 
 
 def _version(package):
@@ -81,11 +80,6 @@ def policies(certifiable):
     """Names of the dtype policies of the model's layers, sorted."""
     layers = [s.operation for s in certifiable.steps if isinstance(s.operation, keras.layers.Layer)]
     return tuple(sorted({layer.dtype_policy.name for layer in layers}))
-
-
-def low_precision(certifiable):
-    """Whether a layer computes in less than float32."""
-    return any("16" in name or "8" in name for name in policies(certifiable))
 
 
 class Extremes:

@@ -16,7 +16,7 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
 )
 from keras_lipnext.certification.activations import is_softmax
 from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound, method_of
-from keras_lipnext.certification.calls import replaced, unusual_arguments
+from keras_lipnext.certification.calls import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
 from keras_lipnext.certification.rounding import combined, underflow
 from keras_lipnext.certification.rules import (
@@ -47,11 +47,21 @@ CONVERTING = (
 
 @dataclasses.dataclass(frozen=True)
 class Certifiable:
-    """A model as certificates read it: the graph of its body, and the linear head behind it."""
+    """A model as certificates read it: the graph of its body, and the linear head behind it.
+
+    Attributes:
+        graph: `Graph` of the whole model.
+        body: `Graph` without the head.
+        head: The linear map that makes the logits, or None.
+        shares: The steps that only turn the logits into shares, in order; they are left out. The
+            head is one of them if it does so itself.
+        notes: Sentences on what was read in a special way.
+    """
 
     graph: Graph
     body: Graph
     head: Step | None
+    shares: tuple
     notes: tuple
 
     @property
@@ -61,10 +71,12 @@ class Certifiable:
 
 def read(model):
     """`Certifiable` of a model. Softmax at its end is left out, with a note."""
-    graph, notes = trace(model), ()
+    graph = trace(model)
+    shares, notes = (), _augmentation_note(graph)
     makers = {i: step for step in graph.steps for i in step.outputs}
     last, output = makers.get(graph.output), graph.output
     while last is not None and _only_orders(last):
+        shares = (last, *shares)
         notes += (
             f"The model ends in softmax (layer '{last.name}'). It keeps the order of the logits: "
             "those in front of it are certified, and its predictions with them.",
@@ -82,7 +94,26 @@ def read(model):
     body = dataclasses.replace(
         graph, steps=tuple(reversed(steps)), output=head.inputs[0] if head else output
     )
-    return Certifiable(graph, body, head, notes)
+    return Certifiable(graph, body, head, shares, notes)
+
+
+def _augmentation_note(graph):
+    """Layers that act on a plain call, too, unless it says that it is none of training."""
+    names = [
+        f"'{step.name}'"
+        for step in graph.steps
+        if isinstance(step.operation, keras.layers.Layer)
+        and acts_by_default(step.operation)
+        and type(step.operation) in layer_rules.IDENTITIES
+    ]
+    if not names:
+        return ()
+    which = "Layer " + names[0] if len(names) == 1 else "Layers " + ", ".join(names)
+    return (
+        f"{which}: augmentation, which counts as the identity. That is so in `predict` and "
+        "`model(x, training=False)`; `model(x)` alone changes its inputs at random, and no "
+        "certificate speaks of that.",
+    )
 
 
 def _only_orders(step):
@@ -92,7 +123,7 @@ def _only_orders(step):
         return False
     if unusual_arguments(operation, step.args, step.kwargs) or replaced(operation):
         return False
-    if type(operation) in (keras.layers.Activation, keras.layers.Dense):
+    if type(operation) in (keras.layers.Activation, keras.layers.Dense, layers.OrthogonalDense):
         return is_softmax(operation.activation)
     named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
     keras_own = type(operation).__module__.startswith("keras.src.")

@@ -63,7 +63,7 @@ class CertifiableModel(keras.Model):
         check_distribution()
         super().__init__(*args, **kwargs)
         certifiable = read(self)
-        if certifiable.head is None or certifiable.notes:
+        if certifiable.head is None or certifiable.shares:
             last = self.outputs[0]._keras_history.operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
