@@ -81,7 +81,6 @@ def certify(
     check_one_process(model)
     certifiable = read(model)
     batches, total = numpy_batches(x, y, batch_size, certifiable.graph.input_shape)
-    weights_hash = check_hash(certifiable, expected_hash)
     output_shape = tuple(model.outputs[0].shape)
     classes = output_shape[-1]
     if len(output_shape) != 2 or classes is None or classes < 2:
@@ -90,6 +89,7 @@ def certify(
             f"Received: output_shape={output_shape}"
         )
     evaluation = Evaluation(certifiable, classes, verbose)
+    check_hash(certifiable, expected_hash)
     if method is not None:
         evaluation.use(method, model)
     own_precision = low_precision(certifiable)
@@ -118,7 +118,7 @@ def certify(
         raise ValueError("Some batches of the data set had labels and some had none.")
     bound = evaluation.bound
     evidence = Evidence.of(model, certifiable, bound)
-    if evidence.weights_hash != weights_hash:
+    if evidence.weights_hash != evaluation.weights_hash:
         raise ValueError(
             "The model was changed while it was certified, as by training in another thread: "
             "certify a copy, or when it is done."

@@ -30,7 +30,8 @@ _ARITHMETIC = {
 }
 # Float32 products on accelerators may be computed in TF32.
 _TF32 = (2.0**-11, 2.0**-126)
-# What implementations may lose beyond the rounding of each operation.
+# What float32 implementations of functions may lose beyond the rounding of each operation. Where
+# numbers are shorter, functions are computed in float32 and rounded.
 _SLACK = 16.0
 
 
@@ -40,6 +41,9 @@ def own_answer(model, inputs):
     missing = max(sizes - len(inputs), 0)
     missing += -(len(inputs) + missing) % parts_of_a_batch()
     full = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)]) if missing else inputs
+    given = getattr(model, "_inputs_struct", None)  # {"x": the input}, as its author likes
+    if given is not None:
+        full = keras.tree.map_structure(lambda tensor, full=full: full, given)
     (answer,) = keras.tree.flatten(model.predict_on_batch(full))
     return keras.ops.convert_to_numpy(answer)[: len(inputs)]
 
@@ -96,7 +100,7 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
     r, d = forward_errors(body, coarse, norms, given)[body.output]
     last = certifiable.head or (body.steps[-1] if body.steps else None)
     unit, tiny = _arithmetic(types(last) if last else {keras.config.floatx()})
-    scale = _SLACK * unit / 2.0**-53
+    scale = _slack(unit) / 2.0**-53
     if head is None:
         allowed = logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
     else:
@@ -112,7 +116,7 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
             own, lost = _logarithms(step, own, unit, tiny)
         else:
             # Shares move by no more than margins do, and their rounding is relative to 1.
-            values, lost = _shares(step, values), _SLACK * unit * (64 + values.shape[-1])
+            values, lost = _shares(step, values), _slack(unit) * (64 + values.shape[-1])
         allowed = allowed.max(axis=-1, keepdims=True) * 2 + lost
     # The order of the logits is that of all that is made of them.
     top, rows = logits.argmax(axis=-1), np.arange(len(logits))
@@ -133,10 +137,15 @@ def _arithmetic(names):
     return tuple(map(max, zip(*known or [_ARITHMETIC["float64"]])))
 
 
+def _slack(unit):
+    """What an operation may be off by, relatively, where its rounding is `unit`."""
+    return unit * (_SLACK if unit < 2.0**-16 else 1.0)
+
+
 def _coarser(step, parts, shapes):
     """The bounds of a step in the arithmetic of the model, its inputs and outputs rounded."""
     unit, tiny = _arithmetic(types(step))
-    scale = _SLACK * unit / 2.0**-53
+    scale = _slack(unit) / 2.0**-53
     entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
     weights = sum(size(weight.shape) for weight in getattr(step.operation, "weights", ()))
     absolute = tiny * math.sqrt(entries)
@@ -170,7 +179,7 @@ def _shares(step, values):
 
 def _logarithms(step, own, unit, tiny):
     """(logarithms of the shares that the model ends in, how far off rounding puts them)."""
-    lost = _SLACK * unit * (64 + own.shape[-1])
+    lost = _slack(unit) * (64 + own.shape[-1])
     if _is_log(step):
         return own, lost + 4 * unit * np.nan_to_num(np.abs(own), posinf=0.0, neginf=0.0)
     with np.errstate(all="ignore"):

@@ -49,6 +49,7 @@ class Evaluation:
 
     Attributes:
         bound: `LipschitzBound` for the inputs seen; where sizes differ, the largest.
+        weights_hash: Hash of the model before its weights were read.
     """
 
     def __init__(self, certifiable, classes, verbose=0):
@@ -56,6 +57,7 @@ class Evaluation:
         self._certifiable = certifiable
         self._verbose = verbose
         try:
+            self.weights_hash = certifiable.graph.digest()
             self._twin = Float64Twin(certifiable)
         except Exception as error:
             raise next(iter(unclear), error) from error

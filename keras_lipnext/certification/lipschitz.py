@@ -53,16 +53,16 @@ class Certifiable:
         graph: `Graph` of the whole model.
         body: `Graph` without the head.
         head: The linear map that makes the logits, or None.
+        notes: Sentences on what was read in a special way.
         shares: The steps that only turn the logits into shares, in order; they are left out. The
             head is one of them if it does so itself.
-        notes: Sentences on what was read in a special way.
     """
 
     graph: Graph
     body: Graph
     head: Step | None
-    shares: tuple
     notes: tuple
+    shares: tuple = ()
 
     @property
     def steps(self):
@@ -94,7 +94,7 @@ def read(model):
     body = dataclasses.replace(
         graph, steps=tuple(reversed(steps)), output=head.inputs[0] if head else output
     )
-    return Certifiable(graph, body, head, shares, notes)
+    return Certifiable(graph, body, head, notes, shares)
 
 
 def _augmentation_note(graph):
