@@ -137,7 +137,10 @@ def _call_on_torch(function, args, kwargs):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             answer = operation(*args, **(kwargs or {}))
             read, made = (
-                {str(getattr(v, "dtype", None)).removeprefix("torch.") for v in keras.tree.flatten(t)}
+                {
+                    str(getattr(v, "dtype", None)).removeprefix("torch.")
+                    for v in keras.tree.flatten(t)
+                }
                 for t in ((args, kwargs or {}), answer)
             )
             name = operation.overloadpacket.__name__

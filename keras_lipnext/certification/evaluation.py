@@ -124,15 +124,13 @@ class Evaluation:
     def _compare(self, model, inputs, logits):
         wide = "float64" in policies(self._certifiable)
         scope = backend.float64_scope() if wide else contextlib.nullcontext()
-        with scope:
-            own = own_answer(model, inputs)
-        inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
-        head = None if self._kernel is None else (self._kernel, self._pairs, self._joint)
-        bounds, shapes = self._by_size[inputs.shape[1:]][1], self._twin.shapes(inputs)
         with np.errstate(all="ignore"):  # beyond float32 its answer is infinite
-            apart = margins_apart(
-                self._certifiable, bounds, shapes, inputs, logits, own, head
-            )
+            with scope:
+                own = own_answer(model, inputs)
+            inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
+            head = None if self._kernel is None else (self._kernel, self._pairs, self._joint)
+            bounds, shapes = self._by_size[inputs.shape[1:]][1], self._twin.shapes(inputs)
+            apart = margins_apart(self._certifiable, bounds, shapes, inputs, logits, own, head)
         if apart.any():
             raise ValueError(
                 "The model's own predictions are not those of its evaluation in float64, by far "
