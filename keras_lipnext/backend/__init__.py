@@ -6,16 +6,15 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 from keras_lipnext.backend.core import (
     assign_stacked,
     compiled,
-    full_precision,
     gradient,
     inference_scope,
-    on_cpu,
     processes,
     replicas,
     stacked,
     value,
 )
 from keras_lipnext.backend.float64 import call_in_float64, float64_scope
+from keras_lipnext.backend.precision import matmul, on_cpu
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
@@ -25,9 +24,9 @@ __all__ = [
     "compiled",
     "devices_of",
     "float64_scope",
-    "full_precision",
     "gradient",
     "inference_scope",
+    "matmul",
     "on_cpu",
     "processes",
     "replicas",

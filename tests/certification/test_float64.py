@@ -224,7 +224,7 @@ def in_thread(function):
 class Gate(keras.layers.Layer):
     """Passes on what it is given; a float64 batch of 64 samples waits for `passing` first."""
 
-    passing = {}
+    passing = None
 
     def __init__(self, place, **kwargs):
         super().__init__(**kwargs)
