@@ -132,7 +132,7 @@ def main(arguments):
         shares = [found.clean_accuracy, *found.certified_accuracy.values()]
         cells = [f"{100 * share:.1f} %" for share in shares]
         cells += [f"{1e3 * timer.median:.1f}", f"{model.count_params():,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found.lipschitz_bound:.6f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {found.body_constant:.6f} |")
         print(lines[-1], flush=True)
         right = found.predictions == test[1]
         curves[name] = np.sort(np.where(right, found.radii, 0.0))

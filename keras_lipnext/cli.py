@@ -90,7 +90,8 @@ def _inspect(model, certifiable, options):
         **evidence_dict(Evidence.of(model, certifiable, bound)),
         "class": type(model).__name__,
         "output_shape": list(model.output_shape),
-        "lipschitz_bound": bound.constant,
+        "constant": bound.constant,
+        "body_constant": bound.body_constant,
         "declared": list(bound.declared),
         "defects": _defects(certifiable),
     }
@@ -125,13 +126,15 @@ def _inspection(summary):
         ).rstrip()
         for line in lines
     ]
+    behind = " from input to head" if summary["head"] else ""
     facts = {
         "model": f"{summary['model']} ({summary['class']}), {summary['parameters']:,} parameters",
         "shapes": f"{tuple(summary['input_shape'])} to {tuple(summary['output_shape'])}",
         "dtype": ", ".join(summary["dtypes"]),
         "weights": f"sha256 {summary['weights_hash']}",
-        "head": summary["head"] or "none: K covers the logits",
-        "K": f"{summary['lipschitz_bound']:.10g}, {summary['how_proven']}",
+        "head": summary["head"] or "none: K is the constant of what makes the logits",
+        "K": f"{summary['body_constant']:.10g}{behind}, {summary['how_proven']}",
+        "constant": f"{summary['constant']:.10g} of the model, from input to output",
     }
     notes = [f"note: {note}" for note in summary["notes"]]
     lines = [*(f"{name:<8} {fact}" for name, fact in facts.items()), *notes, "", *table]

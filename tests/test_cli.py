@@ -164,7 +164,9 @@ def test_inspect(lipnext, tmp_path):
     summary = json.loads((tmp_path / "model.json").read_text())
     model = keras.models.load_model("images.keras", compile=False)
     bound = model.lipschitz_bound()
-    assert summary["lipschitz_bound"] == bound.constant
+    assert summary["constant"] == bound.constant
+    assert summary["body_constant"] == bound.body_constant
+    assert f"{bound.constant:.10g} of the model, from input to output" in out
     assert summary["how_proven"] in out
     assert summary["weights_hash"] in out
     assert f"{summary['parameters']:,} parameters" in out
@@ -244,7 +246,7 @@ def test_a_class_of_ones_own_needs_its_module(custom, lipnext, refuses, tmp_path
     assert "chatter" in err
     status, out, err = lipnext("certify", path, "dense.npz", "--strict")
     assert status == 1
-    assert "Lipschitz constant K, partly declared" in out
+    assert "Lipschitz constant K, input to head, partly declared" in out
     assert err.endswith("lipnext: error: with --strict, every constant must be proven.\n")
 
 

@@ -51,7 +51,7 @@ def certify(
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
-        lipschitz: How to bound the constant K of the body: "product" of the layers' constants along
+        lipschitz: How to bound the constant K of the body, what is in front of the head: "product" of the layers' constants along
             the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
             inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`), or the
             `LipschitzResult` of one of them or of `lmi.project`, which is proven again from its
@@ -118,7 +118,8 @@ def certify(
         radii=np.concatenate(radii),
         labels=np.concatenate(labels) if labels else None,
         epsilons=epsilons,
-        lipschitz_bound=bound.constant,
+        constant=bound.constant,
+        body_constant=bound.body_constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
         evidence=Evidence.of(model, certifiable, bound),

@@ -20,8 +20,10 @@ class Certificate:
         radii: Float64, shape (n,): proven l2 radius of each prediction, in units of the inputs.
         labels: Integers, shape (n,), or None.
         epsilons: Tuple of floats, the radii reported.
-        lipschitz_bound: Float, the Lipschitz constant K of the model's body: proven, but for the
-            layers that `evidence.bound.declared` names.
+        constant: Float, the Lipschitz constant of the whole model, from its input to its output.
+        body_constant: Float, the Lipschitz constant K of the model's body, from its input to that
+            of its head; the radii follow from it. `constant` if there is no head. Both are proven,
+            but for the layers that `evidence.bound.declared` names.
         error_allowances: Float64, shape (n,), or None: what rounding can have done to the
             difference of logits that decides each radius, in units of the logits. It is subtracted.
         low_precision_differences: On how many samples the model's own prediction, computed in
@@ -35,7 +37,8 @@ class Certificate:
     radii: np.ndarray
     labels: np.ndarray | None
     epsilons: tuple
-    lipschitz_bound: float
+    constant: float
+    body_constant: float
     error_allowances: np.ndarray | None = None
     low_precision_differences: int | None = None
     evidence: Evidence | None = None
@@ -113,7 +116,8 @@ class Certificate:
             "certified_share": self.certified_share,
             "mean_radius": float(self.radii.mean()),
             "median_radius": float(np.median(self.radii)),
-            "lipschitz_bound": float(self.lipschitz_bound),
+            "constant": float(self.constant),
+            "body_constant": float(self.body_constant),
             "error_allowance": self.error_allowance,
             "low_precision_differences": self.low_precision_differences,
             "per_class": self.per_class,

@@ -16,7 +16,14 @@ def rows(certificate):
     found += [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
     found.append(("median radius", f"{np.median(certificate.radii):.4g}"))
     proof = "partly declared" if declared(certificate) else "proven"
-    found.append((f"Lipschitz constant K, {proof}", f"{certificate.lipschitz_bound:.9f}"))
+    head = certificate.evidence.bound.head if certificate.evidence else None
+    if certificate.constant == certificate.body_constant and not head:
+        found.append((f"Lipschitz constant K of the model, {proof}", _constant(certificate.constant)))
+    else:
+        found += [
+            (f"Lipschitz constant K, input to head, {proof}", _constant(certificate.body_constant)),
+            (f"Lipschitz constant, input to output, {proof}", _constant(certificate.constant)),
+        ]
     allowance = certificate.error_allowance
     if allowance:
         found += [
@@ -27,6 +34,11 @@ def rows(certificate):
         differences = str(certificate.low_precision_differences)
         found.append((f"predictions that differ in {low_precision(certificate)}", differences))
     return found
+
+
+def _constant(value):
+    """Nine decimals near 1; ten digits where that many would say nothing or run off the page."""
+    return f"{value:.9f}" if 1e-3 <= value < 1e5 else f"{value:.10g}"
 
 
 def printable(text):

@@ -93,7 +93,9 @@ def test_sections(page):
     for words in (
         "clean accuracy 75.00%",
         "certified robust accuracy at epsilon = 0.4 25.00%",
-        "Lipschitz constant K, proven 1.000000500",
+        "Lipschitz constant K, input to head, proven 1.000000500",
+        "Lipschitz constant, input to output, proven 1.250000000",
+        "the constant 1.25.",
         "error allowance E of the logits, largest 3e-12",
         "Not promised: that execution in float32",
         "product over 2 layers, proven from the stored weights",

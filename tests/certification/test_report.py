@@ -20,7 +20,8 @@ def certificate(labels=True, radii=(0.5, 0.2, 0.0, 0.9), **kwargs):
         radii=np.array(radii),
         labels=np.array([0, 1, 2, 0]) if labels else None,
         epsilons=(0.1, 0.4),
-        lipschitz_bound=1.0000005,
+        constant=1.25,
+        body_constant=1.0000005,
         **kwargs,
     )
 
@@ -38,7 +39,7 @@ def evidence(names=("stem", "dense"), declared=(), dtypes=("float32",), branch=F
         "input_shape": (None, 8, 8, 1),
         "backend": "torch",
         "versions": {"keras_lipnext": "0.1.0", "keras": "3.15.1"},
-        "bound": LipschitzBound(1.0000005, constants, "head", ("A note on softmax.",)),
+        "bound": LipschitzBound(1.25, 1.0000005, constants, "head", ("A note on softmax.",)),
     }
     return Evidence(**(found | kwargs))
 
@@ -110,7 +111,7 @@ def test_table():
     assert "75.00%" in text
     assert "certified robust accuracy at epsilon = 0.4" in text
     assert "25.00%" in text
-    assert "Lipschitz constant K, proven" in text
+    assert "Lipschitz constant K, input to head, proven" in text
     assert "1.000000500" in text
     assert "Promised:" in text
     assert "Not promised:" in text
@@ -152,7 +153,7 @@ def test_how_the_constant_was_proven(bound, sentence):
 
 def test_declared_constants_are_not_called_proven():
     text = str(full(evidence=evidence(declared=("dense",))))
-    assert "Lipschitz constant K, partly declared" in text
+    assert "Lipschitz constant K, input to head, partly declared" in text
     assert "if what was declared, not proven, for dense is true" in text
     assert "proven from the weights" not in text
     assert "proven from the stored weights" not in text
@@ -183,7 +184,7 @@ def test_dictionary_is_json():
     summary = json.loads(json.dumps(certificate().to_dict()))
     assert summary["clean_accuracy"] == 0.75
     assert summary["certified_accuracy"] == {"0.1": 0.5, "0.4": 0.25}
-    assert summary["lipschitz_bound"] == 1.0000005
+    assert (summary["constant"], summary["body_constant"]) == (1.25, 1.0000005)
     assert summary["samples"] == 4
     assert certificate(labels=False).to_dict()["certified_accuracy"] is None
 

@@ -108,7 +108,7 @@ def check_records(folder, text, epochs):
     assert certificate["clean_accuracy"] > 0.6
     smallest = next(iter(certificate["certified_accuracy"].values()))
     assert 0.2 < smallest <= certificate["clean_accuracy"]
-    assert certificate["lipschitz_bound"] < 1 + 1e-5
+    assert certificate["body_constant"] < 1 + 1e-5
     assert share(text, "clean accuracy") == round(100 * certificate["clean_accuracy"], 2)
     assert "</html>" in (folder / "certificate.html").read_text()
 
