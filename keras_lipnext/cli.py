@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import pathlib
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from keras_lipnext.certification.evidence import Evidence, check_hash
 from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
 from keras_lipnext.certification.report import evidence_dict, write_json
 from keras_lipnext.certification.rules import Context
-from keras_lipnext.loading import import_modules, load_data, load_model, range_warning
+from keras_lipnext.loading import import_modules, load_data, load_model
 from keras_lipnext.manifolds import Stiefel, stiefel
 from keras_lipnext.version import __version__
 
@@ -56,9 +57,10 @@ def main(arguments=None):
 
 def _certify(model, certifiable, options):
     x, y = load_data(options.data, certifiable.graph.input_shape, options.limit)
-    if message := range_warning(x, options.epsilons):
-        _warn(message)
-    with _progress() as verbose:
+    if message := wording.range_warning((float(x.min()), float(x.max())), options.epsilons):
+        _warn(message)  # before the work; `certify` says it at its end
+    with _progress() as verbose, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Inputs range from")
         certificate = certify(
             model,
             x,

@@ -81,19 +81,6 @@ def load_data(path, input_shape, limit=None):
     return x, y
 
 
-def range_warning(x, epsilons):
-    """What epsilon means for inputs that leave [0, 1]; None for inputs within."""
-    low, high = float(x.min()), float(x.max())
-    if low >= 0 and high <= 1:
-        return None
-    epsilon = max(epsilons, default=0.0)
-    return (
-        f"inputs range from {low:.6g} to {high:.6g}, not within [0, 1]. Radii and epsilons are in "
-        f"these units: {epsilon:.4g} here is {epsilon / ((high - low) or 1.0):.2g} of the range. "
-        "Is this the scale the model was trained on, and the one you mean?"
-    )
-
-
 def _check_archive(path):
     if path.suffix != ".keras":
         raise ValueError(f"{path}: expected a .keras file, as model.save('model.keras') writes.")

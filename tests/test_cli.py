@@ -504,7 +504,7 @@ def test_inputs_outside_0_1_are_warned_of(x, reason, lipnext, tmp_path):
     status, out, err = lipnext("certify", "dense.keras", path, "--epsilons", 0.1)
     assert status == 0
     assert out.startswith("samples")
-    assert err.startswith("lipnext: WARNING: inputs range from ")
+    assert err.startswith("lipnext: WARNING: Inputs range from ")
     assert reason in err
 
 

@@ -1,8 +1,11 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
+import warnings
+
 import keras
 import numpy as np
 
+from keras_lipnext.certification import wording
 from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
 from keras_lipnext.certification.bounds import method_of
 from keras_lipnext.certification.evaluation import Evaluation, own_answer
@@ -35,8 +38,8 @@ def certify(
 
     for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
-    of its own, proven likewise, that is taken where it is smaller. Ties and non-finite logits have
-    radius 0. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
+    of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
+    logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
     that computes in bfloat16 or float16 is certified from its stored weights, and the samples on
     which its own low-precision prediction differs are counted.
 
@@ -67,6 +70,9 @@ def certify(
         RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
             model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
+
+    Warns:
+        UserWarning: once, if inputs leave [0, 1]: radii and epsilons are in their units.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
@@ -113,6 +119,8 @@ def certify(
     if labels and len(labels) != len(predictions):
         raise ValueError("Some batches of the data set had labels and some had none.")
     bound = evaluation.bound
+    if message := wording.range_warning(extremes.input_range, epsilons):
+        warnings.warn(message, stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
@@ -125,4 +133,5 @@ def certify(
         evidence=Evidence.of(model, certifiable, bound),
         extremes=extremes.found(),
         input_range=extremes.input_range,
+        inputs_not_finite=extremes.not_finite,
     )

@@ -96,6 +96,9 @@ class Evaluation:
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+        # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
+        finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
+        predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
         return predictions, radii, errors[np.arange(count), deciding]
 
     def compare(self, model, inputs):

@@ -89,12 +89,18 @@ def low_precision(certifiable):
 
 
 class Extremes:
-    """Collects the samples of smallest and largest radii, and the inputs' range, by batches."""
+    """Collects samples of smallest and largest radii, and the inputs' range, by batches.
+
+    Attributes:
+        not_finite: Number of samples whose input holds NaN or infinity. They have no part in the
+            range: a comparison with NaN would hide that of all the others.
+    """
 
     def __init__(self, count=8):
         self._count = count
         self._samples, self._offset = [], 0
         self._low, self._high = np.inf, -np.inf
+        self.not_finite = 0
 
     def update(self, inputs, predictions, radii, labels):
         """Takes one batch."""
@@ -113,13 +119,15 @@ class Extremes:
         self._samples.sort(key=lambda s: (s.radius, s.index))
         del self._samples[self._count : -self._count]
         self._offset += len(inputs)
-        self._low = min(self._low, float(np.min(inputs)))
-        self._high = max(self._high, float(np.max(inputs)))
+        finite = np.isfinite(inputs)
+        self.not_finite += int((~finite.reshape(len(inputs), -1).all(axis=1)).sum())
+        self._low = min(self._low, float(np.min(inputs, where=finite, initial=np.inf)))
+        self._high = max(self._high, float(np.max(inputs, where=finite, initial=-np.inf)))
 
     @property
     def input_range(self):
-        """(smallest, largest) entry of the inputs."""
-        return self._low, self._high
+        """(smallest, largest) finite entry of the inputs; None if there is none."""
+        return (self._low, self._high) if self._low <= self._high else None
 
     def found(self):
         """Tuple of `Sample`, by increasing radius."""

@@ -16,7 +16,7 @@ class Certificate:
     """Certified predictions of a model on data. `print` shows it as a table.
 
     Attributes:
-        predictions: Integers, shape (n,); -1 where a logit was not finite.
+        predictions: Integers, shape (n,); -1 where an input or a logit was not finite.
         radii: Float64, shape (n,): proven l2 radius of each prediction, in units of the inputs.
         labels: Integers, shape (n,), or None.
         epsilons: Tuple of floats, the radii reported.
@@ -30,7 +30,8 @@ class Certificate:
             bfloat16 or float16, is another one. None for a model that computes in float32 or above.
         evidence: `Evidence`: the model's hash, its layers' constants, versions; or None.
         extremes: Tuple of `Sample`, those of smallest and largest radii, by increasing radius.
-        input_range: (smallest, largest) entry of all inputs, or None.
+        input_range: (smallest, largest) finite entry of all inputs, or None.
+        inputs_not_finite: Number of samples whose input holds NaN or infinity.
     """
 
     predictions: np.ndarray
@@ -44,11 +45,17 @@ class Certificate:
     evidence: Evidence | None = None
     extremes: tuple = ()
     input_range: tuple | None = None
+    inputs_not_finite: int = 0
 
     @property
     def correct(self):
         """Whether each prediction is right; None without labels."""
         return None if self.labels is None else self.predictions == self.labels
+
+    @property
+    def unanswered(self):
+        """Number of samples with prediction -1 and radius 0: an input or logit is not finite."""
+        return int((self.predictions < 0).sum())
 
     @property
     def clean_accuracy(self):
@@ -86,7 +93,7 @@ class Certificate:
 
         Keys: "class", "samples", "clean_accuracy" (None without labels), "certified_accuracy"
         (shares of the class by epsilon; of its predictions, right or wrong, without labels) and
-        "median_radius". Class -1 holds predictions from logits that were not finite.
+        "median_radius". Class -1 holds predictions from inputs or logits that were not finite.
         """
         groups = self.predictions if self.labels is None else self.labels
         right = np.ones(len(groups), bool) if self.labels is None else self.correct
@@ -111,6 +118,8 @@ class Certificate:
         """Everything but the arrays, in built-in types. Floats can be infinite or NaN."""
         return {
             "samples": len(self.radii),
+            "unanswered": self.unanswered,
+            "inputs_not_finite": self.inputs_not_finite,
             "clean_accuracy": self.clean_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "certified_share": self.certified_share,

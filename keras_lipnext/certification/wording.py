@@ -8,6 +8,8 @@ import numpy as np
 def rows(certificate):
     """(quantity, value) pairs of the headline numbers."""
     found = [("samples", str(len(certificate.radii)))]
+    if certificate.unanswered:
+        found.append(("samples without an answer, radius 0", str(certificate.unanswered)))
     if certificate.labels is not None:
         found.append(("clean accuracy", f"{certificate.clean_accuracy:.2%}"))
         shares, name = certificate.certified_accuracy, "certified robust accuracy"
@@ -92,10 +94,42 @@ def facts(certificate):
         ("dtype", ", ".join(evidence.dtypes) or "that of its inputs"),
         ("weights", f"sha256 {evidence.weights_hash}"),
         *([("inputs", units(certificate.input_range))] if certificate.input_range else []),
+        *_unanswered(certificate),
         ("evaluated", f"in float64 on {evidence.backend}, {versions}"),
         *(("note", note) for note in evidence.bound.notes),
     ]
     return [(name, printable(sentence)) for name, sentence in found]
+
+
+def _unanswered(certificate):
+    count, inputs = certificate.unanswered, certificate.inputs_not_finite
+    if not count:
+        return []
+    return [
+        (
+            "no answer",
+            f"to {count} of {len(certificate.radii)} samples: NaN or infinity in the inputs of "
+            f"{inputs}, in the logits of {count - inputs} more. Their prediction is -1, which "
+            "counts as wrong, and their radius 0",
+        )
+    ]
+
+
+def range_warning(input_range, epsilons):
+    """What epsilon means for inputs that leave [0, 1]; None for inputs within, or without a range.
+
+    Args:
+        input_range: (smallest, largest) entry, or None.
+        epsilons: The radii of interest.
+    """
+    if input_range is None or (input_range[0] >= 0 and input_range[1] <= 1):
+        return None
+    (low, high), epsilon = input_range, max(epsilons, default=0.0)
+    return (
+        f"Inputs range from {low:.6g} to {high:.6g}, not within [0, 1]. Radii and epsilons are in "
+        f"these units: {epsilon:.4g} here is {epsilon / ((high - low) or 1.0):.2g} of the range. "
+        "Is this the scale the model was trained on, and the one you mean?"
+    )
 
 
 def units(input_range):

@@ -2,7 +2,9 @@ import builtins
 import dataclasses
 import json
 import math
+import warnings
 
+import keras
 import numpy as np
 import pytest
 from data import dense_model
@@ -300,3 +302,65 @@ def test_the_range_of_the_inputs_is_said():
     assert found.input_range == (-7.5, 255.0)
     assert "inputs: from -7.5 to 255; radii and epsilons are in their units" in str(found)
     assert found.to_dict()["input_range"] == [-7.5, 255.0]
+
+
+def with_nan(x, *places):
+    x = np.array(x, "float64")
+    for place, value in places:
+        x[place] = value
+    return x
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_hide_the_range(batch_size, bad):
+    """min(inf, nan) is inf: one NaN left its whole batch out."""
+    x = with_nan(np.linspace(0.1, 0.9, 24).reshape(4, 6), ((0, 2), bad))
+    model = dense_model()
+    found = lip.certify(model, x, np.zeros(4, int), batch_size=batch_size, verbose=0)
+    assert found.input_range == (0.1, 0.9)
+    assert found.predictions[0] == -1 and found.radii[0] == 0 and not found.correct[0]
+    assert (found.predictions[1:] >= 0).all() and (found.radii[1:] > 0).all()
+    assert (found.unanswered, found.inputs_not_finite) == (1, 1)
+    assert found.to_dict()["unanswered"] == found.to_dict()["inputs_not_finite"] == 1
+    for text in (str(found), found.to_markdown()):
+        assert "samples without an answer, radius 0" in text
+        assert "to 1 of 4 samples: NaN or infinity in the inputs of 1, in the logits of 0" in text
+
+
+def test_no_finite_input_has_no_range():
+    found = lip.certify(dense_model(), np.full((2, 6), np.nan), verbose=0)
+    assert found.input_range is None
+    assert found.unanswered == 2
+    assert "nan" not in str(found.to_dict()["input_range"])
+
+
+def test_layers_that_answer_to_infinity_do_not_make_an_answer_of_it():
+    """tanh maps infinity to 1, and TensorFlow's relu NaN to 0."""
+    inputs = keras.Input((3,))
+    x = keras.layers.Activation("tanh")(inputs)
+    model = keras.Model(inputs, lip.layers.NormalizedDense(2)(keras.layers.ReLU()(x)))
+    x = [[np.inf, 0.1, 0.2], [np.nan, 0.1, 0.2], [0.3, 0.1, 0.2]]
+    found = lip.certify(model, np.array(x), verbose=0)
+    assert found.predictions.tolist()[:2] == [-1, -1]
+    assert found.inputs_not_finite == 2
+
+
+def test_logits_that_are_not_finite_are_counted_apart():
+    model = dense_model()
+    model.head.bias.assign(np.array([np.inf, 0, 0, 0]))
+    found = lip.certify(model, np.full((3, 6), 0.5), verbose=0)
+    assert (found.unanswered, found.inputs_not_finite) == (3, 0)
+    assert "in the inputs of 0, in the logits of 3 more" in str(found)
+    assert "no answer" not in str(full())
+
+
+def test_inputs_outside_0_1_are_warned_of_once():
+    x = np.linspace(0, 255, 60).reshape(10, 6)
+    with pytest.warns(UserWarning, match="0.5 here is 0.002 of the range") as record:
+        lip.certify(dense_model(), x, epsilons=0.5, batch_size=2, verbose=0)
+    (warning,) = [w for w in record if w.category is UserWarning]  # NumPy has others
+    assert warning.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        lip.certify(dense_model(), x / 255, epsilons=0.5, verbose=0)
