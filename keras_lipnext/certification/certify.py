@@ -39,9 +39,10 @@ def certify(
     for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
     of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
-    logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
-    that computes in bfloat16 or float16 is certified from its stored weights, and the samples on
-    which its own low-precision prediction differs are counted.
+    logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
+    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
+    float16 is certified from its stored weights, and the samples on which its own low-precision
+    prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -54,11 +55,12 @@ def certify(
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
-        lipschitz: How to bound the constant K of the body, what is in front of the head: "product" of the layers' constants along
-            the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
-            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`), or the
-            `LipschitzResult` of one of them or of `lmi.project`, which is proven again from its
-            multipliers. What is named is used, whether or not another method would give less.
+        lipschitz: How to bound the constant K of the body, what is in front of the head: "product"
+            of the layers' constants along the graph; or, for chains of Dense layers and activations
+            of bounded slope, by matrix inequalities: "lipsdp", "eclipse" or "eclipse_fast"
+            (`keras_lipnext.lmi`), or the `LipschitzResult` of one of them or of `lmi.project`,
+            which is proven again from its multipliers. What is named is used, whether or not
+            another method would give less.
 
     Returns:
         `Certificate`.

@@ -54,6 +54,31 @@ class Evidence:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file that was read: "model", "data" or "labels", its name, SHA-256 in hex, arrays taken."""
+
+    role: str
+    name: str
+    sha256: str
+    arrays: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a certificate of the command line was made from.
+
+    Attributes:
+        files: Tuple of `File`.
+        date: When, in ISO 8601, UTC.
+        command: The command line.
+    """
+
+    files: tuple
+    date: str
+    command: str
+
+
 def check_hash(certifiable, expected):
     """ValueError if the model has another hash than expected; None expects nothing."""
     if expected is None:
@@ -121,8 +146,10 @@ class Extremes:
         self._offset += len(inputs)
         finite = np.isfinite(inputs)
         self.not_finite += int((~finite.reshape(len(inputs), -1).all(axis=1)).sum())
-        self._low = min(self._low, float(np.min(inputs, where=finite, initial=np.inf)))
-        self._high = max(self._high, float(np.max(inputs, where=finite, initial=-np.inf)))
+        known = np.asarray(inputs)[finite]
+        if known.size:
+            self._low = min(self._low, float(known.min()))
+            self._high = max(self._high, float(known.max()))
 
     @property
     def input_range(self):

@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from keras_lipnext.certification import plots, wording
+from keras_lipnext.installation import installing
 
 # Longer tables are folded.
 _LONG = 24
@@ -21,7 +22,7 @@ def html(certificate):
     try:
         import jinja2
     except ImportError as error:
-        raise ImportError("The page needs jinja2: pip install 'keras_lipnext[plot]'") from error
+        raise ImportError(f"The page needs jinja2: {installing('plot')}") from error
     # Names of models and layers come from the file under examination: all is escaped.
     environment = jinja2.Environment(
         autoescape=True,

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_lipnext.installation import installing
+
 # 900 x 600 pixels; drawn small, so that text stays readable where 330 pixels are all there is.
 _SIZE, _DPI = (5, 10 / 3), 180
 
@@ -93,7 +95,7 @@ def _figure():
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'keras_lipnext[plot]'") from error
+        raise ImportError(f"Figures need matplotlib: {installing('plot')}") from error
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)

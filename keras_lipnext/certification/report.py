@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from keras_lipnext.certification import page, plots, wording
-from keras_lipnext.certification.evidence import Evidence
+from keras_lipnext.certification.evidence import Evidence, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Certificate:
         extremes: Tuple of `Sample`, those of smallest and largest radii, by increasing radius.
         input_range: (smallest, largest) finite entry of all inputs, or None.
         inputs_not_finite: Number of samples whose input holds NaN or infinity.
+        source: `Source`, files, date and command, if the command line made it; or None.
     """
 
     predictions: np.ndarray
@@ -46,6 +47,7 @@ class Certificate:
     extremes: tuple = ()
     input_range: tuple | None = None
     inputs_not_finite: int = 0
+    source: Source | None = None
 
     @property
     def correct(self):
@@ -114,8 +116,14 @@ class Certificate:
             )
         return rows
 
-    def to_dict(self):
-        """Everything but the arrays, in built-in types. Floats can be infinite or NaN."""
+    def to_dict(self, samples=False):
+        """Everything in built-in types; the arrays with `samples`. Floats can be infinite or NaN.
+
+        Args:
+            samples: Whether to add, as "per_sample", lists of predictions, radii and labels.
+        """
+        arrays = {"predictions": self.predictions, "radii": self.radii, "labels": self.labels}
+        lists = {name: None if a is None else a.tolist() for name, a in arrays.items()}
         return {
             "samples": len(self.radii),
             "unanswered": self.unanswered,
@@ -132,19 +140,22 @@ class Certificate:
             "per_class": self.per_class,
             "input_range": None if self.input_range is None else list(self.input_range),
             "evidence": None if self.evidence is None else evidence_dict(self.evidence),
+            "source": None if self.source is None else dataclasses.asdict(self.source),
             "promise": list(wording.promise(self)),
+            **({"per_sample": lists} if samples else {}),
         }
 
-    def to_json(self, path):
-        """Writes `to_dict()` as JSON.
+    def to_json(self, path, samples=False):
+        """Writes `to_dict(samples)` as JSON.
 
         JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan". Keys are
         strings, epsilons too.
 
         Args:
             path: File name.
+            samples: As for `to_dict`.
         """
-        write_json(self.to_dict(), path)
+        write_json(self.to_dict(samples), path)
 
     def __str__(self):
         return wording.text(self)

@@ -20,7 +20,9 @@ def rows(certificate):
     proof = "partly declared" if declared(certificate) else "proven"
     head = certificate.evidence.bound.head if certificate.evidence else None
     if certificate.constant == certificate.body_constant and not head:
-        found.append((f"Lipschitz constant K of the model, {proof}", _constant(certificate.constant)))
+        found.append(
+            (f"Lipschitz constant K of the model, {proof}", _constant(certificate.constant))
+        )
     else:
         found += [
             (f"Lipschitz constant K, input to head, {proof}", _constant(certificate.body_constant)),
@@ -96,9 +98,24 @@ def facts(certificate):
         *([("inputs", units(certificate.input_range))] if certificate.input_range else []),
         *_unanswered(certificate),
         ("evaluated", f"in float64 on {evidence.backend}, {versions}"),
+        *source_facts(certificate.source),
         *(("note", note) for note in evidence.bound.notes),
     ]
     return [(name, printable(sentence)) for name, sentence in found]
+
+
+def source_facts(source):
+    """(name, sentence) pairs: the files, the date and the command; none without a `Source`."""
+    if source is None:
+        return []
+    files = [
+        (
+            f"{file.role} file",
+            f"{file.name}{''.join(f', {name}' for name in file.arrays)}, sha256 {file.sha256}",
+        )
+        for file in source.files
+    ]
+    return [*files, ("made", f"{source.date} by: {source.command}")]
 
 
 def _unanswered(certificate):

@@ -215,6 +215,9 @@ def test_the_command(plain, tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["body_constant"] < product.body_constant
     assert main(["inspect", "model.keras", "--lipschitz", "eclipse_fast"]) == 0
-    assert f"K        {written['body_constant']:.10g} from input to head, ECLipsE-Fast" in capsys.readouterr().out
+    assert (
+        f"K          {written['body_constant']:.10g} from input to head, ECLipsE-Fast"
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit):
         main([*words, "--lipschitz", "guess"])

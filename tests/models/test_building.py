@@ -84,7 +84,12 @@ def test_a_shape_that_looks_like_the_other_layout(shape, data_format, other, mov
         UserWarning, match=rf"looks like {other}.*data_format='{other}', or input_shape={moved}"
     ):
         lip.LipNeXt(
-            input_shape=shape, num_classes=2, depth=1, width=64, patch_size=1, data_format=data_format
+            input_shape=shape,
+            num_classes=2,
+            depth=1,
+            width=64,
+            patch_size=1,
+            data_format=data_format,
         )
 
 
