@@ -39,6 +39,7 @@ def html(certificate):
         labelled=certificate.labels is not None,
         declared=", ".join(wording.declared(certificate)),
         numbers=wording.rows(certificate),
+        explanation=wording.explanation(certificate),
         promise=wording.promise(certificate),
         facts=wording.facts(certificate),
         classes=(wording.per_class_header(certificate), wording.per_class_rows(certificate)),

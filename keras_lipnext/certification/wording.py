@@ -41,8 +41,22 @@ def rows(certificate):
 
 
 def _constant(value):
-    """Nine decimals near 1; ten digits where that many would say nothing or run off the page."""
-    return f"{value:.9f}" if 1e-3 <= value < 1e5 else f"{value:.10g}"
+    """Ten digits."""
+    return f"{value:#.10g}"
+
+
+def explanation(certificate):
+    """What the headline shares are, as a sentence."""
+    kept = "every perturbation of the input of l2 norm up to epsilon"
+    if certificate.labels is None:
+        return (
+            "Certified at epsilon: the share of samples whose prediction, right or wrong, provably "
+            f"stays the same under {kept}."
+        )
+    return (
+        "Certified robust accuracy (CRA) at epsilon: the share of samples that are classified "
+        f"correctly and provably stay so under {kept}."
+    )
 
 
 def printable(text):
@@ -190,7 +204,7 @@ def text(certificate):
     width = max(len(name) for name, _ in numbers)
     lines = [f"{name:<{width}}  {value:>12}" for name, value in numbers]
     lines += [f"{name}: {sentence}" for name, sentence in grounds]
-    return "\n".join([*lines, *promise(certificate)])
+    return "\n".join([*lines, explanation(certificate), *promise(certificate)])
 
 
 def per_class_header(certificate):
@@ -224,6 +238,7 @@ def markdown(certificate):
     classes = per_class_header(certificate)
     parts = [
         _table(["quantity", "value"], rows(certificate), ["---", "---:"]),
+        explanation(certificate),
         _table(classes, per_class_rows(certificate), ["---:"] * len(classes)),
         "\n".join(f"- {name}: {_cell(sentence)}" for name, sentence in facts(certificate)),
         *map(_cell, promise(certificate)),

@@ -364,3 +364,48 @@ def test_inputs_outside_0_1_are_warned_of_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         lip.certify(dense_model(), x / 255, epsilons=0.5, verbose=0)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize(
+    "epsilons", [(0.1, 0.4), (0.0, 0.05, 0.9), (0.1, 0.101, 0.11), (2.0,), (0.88,), ()]
+)
+def test_labels_stay_off_lines_off_each_other_and_inside_the_axes(labels, epsilons):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from keras_lipnext.certification.plots import accuracy_curve
+
+    whole = dataclasses.replace(certificate(labels), epsilons=epsilons)
+    figure = accuracy_curve(whole)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    frame = axes.get_window_extent(renderer)
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert bool(boxes) == bool(epsilons)
+    for box in boxes:
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+        assert sum(box.overlaps(other) for other in boxes) == 1  # itself
+        if labels:
+            line = axes.transData.transform((0, 100 * whole.clean_accuracy))[1]
+            assert not box.y0 <= line <= box.y1
+        # The curve falls: the lower left corner is above it.
+        x, y = axes.transData.inverted().transform((box.x0, box.y0))
+        counted = whole.radii[whole.correct] if labels else whole.radii
+        assert 100 * (counted > x).sum() / 4 <= y
+
+
+def test_certified_robust_accuracy_is_explained():
+    for text in (str(certificate()), certificate().to_markdown()):
+        assert text.count("provably stay so under every perturbation of the input of l2 norm") == 1
+        assert text.index("Certified robust accuracy (CRA) at") < text.index("Promised")
+    assert "whose prediction, right or wrong, provably stays" in str(certificate(labels=False))
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [(1.0000005, "1.000000500"), (14.303122955, "14.30312295"), (3.5e12, "3.500000000e+12")],
+)
+def test_constants_have_ten_digits(value, shown):
+    assert f" {shown}\n" in str(dataclasses.replace(certificate(), body_constant=value))
