@@ -4,6 +4,8 @@ import functools
 
 import keras
 
+from keras_lipnext.installation import installing
+
 
 def torch_module(model, dtype, prepare, logit_scale):
     """`torch.nn.Module` that evaluates a Keras model; see `certification.as_torch_module`.
@@ -23,9 +25,7 @@ def torch_module(model, dtype, prepare, logit_scale):
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
-            "`as_torch_module` needs PyTorch: pip install 'keras_lipnext[torch]'"
-        ) from error
+        raise ImportError(f"`as_torch_module` needs PyTorch: {installing('torch')}") from error
 
     def weights():
         return [v.value for v in model.variables]

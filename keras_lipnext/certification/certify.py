@@ -1,8 +1,11 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
+import warnings
+
 import keras
 import numpy as np
 
+from keras_lipnext.certification import wording
 from keras_lipnext.certification.batches import (
     check_batch,
     check_numbers,
@@ -41,10 +44,11 @@ def certify(
 
     for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
-    of its own, proven likewise, that is taken where it is smaller. Ties and non-finite logits have
-    radius 0. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
-    that computes in bfloat16 or float16 is certified from its stored weights, and the samples on
-    which its own low-precision prediction differs are counted.
+    of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
+    logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
+    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
+    float16 is certified from its stored weights, and the samples on which its own low-precision
+    prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -57,11 +61,12 @@ def certify(
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
-        lipschitz: How to bound the constant K of the body: "product" of the layers' constants along
-            the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
-            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`), or the
-            `LipschitzResult` of one of them or of `lmi.project`, which is proven again from its
-            multipliers. What is named is used, whether or not another method would give less.
+        lipschitz: How to bound the constant K of the body, what is in front of the head: "product"
+            of the layers' constants along the graph; or, for chains of Dense layers and activations
+            of bounded slope, by matrix inequalities: "lipsdp", "eclipse" or "eclipse_fast"
+            (`keras_lipnext.lmi`), or the `LipschitzResult` of one of them or of `lmi.project`,
+            which is proven again from its multipliers. What is named is used, whether or not
+            another method would give less.
 
     Returns:
         `Certificate`.
@@ -73,6 +78,9 @@ def certify(
         RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
             model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
+
+    Warns:
+        UserWarning: once, if inputs leave [0, 1]: radii and epsilons are in their units.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
@@ -123,15 +131,19 @@ def certify(
             "The model was changed while it was certified, as by training in another thread: "
             "certify a copy, or when it is done."
         )
+    if message := wording.range_warning(extremes.input_range, epsilons):
+        warnings.warn(message, stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
         labels=np.concatenate(labels) if labels else None,
         epsilons=epsilons,
-        lipschitz_bound=bound.constant,
+        constant=bound.constant,
+        body_constant=bound.body_constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
         evidence=evidence,
         extremes=extremes.found(),
         input_range=extremes.input_range,
+        inputs_not_finite=extremes.not_finite,
     )

@@ -76,8 +76,8 @@ class Evaluation:
 
     def use(self, method, model):
         """Takes the constants that a `Method` proves, not the product of the layers'."""
-        constant, self._pair_constants = method.function(model)
-        self._found = by_method(method, constant)
+        *constants, self._pair_constants = method.function(model)
+        self._found = by_method(method, self._certifiable, *constants)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -96,11 +96,14 @@ class Evaluation:
         self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
-            distances = bound.constant * self._pairs * (1 + 2.0**-52)
+            distances = bound.body_constant * self._pairs * (1 + 2.0**-52)
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+        # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
+        finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
+        predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
         return predictions, radii, errors[np.arange(count), deciding]
 
     def _full(self, inputs):
@@ -159,7 +162,7 @@ class Evaluation:
             if progress:
                 progress.add(1)
         bound = dataclasses.replace(bound_of(self._certifiable, bounds), **self._found)
-        if self.bound is None or bound.constant > self.bound.constant:
+        if self.bound is None or bound.body_constant > self.bound.body_constant:
             self.bound = bound
         return bound, bounds
 

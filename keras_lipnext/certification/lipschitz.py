@@ -18,6 +18,7 @@ from keras_lipnext.certification.activations import is_softmax
 from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound, method_of
 from keras_lipnext.certification.calls import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
+from keras_lipnext.certification.norms import spectral_norm_bound
 from keras_lipnext.certification.rounding import combined, underflow
 from keras_lipnext.certification.rules import (
     Bound,
@@ -25,6 +26,7 @@ from keras_lipnext.certification.rules import (
     NominalContext,
     find_rule,
     refusal,
+    size,
 )
 
 _UP = 1 + 2.0**-51
@@ -56,6 +58,7 @@ class Certifiable:
         notes: Sentences on what was read in a special way.
         shares: The steps that only turn the logits into shares, in order; they are left out. The
             head is one of them if it does so itself.
+        ending: Lipschitz constant of what is left out behind the logits: softmax, log_softmax.
     """
 
     graph: Graph
@@ -63,6 +66,7 @@ class Certifiable:
     head: Step | None
     notes: tuple
     shares: tuple = ()
+    ending: float = 1.0
 
     @property
     def steps(self):
@@ -72,7 +76,7 @@ class Certifiable:
 def read(model):
     """`Certifiable` of a model. Softmax at its end is left out, with a note."""
     graph = trace(model)
-    shares, notes = (), _augmentation_note(graph)
+    shares, notes, ending = (), _augmentation_note(graph), 1.0
     makers = {i: step for step in graph.steps for i in step.outputs}
     last, output = makers.get(graph.output), graph.output
     while last is not None and _only_orders(last):
@@ -83,9 +87,12 @@ def read(model):
         )
         if getattr(last.operation, "activation", None) and len(last.operation.weights):
             break  # a Dense layer with softmax as its activation is the head itself
+        ending *= _stretch(last)
         output = last.inputs[0]
         last = makers.get(output)
     head = last if last is not None and _is_head(last) else None
+    if head:
+        ending *= _stretch(head)
     needed, steps = {head.inputs[0] if head else output}, []
     for step in reversed(graph.steps):
         if step is not head and not needed.isdisjoint(step.outputs):
@@ -94,7 +101,7 @@ def read(model):
     body = dataclasses.replace(
         graph, steps=tuple(reversed(steps)), output=head.inputs[0] if head else output
     )
-    return Certifiable(graph, body, head, notes, shares)
+    return Certifiable(graph, body, head, notes, shares, ending)
 
 
 def _augmentation_note(graph):
@@ -130,6 +137,18 @@ def _only_orders(step):
     return named and keras_own
 
 
+def _stretch(step):
+    """Lipschitz constant of softmax, at most 1, or of log_softmax.
+
+    The derivative of the latter is I - 1 p^T for shares p, of norm sqrt(n) ||p|| <= sqrt(n).
+    """
+    function = getattr(step.operation, "activation", None)
+    stretching = (keras.activations.log_softmax, keras.ops.log_softmax)
+    if step.kind != "LogSoftmax" and not any(function is f for f in stretching):
+        return 1.0
+    return math.sqrt(size(step.output_shapes[0][1:])) * _UP
+
+
 def _is_head(step):
     """Whether the step is a plain linear map of vectors, so that pairwise constants apply."""
     layer = step.operation
@@ -147,7 +166,10 @@ def _is_head(step):
 
 
 def lipschitz_bound(model, verbose=0, lipschitz="product"):
-    """Proves an upper bound of the model's l2 Lipschitz constant from its stored weights.
+    """Proves upper bounds of a model's l2 Lipschitz constant from its stored weights.
+
+    `constant` of the answer is the model's, from its input to its output; `body_constant` that of
+    what is in front of its head, from which `certify` derives radii.
 
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
@@ -176,16 +198,20 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     bound = bound_of(certifiable, bounds)
     if method is None:
         return bound
-    return dataclasses.replace(bound, **by_method(method, method.function(model)[0]))
+    return dataclasses.replace(bound, **by_method(method, certifiable, *method.function(model)[:2]))
 
 
-def by_method(method, constant):
-    """Fields of `LipschitzBound` for a constant that a `Method` proved; ValueError if unusable."""
-    if not 2.0**-500 < constant < 2.0**500:
+def by_method(method, certifiable, constant, body_constant):
+    """Fields of `LipschitzBound` for constants that a `Method` proved; ValueError if unusable."""
+    if not 2.0**-500 < body_constant < 2.0**500:
         raise ValueError(
-            f"The Lipschitz constant by {method.title} is {constant}: no radius follows."
+            f"The Lipschitz constant by {method.title} is {body_constant}: no radius follows."
         )
-    return {"method": dataclasses.replace(method, function=None), "constant": constant}
+    return {
+        "method": dataclasses.replace(method, function=None),
+        "constant": constant if certifiable.ending == 1 else constant * certifiable.ending * _UP,
+        "body_constant": body_constant,
+    }
 
 
 def _check_built_shape(step):
@@ -212,7 +238,21 @@ def check_same_shape(step, built, found):
 
 def bound_of(certifiable, bounds):
     """`LipschitzBound` of a model, from the `Bound`s of the steps of its body."""
-    body = certifiable.body
+    total, constants = _combined_along(certifiable.body, bounds)
+    head, whole = certifiable.head, total
+    if head:
+        norm = spectral_norm_bound(Context(head).array(head.operation.kernel))
+        # A head of zeros makes the model constant; a product that underflows is not 0.
+        whole = max(total * norm * _UP, 2.0**-1000) if norm else 0.0
+    if certifiable.ending != 1:
+        whole *= certifiable.ending * _UP
+    return LipschitzBound(
+        float(whole), total, constants, head.name if head else None, certifiable.notes
+    )
+
+
+def _combined_along(body, bounds):
+    """(constant, tuple of `LayerConstant`) of a graph, from the `Bound`s of its steps."""
     totals, names, constants = {0: 1.0}, {0: "input"}, []
     for step, parts in zip(body.steps, bounds):
         constant = 1.0
@@ -231,18 +271,16 @@ def bound_of(certifiable, bounds):
         rule = find_rule(step)
         reads = tuple(names[i] for i in step.inputs)
         constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
-    total = float(totals[body.output])
-    head = certifiable.head.name if certifiable.head else None
-    return LipschitzBound(total, tuple(constants), head, certifiable.notes)
+    return float(totals[body.output]), tuple(constants)
 
 
 def nominal_constant(certifiable):
-    """Lipschitz constant by construction: every marked kernel counts as exactly orthogonal.
+    """The body's constant by construction: every marked kernel counts as exactly orthogonal.
 
     For losses and metrics in training. A layer whose norm training can change has none: an error.
     """
     bounds = [step_bounds(step, NominalContext(step)) for step in certifiable.body.steps]
-    return bound_of(certifiable, bounds).constant
+    return _combined_along(certifiable.body, bounds)[0]
 
 
 def required_rule(step):

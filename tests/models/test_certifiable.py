@@ -213,7 +213,7 @@ def test_a_nominal_constant_other_than_one_reaches_loss_and_metric():
     model.compile("sgd", loss, metrics=[lip.metrics.CertifiedRadius()])
     logs = model.evaluate(x, y, return_dict=True, verbose=0)
     certificate = lip.certify(model, x, y, verbose=0)
-    assert certificate.lipschitz_bound == pytest.approx(2, rel=1e-5)
+    assert certificate.body_constant == pytest.approx(2, rel=1e-5)
     radii = np.where(certificate.correct, certificate.radii, 0)
     assert logs["certified_radius"] == pytest.approx(radii.mean(), rel=1e-4)
     kernel = to_numpy(model.head.kernel)
