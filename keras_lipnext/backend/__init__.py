@@ -5,10 +5,12 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 
 from keras_lipnext.backend.core import (
     assign_stacked,
+    check_in_step,
     compiled,
     float64_scope,
     full_precision,
     gradient,
+    has_value,
     inference_scope,
     on_cpu,
     processes,
@@ -21,11 +23,13 @@ from keras_lipnext.backend.torch_module import torch_module
 
 __all__ = [
     "assign_stacked",
+    "check_in_step",
     "compiled",
     "devices_of",
     "float64_scope",
     "full_precision",
     "gradient",
+    "has_value",
     "inference_scope",
     "on_cpu",
     "processes",
