@@ -442,3 +442,203 @@ def test_a_step_of_ones_own_that_ends_in_keras_own():
     )
     model.fit(x, y, batch_size=12, epochs=3, callbacks=[watch], verbose=0)
     np.testing.assert_allclose(progress, [1 / 3, 2 / 3, 1.0], rtol=1e-5)
+
+
+def mean_radius(model, x, y):
+    certificate = model.certify(x, y, verbose=0)
+    return np.where(certificate.correct, certificate.radii, 0).mean()
+
+
+def mixing_model():
+    """A model whose constant grows if its mixing kernel leaves the manifold."""
+    inputs = keras.Input((2, 2, 8))
+    x = lip.layers.LipNeXtBlock()(inputs)
+    return lip.CertifiableModel(inputs, lip.layers.NormalizedDense(3)(lip.layers.L2Pool()(x)))
+
+
+def small_images(n=48):
+    rng = np.random.default_rng(0)
+    return rng.random((n, 2, 2, 8)).astype("float32"), rng.integers(0, 3, n)
+
+
+AVERAGING = {
+    "adam": lambda: keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.8),
+    "muon": lambda: keras.optimizers.Muon(0.05, use_ema=True, ema_momentum=0.8),
+    "overwriting": lambda: keras.optimizers.Adam(
+        0.1, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2
+    ),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.8)
+    ),
+    "manifold": lambda: lip.optimizers.ManifoldAdam(0.1, use_ema=True, ema_momentum=0.8),
+}
+
+
+@pytest.mark.parametrize(
+    "optimizer, swapped",
+    [
+        ("adam", False),
+        ("adam", True),
+        ("muon", True),
+        ("overwriting", False),
+        ("scaled", False),
+        ("manifold", True),
+    ],
+)
+def test_averaged_weights_are_put_back(optimizer, swapped):
+    """After `fit`, and in its validation, no metric is above the certificate; K stays 1."""
+    x, y = small_images()
+    model = mixing_model()
+    model.compile(
+        AVERAGING[optimizer](), lip.losses.EMMA(0.5), metrics=[lip.metrics.CertifiedRadius()]
+    )
+    seen = []
+
+    def look(logs):
+        seen.append((logs["certified_radius"], mean_radius(model, x, y)))
+
+    callbacks = [keras.callbacks.LambdaCallback(on_test_end=look)]
+    if swapped:
+        callbacks += [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+    for _ in range(2):
+        history = model.fit(
+            x,
+            y,
+            epochs=2,
+            batch_size=12,
+            validation_data=(x, y),
+            callbacks=callbacks,
+            verbose=0,
+        )
+        assert np.isfinite(history.history["loss"]).all()
+        assert 1 - 1e-6 < model.certify(x, verbose=0).lipschitz_bound < 1 + 1e-4
+        np.testing.assert_allclose(
+            np.linalg.norm(to_numpy(model.head.kernel), axis=0), 1, atol=1e-4
+        )
+        logs = model.evaluate(x, y, return_dict=True, verbose=0)
+        assert logs["certified_radius"] == pytest.approx(mean_radius(model, x, y), rel=1e-4)
+    assert len(seen) == 4
+    for metric, certified in seen:
+        assert 0 < metric == pytest.approx(certified, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-3, 0.1])
+def test_weights_off_the_manifold_cost_the_metrics_what_they_cost_the_certificate(noise):
+    x, y = small_images()
+    model = mixing_model()
+    model.compile(
+        "sgd",
+        lip.losses.EMMA(0.5),
+        metrics=[lip.metrics.CertifiedRadius(), lip.metrics.CertifiedAccuracy(0.01)],
+    )
+    block = model.layers[1]
+    rng = np.random.default_rng(1)
+    for kernel in (block.mixing.kernel, block.dense.kernel):
+        kernel.assign(to_numpy(kernel) + rng.normal(scale=noise, size=kernel.shape))
+    certificate = model.certify(x, y, epsilons=[0.01], verbose=0)
+    assert certificate.lipschitz_bound > 1 + noise
+    logs = model.evaluate(x, y, return_dict=True, verbose=0)
+    expected = np.where(certificate.correct, certificate.radii, 0).mean()
+    assert 0.999 * expected < logs["certified_radius"] < expected * (1 + 2e-6)
+    assert logs["certified_accuracy"] <= certificate.certified_accuracy[0.01] + 1e-6
+    on_batch = model.test_on_batch(x, y, return_dict=True)
+    assert float(on_batch["certified_radius"]) == pytest.approx(logs["certified_radius"])
+
+
+def test_weights_that_cannot_be_certified_have_metrics_of_0():
+    x, y = small_images()
+    model = mixing_model()
+    model.compile("sgd", lip.losses.EMMA(0.5), metrics=[lip.metrics.CertifiedAccuracy(0.0)])
+    kernel = model.layers[1].dense.kernel
+    kernel.assign(np.zeros(kernel.shape))
+    assert model.evaluate(x, y, return_dict=True, verbose=0)["certified_accuracy"] == 0
+
+
+BAD_LABELS = {
+    "negative": lambda y: np.where(np.arange(len(y)) == 30, -1, y),
+    "too large": lambda y: np.where(np.arange(len(y)) == 30, 4, y),
+    "fractional": lambda y: np.where(np.arange(len(y)) == 30, 1.5, y).astype("float32"),
+    "column": lambda y: np.where(np.arange(len(y)) == 30, 7, y)[:, None],
+    "shares": lambda y: np.where(np.arange(len(y))[:, None] == 30, np.nan, np.eye(4)[y]),
+}
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        part = slice(12 * index, 12 * index + 12)
+        return self.x[part], self.y[part]
+
+
+@pytest.mark.parametrize(
+    "kind, source",
+    [(kind, "data set") for kind in BAD_LABELS]
+    + [("negative", source) for source in ("arrays", "validation", "evaluate", "batch")],
+)
+def test_labels_outside_the_classes_are_an_error(kind, source):
+    """With the first batch that has them, weights being those of the batches before."""
+    x, y = vectors()
+    bad = BAD_LABELS[kind](y)
+    model = certifiable(lip.CertifiableModel)
+    model.compile(keras.optimizers.SGD(0.1), lip.losses.EMMA(0.5))
+    before = model.get_weights()
+    calls = {
+        "arrays": lambda: model.fit(x, bad, verbose=0),
+        "validation": lambda: model.fit(x, y, validation_data=(x, bad), verbose=0),
+        "data set": lambda: model.fit(Batches(x, bad), shuffle=False, verbose=0),
+        "evaluate": lambda: model.evaluate(Batches(x, bad), verbose=0),
+        "batch": lambda: model.train_on_batch(x, bad),
+    }
+    message = r"at least 0" if kind == "shares" else r"4 classes: labels are whole numbers"
+    with pytest.raises(Exception, match=message):
+        calls[source]()
+    after = model.get_weights()
+    if source == "data set":
+        assert all(np.isfinite(w).all() for w in after)
+        assert any((a != b).any() for a, b in zip(after, before))
+    else:
+        for a, b in zip(after, before):
+            np.testing.assert_array_equal(a, b)
+    assert np.isfinite(model.evaluate(x, y, verbose=0))
+
+
+def test_a_first_batch_with_bad_labels_costs_no_weights():
+    """JAX's trainer has taken them out of the model by then."""
+    x, y = vectors()
+    model = certifiable(lip.CertifiableModel)
+    model.compile(keras.optimizers.SGD(0.1), lip.losses.EMMA(0.5))
+    before = model.get_weights()
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(Exception, match="4 classes"):
+            call(Batches(x, y - 9), verbose=0)
+        for a, b in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_labels_of_other_losses_are_their_own_affair():
+    x, y = vectors()
+    model = certifiable(lip.CertifiableModel)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    model.compile("sgd", ignoring)
+    y[3] = -1
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+
+
+def test_one_logit():
+    inputs = keras.Input((6,))
+    x = lip.layers.OrthogonalDense(6)(inputs)
+    model = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(1)(x))
+    for part in ({"loss": lip.losses.EMMA(0.5)}, {"metrics": [lip.metrics.CertifiedRadius()]}):
+        with pytest.raises(ValueError, match=r"NormalizedDense\(2\).*BinaryCrossentropy"):
+            model.compile("sgd", **part)
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    x, y = vectors()
+    assert np.isfinite(model.fit(x, y % 2, verbose=0).history["loss"]).all()
+    with pytest.raises(ValueError, match=r"one logit.*two classes, the kernel \[0, w\]"):
+        model.certify(x, verbose=0)
