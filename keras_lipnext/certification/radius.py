@@ -48,6 +48,17 @@ def check_head(head):
         )
 
 
+def unbound(part, call):
+    """The error of a loss or metric that has no head, and how to give it one."""
+    return ValueError(
+        f"{type(part).__name__} '{part.name}' needs the pairwise constants ||w_i - w_j|| of the "
+        "classification head. Compile it in a keras_lipnext.CertifiableModel, which binds a copy, "
+        f"and answers in its logs, or call `{call}` with the model's NormalizedDense layer before "
+        "`compile`. (keras.models.clone_model makes an ordinary model of a LipNeXt or SLLNet: "
+        "type(model).from_config(model.get_config()) makes one of the kind.)"
+    )
+
+
 def head_distances(head, lipschitz_constant):
     """`K ||w_i - w_j||` of a head's kernel as it is now, a tensor of shape (classes, classes)."""
     if not backend.has_value(head.kernel):

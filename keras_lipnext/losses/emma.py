@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import check_head, head_distances
+from keras_lipnext.certification.radius import check_head, head_distances, unbound
 from keras_lipnext.layers._channels import number
 
 
@@ -68,11 +68,7 @@ class CertifiedLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         if self._distances is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the pairwise constants ||w_i - w_j|| of the "
-                "classification head. Compile it in a keras_lipnext.CertifiableModel, or call "
-                "`loss.bind(head)` with the model's NormalizedDense layer before training."
-            )
+            raise unbound(self, "loss.bind(head)")
         classes = y_pred.shape[-1]
         if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
             raise ValueError(

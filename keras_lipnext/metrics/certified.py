@@ -1,7 +1,12 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import certified_radii, check_head, head_distances
+from keras_lipnext.certification.radius import (
+    certified_radii,
+    check_head,
+    head_distances,
+    unbound,
+)
 from keras_lipnext.layers._channels import number
 
 
@@ -78,12 +83,7 @@ class CertifiedMetric(keras.metrics.Mean):
 
     def _check_bound(self):
         if self._constants is None:
-            raise ValueError(
-                f"{type(self).__name__} '{self.name}' needs the pairwise constants K ||w_i - w_j|| "
-                "of the classification head. Compile it in a keras_lipnext.CertifiableModel, which "
-                "binds a copy and answers in its logs; or call `metric.bind(head)` with the "
-                "model's NormalizedDense layer."
-            )
+            raise unbound(self, "metric.bind(head)")
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")

@@ -185,7 +185,9 @@ class CertifiableModel(keras.Model):
             return self._nominal_constant
         with backend.inference_scope(), backend.full_precision():
             kernels = [ops.cast(backend.value(weight), "float32") for weight in marked]
-            errors = [gram_defect(w if w.shape[-2] >= w.shape[-1] else transpose(w)) for w in kernels]
+            errors = [
+                gram_defect(w if w.shape[-2] >= w.shape[-1] else transpose(w)) for w in kernels
+            ]
             norms = ops.stack([ops.sqrt(ops.sum(ops.square(error))) for error in errors])
             growth = float(ops.prod(1 + 2 * norms))
         if growth < 1.001:
@@ -351,6 +353,22 @@ class CertifiableModel(keras.Model):
         check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
         return method(*args, **kwargs)
 
+    def save(self, filepath, *args, **kwargs):
+        """Saves, as `keras.Model.save`, to a .keras file.
+
+        A program that loads it imports keras_lipnext first.
+
+        Raises:
+            ValueError: for HDF5, which Keras writes, but cannot load such models from.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"Keras cannot load a {type(self).__name__} from an HDF5 file: save it as "
+                "model.save('name.keras'), or its weights by model.save_weights("
+                f"'name.weights.h5'). Received: filepath={str(filepath)!r}"
+            )
+        return super().save(filepath, *args, **kwargs)
+
     def get_compile_config(self):
         # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.
         config = super().get_compile_config()
@@ -362,4 +380,3 @@ class CertifiableModel(keras.Model):
         self._cosine = cosine
         if self.built:
             self.optimizer.build(self.trainable_variables)
-

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_lipnext import backend
 
+
 class TrainingState(keras.metrics.Metric):
     """The share of the training done, held as metric state.
 

@@ -109,7 +109,7 @@ def test_an_unbound_metric_has_no_result(kind):
     """Models bind copies: the one given to them must not answer 0."""
     metric = make(kind)
     small_lipnext().compile("sgd", lip.losses.EMMA(0.5), metrics=[metric])
-    with pytest.raises(ValueError, match="binds a copy and answers in its logs"):
+    with pytest.raises(ValueError, match="binds a copy, and answers in its logs"):
         metric.result()
 
 
@@ -130,7 +130,9 @@ def test_binding_to_what_is_no_head():
     unbuilt = lip.layers.NormalizedDense(3)
     for head in (unbuilt, keras.layers.ReLU(), lambda: np.zeros((3, 3))):
         for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
-            with pytest.raises(ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type"):
+            with pytest.raises(
+                ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type"
+            ):
                 part.bind(head)
     with pytest.raises(ValueError, match="bound to a head of 4 classes. Received: one of 3"):
         CertifiedRadius().bind(head_of(np.ones((2, 4)))).bind(head_of(np.ones((2, 3))))
@@ -139,7 +141,9 @@ def test_binding_to_what_is_no_head():
 def test_one_logit_has_no_pairs():
     head = head_of(np.ones((2, 1)))
     for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
-        with pytest.raises(ValueError, match=r"NormalizedDense\(2\).*BinaryCrossentropy\(from_logits"):
+        with pytest.raises(
+            ValueError, match=r"NormalizedDense\(2\).*BinaryCrossentropy\(from_logits"
+        ):
             part.bind(head)
 
 

@@ -244,7 +244,19 @@ def test_clones():
     clone = keras.models.clone_model(small_lipnext())
     # Keras clones a model of another constructor as a plain functional one, which certifies too.
     clone.set_weights(small_lipnext().get_weights())
-    assert len(lip.certify(clone, x[:, ::4, ::4, :1], y, verbose=0).radii) == 8
+    x = x[:, ::4, ::4, :1]
+    assert len(lip.certify(clone, x, y, verbose=0).radii) == 8
+    with pytest.raises(ValueError, match=r"clone_model.*type\(model\).from_config"):
+        clone.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_hdf5_files_are_refused_when_they_are_written(suffix, tmp_path):
+    for model in (small_lipnext(), mixing_model()):
+        with pytest.raises(ValueError, match=r"save it as model.save\('name.keras'\)"):
+            model.save(tmp_path / f"model{suffix}")
+        model.save_weights(tmp_path / "model.weights.h5")
+        model.load_weights(tmp_path / "model.weights.h5")
 
 
 def test_steps_are_counted_whatever_the_order_of_the_callbacks_threads():
