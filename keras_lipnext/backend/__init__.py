@@ -8,16 +8,15 @@ from keras_lipnext.backend.core import (
     check_in_step,
     compiled,
     float64_scope,
-    full_precision,
     gradient,
     has_value,
     inference_scope,
-    on_cpu,
     processes,
     replicas,
     stacked,
     value,
 )
+from keras_lipnext.backend.precision import matmul, on_cpu
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
@@ -27,10 +26,10 @@ __all__ = [
     "compiled",
     "devices_of",
     "float64_scope",
-    "full_precision",
     "gradient",
     "has_value",
     "inference_scope",
+    "matmul",
     "on_cpu",
     "processes",
     "replicas",

@@ -20,7 +20,7 @@ def pairwise_distances(kernel):
     Differentiable, with gradient zero on the diagonal; for training. Certificates use
     `pairwise_distances_float64`.
     """
-    gram = ops.matmul(ops.transpose(kernel), kernel)
+    gram = backend.matmul(ops.transpose(kernel), kernel)
     squares = ops.diagonal(gram)
     distances = squares[:, None] + squares[None, :] - 2 * gram
     distances = ops.maximum(distances, 0) * (1 - ops.eye(kernel.shape[-1], dtype=kernel.dtype))

@@ -183,13 +183,11 @@ class CertifiableModel(keras.Model):
         ]
         if not marked:
             return self._nominal_constant
-        with backend.inference_scope(), backend.full_precision():
+        with backend.inference_scope():
             kernels = [ops.cast(backend.value(weight), "float32") for weight in marked]
-            errors = [
-                gram_defect(w if w.shape[-2] >= w.shape[-1] else transpose(w)) for w in kernels
-            ]
-            norms = ops.stack([ops.sqrt(ops.sum(ops.square(error))) for error in errors])
-            growth = float(ops.prod(1 + 2 * norms))
+            tall = [w if w.shape[-2] >= w.shape[-1] else transpose(w) for w in kernels]
+            squares = ops.stack([ops.sum(ops.square(gram_defect(w))) for w in tall])
+            growth = float(ops.prod(1 + 2 * ops.sqrt(squares)))
         if growth < 1.001:
             return self._nominal_constant * growth
         try:

@@ -134,7 +134,7 @@ def test_binding_to_what_is_no_head():
                 ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type"
             ):
                 part.bind(head)
-    with pytest.raises(ValueError, match="bound to a head of 4 classes. Received: one of 3"):
+    with pytest.raises(ValueError, match=r"bound to a head of 4 classes. Received: one of 3"):
         CertifiedRadius().bind(head_of(np.ones((2, 4)))).bind(head_of(np.ones((2, 3))))
 
 

@@ -393,11 +393,10 @@ def test_a_step_as_the_guides_write_it_trains_as_keras_own(ramp):
     """Loss with its ramp, certified metrics, weights: all as with the step of Keras itself."""
     x, y = vectors()
     models, logs = [], []
+    initial = certifiable(lip.CertifiableModel).get_weights()
     for cls in (lip.CertifiableModel, guides_step(lip.CertifiableModel)):
         model = certifiable(cls)
-        if models:
-            model.set_weights(initial)
-        initial = model.get_weights()
+        model.set_weights(initial)
         model.compile(
             lip.optimizers.ManifoldAdam(0.05),
             lip.losses.EMMA(1.0, temperature=4.0, ramp=ramp),
