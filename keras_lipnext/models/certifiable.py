@@ -113,6 +113,7 @@ class CertifiableModel(keras.Model):
         self._find_head = lambda: head  # as an attribute Keras would track and save it twice
         body = [step.operation for step in certifiable.body.steps]
         self._find_body = lambda: body
+        self._find_metrics = lambda: []
         self._cosine = False
         self._evaluating = False
         self._labels_in_batches = True  # not checked before the first step
@@ -145,6 +146,8 @@ class CertifiableModel(keras.Model):
         """
         arguments = inspect.signature(super().compile).bind(*args, **kwargs)
         config = arguments.arguments
+        metrics = []  # Keras shows those that it was given only once it has built them
+        self._find_metrics = lambda: metrics
         for key in ("loss", "metrics", "weighted_metrics"):
             if key in config:
                 config[key] = keras.tree.map_structure(self._bound_copy, config[key])
@@ -154,7 +157,9 @@ class CertifiableModel(keras.Model):
 
     def _bound_copy(self, part):
         if isinstance(part, CertifiedMetric):
-            return type(part).from_config(part.get_config()).bind(self.head, self._metrics_constant)
+            copy = type(part).from_config(part.get_config())
+            self._find_metrics().append(copy.bind(self.head, self._metrics_constant))
+            return copy
         if not isinstance(part, CertifiedLoss):
             return part
         # Not copy.copy: Keras' objects copy by serialisation, which drops the dtype.
@@ -195,10 +200,14 @@ class CertifiableModel(keras.Model):
         except (ValueError, RuntimeError):
             return 0.0
 
-    @property
-    def _certified_metrics(self):
-        metrics = [part for m in self.metrics for part in (m, *getattr(m, "metrics", ()))]
-        return [metric for metric in metrics if isinstance(metric, CertifiedMetric)]
+    def _read_constants(self):
+        attached = [metric for metric in self.metrics if isinstance(metric, CertifiedMetric)]
+        for metric in (*self._find_metrics(), *attached):
+            metric.read_constants()
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self._read_constants()  # of metrics that Keras has yet to build, too
 
     @functools.partial(step_of, training=True)
     def train_step(self, *args):
@@ -211,8 +220,7 @@ class CertifiableModel(keras.Model):
     def _begin_step(self, training):
         if training:
             self._state.advance()
-            for metric in self._certified_metrics:
-                metric.read_constants()
+            self._read_constants()
 
     def _jax_step(self, method, training, state, data):
         weights = [*self.trainable_variables, *self.non_trainable_variables]

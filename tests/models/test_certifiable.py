@@ -556,6 +556,19 @@ def test_weights_off_the_manifold_cost_the_metrics_what_they_cost_the_certificat
     assert float(on_batch["certified_radius"]) == pytest.approx(logs["certified_radius"])
 
 
+def test_in_training_metrics_follow_the_head_from_step_to_step():
+    """From the first one on, when Keras has not built its metrics yet on some backends."""
+    x, y = vectors()
+    model = certifiable(lip.CertifiableModel)
+    model.compile(
+        keras.optimizers.SGD(5.0), lip.losses.EMMA(0.5), metrics=[lip.metrics.CertifiedRadius()]
+    )
+    (metric,) = model._find_metrics()
+    before = to_numpy(metric._distances)
+    model.fit(x, y, batch_size=16, verbose=0)
+    assert np.abs(to_numpy(metric._distances) - before).max() > 1e-2
+
+
 def test_weights_that_cannot_be_certified_have_metrics_of_0():
     x, y = small_images()
     model = mixing_model()
