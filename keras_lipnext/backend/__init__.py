@@ -5,8 +5,10 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 
 from keras_lipnext.backend.core import (
     assign_stacked,
+    check_in_step,
     compiled,
     gradient,
+    has_value,
     inference_scope,
     processes,
     replicas,
@@ -21,10 +23,12 @@ from keras_lipnext.backend.torch_module import torch_module
 __all__ = [
     "assign_stacked",
     "call_in_float64",
+    "check_in_step",
     "compiled",
     "devices_of",
     "float64_scope",
     "gradient",
+    "has_value",
     "inference_scope",
     "matmul",
     "on_cpu",

@@ -3,7 +3,7 @@
 import contextlib
 
 import keras
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
 from keras_lipnext.backend.sharding import collected, dealt
 
@@ -66,6 +66,17 @@ def value(variable):
     return variable
 
 
+def has_value(variable):
+    """Whether a Keras variable can be read here; True for tensors.
+
+    While a step runs on JAX a variable has a value only inside the scope that was given one: Keras
+    reads all others as their initializer's draw, without a word.
+    """
+    if not isinstance(variable, keras.Variable) or variable._value is not None:
+        return True
+    return in_stateless_scope() and get_stateless_scope().get_current_value(variable) is not None
+
+
 def stacked(values, sharding=None):
     """Variables or tensors of one shape and dtype as one tensor, shape (len(values), ...).
 
@@ -99,6 +110,13 @@ def assign_stacked(optimizer, variables, values, sharding=None):
         members = keras.ops.unstack(values, len(variables))
     for variable, member in zip(variables, members):
         optimizer.assign(variable, member)
+
+
+def check_in_step(condition, message):
+    """Makes a program of TensorFlow raise an error where a scalar condition does not hold."""
+    import tensorflow as tf
+
+    tf.debugging.Assert(condition, [message])
 
 
 def replicas():

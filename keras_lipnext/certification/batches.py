@@ -32,10 +32,10 @@ def numpy_batches(x, y=None, batch_size=256, input_shape=None):
     if isinstance(x, list) and x and isinstance(x[0], (tuple, list)) and hasattr(x[0][0], "shape"):
         return map(_split, x), len(x)
     if hasattr(x, "shape") or isinstance(x, list):
-        x = _to_numpy(x)
+        x = to_numpy(x)
         if x.ndim == 0:
             raise ValueError(f"Expected an array with a batch axis. Received: {x!r}")
-        labels = None if y is None else _to_numpy(y)
+        labels = None if y is None else to_numpy(y)
         _check_batch_axis(x, labels, input_shape)
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"Received {len(x)} inputs and {len(labels)} labels: they must match.")
@@ -134,11 +134,11 @@ def check_numbers(x, dtype):
 def _split(batch):
     if isinstance(batch, (list, tuple)):
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-        return _to_numpy(x), None if y is None else _to_numpy(y)
-    return _to_numpy(batch), None
+        return to_numpy(x), None if y is None else to_numpy(y)
+    return to_numpy(batch), None
 
 
-def _to_numpy(x):
+def to_numpy(x):
     """The array that is checked, shown and computed with: in the byte order of this machine."""
     if hasattr(x, "detach"):  # a torch tensor; NumPy has no bfloat16
         x = x.detach().cpu()

@@ -23,6 +23,11 @@ from keras_lipnext.distribution import check_one_process
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
 
+ONE_LOGIT = (
+    ". A model of one logit w x + b decides as one whose last layer has two classes, the kernel "
+    "[0, w] and the bias [0, b]: certify that, or train NormalizedDense(2) from the start."
+)
+
 
 def certify(
     model,
@@ -94,7 +99,7 @@ def certify(
     if len(output_shape) != 2 or classes is None or classes < 2:
         raise ValueError(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
-            f"Received: output_shape={output_shape}"
+            f"Received: output_shape={output_shape}{ONE_LOGIT * (classes == 1)}"
         )
     evaluation = Evaluation(certifiable, classes, verbose)
     check_hash(certifiable, expected_hash)
