@@ -98,6 +98,10 @@ def shift_mixing(layer, context):
     ||T||^2 <= 1 + 4 s^2 max(s^2 - 1, 0). Both paddings.
     """
     s = context.norm(layer.kernel)
+    if s == 0:  # the identity, but nothing that training leads to
+        raise context.refusal(
+            "it has an all-zero kernel, which should be orthonormal: its weights were not loaded"
+        )
     square = s * s
     constant = (1 + 4 * square * max(square - 1, 0.0)) ** 0.5 * (1 + 4 * ROUNDING)
     # In units of the input's norm, each factor 2 for the rounding of what was rounded before:

@@ -182,15 +182,20 @@ def check_same_shape(step, built, found):
 def bound_of(certifiable, bounds):
     """`LipschitzBound` of a model, from the `Bound`s of the steps of its body."""
     body = certifiable.body
-    totals, names, constants = {0: 1.0}, {0: "input"}, []
+    totals, names, constants, zeros = {0: 1.0}, {0: "input"}, [], []
     for step, parts in zip(body.steps, bounds):
         constant = 1.0
         for part in parts:
             constant *= part.constant * _UP
-        total = combined(parts[0].combine, [totals[i] for i in step.inputs]) * constant * _UP
+        given = combined(parts[0].combine, [totals[i] for i in step.inputs])
+        total = given * constant * _UP
+        zero = given == 0 or any(part.constant == 0 for part in parts)
+        if zero:  # exactly: a constant branch adds nothing to what it is added to
+            total = 0.0
+            zeros.append(step)
         # Well inside the range of float64, so that nothing under- or overflows on the way, not even
         # where a compiler multiplies the factors of several layers first.
-        if not 2.0**-500 < total < 2.0**500:
+        elif not 2.0**-500 < total < 2.0**500:
             raise ValueError(
                 f"The product of the layers' Lipschitz constants is {total} at '{step.name}': no "
                 "radius follows."
@@ -201,6 +206,11 @@ def bound_of(certifiable, bounds):
         reads = tuple(names[i] for i in step.inputs)
         constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
     total = float(totals[body.output])
+    if total == 0:
+        raise ValueError(
+            f"{zeros[0].title} has an all-zero kernel or factor: the model is constant, and no "
+            "radius follows, or its weights were not loaded."
+        )
     head = certifiable.head.name if certifiable.head else None
     return LipschitzBound(total, tuple(constants), head, certifiable.notes)
 

@@ -213,11 +213,6 @@ class Context:
             norm = bound(values, *arguments)
         except ValueError as error:
             raise ValueError(f"{self.step.title}: {error}") from error
-        if norm == 0:
-            raise ValueError(
-                f"{self.step.title} has an all-zero kernel: the model is constant, or its weights "
-                "were not loaded."
-            )
         return norm
 
 

@@ -327,3 +327,72 @@ def test_nominal_constants():
     free = functional(keras.layers.Dense(5), lip.layers.NormalizedDense(3), shape=(6,))
     with pytest.raises(ValueError, match=r"\(Dense\).*free to grow in training"):
         nominal_constant(read(free))
+
+
+def zero_branches():
+    dense = keras.layers.Dense(4, kernel_initializer="zeros")
+    normalised = keras.Sequential(
+        [keras.layers.Dense(4), keras.layers.BatchNormalization(gamma_initializer="zeros")]
+    )
+    convolution = keras.Sequential(
+        [
+            keras.layers.Reshape((4, 1)),
+            keras.layers.Conv1D(1, 3, padding="same", kernel_initializer="zeros"),
+            keras.layers.Flatten(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(4),
+        ]
+    )
+    return {
+        "Dense": lambda x: keras.layers.Add()([x, dense(x)]),
+        "bias": lambda x: keras.layers.Add()([dense(x), keras.layers.Activation("tanh")(x)]),
+        "subtracted": lambda x: x - keras.layers.Rescaling(0.0, 3.0)(x),
+        "factor": lambda x: x + 0.0 * keras.layers.Dense(4)(x),
+        "BatchNormalization": lambda x: keras.layers.Add()([x, normalised(x)]),
+        "Conv1D": lambda x: keras.layers.Add()([convolution(x), x]),
+    }
+
+
+@pytest.mark.parametrize("name", zero_branches())
+def test_a_constant_branch_adds_nothing(name):
+    """The constant is that of the other branch; the radii are those of the model without it."""
+    inputs = keras.Input((4,))
+    head = keras.layers.Dense(3)
+    model = keras.Model(inputs, head(zero_branches()[name](inputs)))
+    bound = lipschitz_bound(model)
+    assert bound.constant == pytest.approx(1, rel=1e-12)
+    assert 0 in [layer.total for layer in bound.layers]
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    certificate = lip.certify(model, x, verbose=0)
+    if name in ("Dense", "factor", "Conv1D", "BatchNormalization"):
+        expected = lip.certify(keras.Model(inputs, head(inputs)), x, verbose=0)
+        np.testing.assert_allclose(certificate.radii, expected.radii, rtol=1e-9)
+    assert (certificate.radii > 0).all()
+
+
+def test_constant_as_a_whole():
+    """Wherever the zero stands, and also where two constant branches meet."""
+    inputs = keras.Input((4,))
+
+    def zero(x):
+        return keras.layers.Dense(4, kernel_initializer="zeros", bias_initializer="ones")(x)
+
+    for make in (
+        lambda x: keras.layers.Dense(4)(zero(x)),
+        lambda x: keras.layers.Add()([zero(x), zero(keras.layers.ReLU()(x))]),
+        lambda x: 0.0 * keras.layers.Dense(4)(x),
+    ):
+        model = keras.Model(inputs, keras.layers.ReLU()(make(inputs)))
+        with pytest.raises(ValueError, match="all-zero kernel or factor: the model is constant"):
+            lipschitz_bound(model)
+
+
+def test_a_product_that_underflows_is_not_zero():
+    """Tiny numbers are refused, not taken for a constant branch."""
+    inputs = keras.Input((4,))
+    x = inputs
+    for _ in range(4):
+        x = Declared(1.0, 2.0**-400)(x)
+    model = keras.Model(inputs, keras.layers.Add()([inputs, x]))
+    with pytest.raises(ValueError, match="no radius follows"):
+        lipschitz_bound(model)
