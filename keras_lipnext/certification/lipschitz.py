@@ -1,5 +1,6 @@
 """The Lipschitz constant of a model, from those of its steps along the graph."""
 
+import collections
 import dataclasses
 import math
 import numbers
@@ -136,13 +137,9 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     certifiable = read(model)
     steps = certifiable.body.steps
     progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
-    bounds = []
     for step in steps:
         _check_built_shape(step)
-        bounds.append(step_bounds(step, Context(step)))
-        if progress:
-            progress.add(1)
-    bound = bound_of(certifiable, bounds)
+    bound = bound_of(certifiable, *measured(certifiable.body, progress=progress))
     if method is None:
         return bound
     return dataclasses.replace(bound, **by_method(method, method.function(model)[0]))
@@ -179,16 +176,76 @@ def check_same_shape(step, built, found):
         )
 
 
-def bound_of(certifiable, bounds):
-    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body."""
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Constant of a linear layer and the batch normalisation behind it, as one map.
+
+    Attributes:
+        name: Of the linear layer.
+        given: Index of the value that it reads.
+        constant: From there to the normalisation's output.
+    """
+
+    name: str
+    given: int
+    constant: float
+
+
+def measured(body, shapes=None, progress=None):
+    """(the `Bound`s of each step of a body, {position of a batch normalisation: `Joint`}).
+
+    Args:
+        body: `Graph`.
+        shapes: {index of a value: its shape}, those the model was built with by default.
+        progress: Progress bar to move on by one for each step, or None.
+    """
+    readers = collections.Counter([body.output, *(i for s in body.steps for i in s.inputs)])
+    contexts = [Context(step, shapes) for step in body.steps]
+    bounds, joint = [], {}
+    following = {first: position for position, first in _normalised(body)}
+    for position, (step, context) in enumerate(zip(body.steps, contexts)):
+        after = following.get(position)
+        found = after and layer_rules.normalised_norm(context, contexts[after])
+        if found:
+            joint[after] = Joint(step.name, step.inputs[0], found[0])
+            # What only the normalisation reads matters to the allowance for rounding alone.
+            if readers[step.outputs[0]] == 1:
+                context.coarse = True
+                context.known_norm = found[1] if math.isfinite(found[1]) else None
+        bounds.append(step_bounds(step, context))
+        if progress:
+            progress.add(1)
+    return bounds, joint
+
+
+def _normalised(body):
+    """(position, position of the layer in front) of each batch normalisation, both by our rules."""
+    makers = {i: position for position, step in enumerate(body.steps) for i in step.outputs}
+    for position, step in enumerate(body.steps):
+        rule = find_rule(step)
+        if rule and rule.function is layer_rules.batch_normalization and step.inputs[0] in makers:
+            first = makers[step.inputs[0]]
+            if required_rule(body.steps[first]).proven:
+                yield position, first
+
+
+def bound_of(certifiable, bounds, joint=None):
+    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body and their `Joint`s.
+
+    A `Joint` counts where it is less than both layers' constants, one after the other.
+    """
+    joint = joint or {}
     body = certifiable.body
     totals, names, constants, zeros = {0: 1.0}, {0: "input"}, [], []
-    for step, parts in zip(body.steps, bounds):
-        constant = 1.0
+    for position, (step, parts) in enumerate(zip(body.steps, bounds)):
+        constant, joined = 1.0, ""
         for part in parts:
             constant *= part.constant * _UP
         given = combined(parts[0].combine, [totals[i] for i in step.inputs])
         total = given * constant * _UP
+        pair = joint.get(position)
+        if pair and totals[pair.given] * pair.constant * _UP < total:
+            total, joined = totals[pair.given] * pair.constant * _UP, pair.name
         zero = given == 0 or any(part.constant == 0 for part in parts)
         if zero:  # exactly: a constant branch adds nothing to what it is added to
             total = 0.0
@@ -204,7 +261,9 @@ def bound_of(certifiable, bounds):
             totals[i], names[i] = total, step.name
         rule = find_rule(step)
         reads = tuple(names[i] for i in step.inputs)
-        constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
+        constants.append(
+            LayerConstant(step.name, step.kind, constant, total, rule.proven, reads, joined)
+        )
     total = float(totals[body.output])
     if total == 0:
         raise ValueError(
