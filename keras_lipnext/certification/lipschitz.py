@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import numbers
+import time
 
 import keras
 
@@ -24,11 +25,14 @@ from keras_lipnext.certification.rules import (
     Bound,
     Context,
     NominalContext,
+    UnmeasuredContext,
     find_rule,
     refusal,
 )
 
 _UP = 1 + 2.0**-51
+# Seconds of silence before a bar shows how far the layers are.
+_PATIENCE = 3.0
 
 # Layers that turn whole numbers into floating point ones before they compute, or only
 # rearrange them.
@@ -116,13 +120,14 @@ def _is_head(step):
     )
 
 
-def lipschitz_bound(model, verbose=0, lipschitz="product"):
+def lipschitz_bound(model, verbose="auto", lipschitz="product"):
     """Proves an upper bound of the model's l2 Lipschitz constant from its stored weights.
 
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
             one output.
-        verbose: 1 for a progress bar over the layers, 0 for silence.
+        verbose: 1 for a progress bar over the layers, 0 for silence, "auto" for a bar once it has
+            taken three seconds.
         lipschitz: As for `certify`.
 
     Returns:
@@ -136,13 +141,29 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     method = method_of(lipschitz)
     certifiable = read(model)
     steps = certifiable.body.steps
-    progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
     for step in steps:
         _check_built_shape(step)
+        step_bounds(step, UnmeasuredContext(step))
+    progress = _Progress(len(steps), verbose) if verbose and steps else None
     bound = bound_of(certifiable, *measured(certifiable.body, progress=progress))
     if method is None:
         return bound
     return dataclasses.replace(bound, **by_method(method, method.function(model)[0]))
+
+
+class _Progress:
+    """A progress bar over the layers: at once, or with "auto" if they take longer than that."""
+
+    def __init__(self, layers, verbose):
+        self._layers, self._bar, self._done = layers, None, 0
+        self._start = time.monotonic() + (_PATIENCE if verbose == "auto" else 0.0)
+
+    def add(self, count):
+        self._done += count
+        if self._bar is None and time.monotonic() >= self._start:
+            self._bar = keras.utils.Progbar(self._layers, unit_name="layer")
+        if self._bar:
+            self._bar.update(self._done)
 
 
 def by_method(method, constant):
