@@ -244,7 +244,7 @@ def _weights(count, points):
     n = 2 * points - count if double else points - (count - 1) // 2 - 1
     a = np.sin(np.arange(1, n + 2) * (np.pi / (n + 2)))
     places = [abs(2 * t - count + 1) // (1 if double else 2) for t in range(count)]
-    return (a @ a) / np.array([a[: n + 1 - l] @ a[l:] for l in places])
+    return (a @ a) / np.array([a[: n + 1 - m] @ a[m:] for m in places])
 
 
 def _grid(energies, cost, excess):

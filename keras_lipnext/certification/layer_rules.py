@@ -212,9 +212,7 @@ def linear_norm(layer, context, kernel=None):
 
 def _depthwise_norm(layer, context, kernel):
     sides = _sides(layer, context)
-    return context.depthwise_norm(
-        kernel, layer.strides, layer.dilation_rate, sides, layer.padding
-    )
+    return context.depthwise_norm(kernel, layer.strides, layer.dilation_rate, sides, layer.padding)
 
 
 def _sides(layer, context):

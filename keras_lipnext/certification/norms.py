@@ -109,8 +109,9 @@ def remembered(kind, array, compute):
     bound = _CACHE.get(key)
     if bound is None:
         bound = compute()
-        if len(_CACHE) >= _CACHE_ENTRIES:  # forget the oldest
-            _CACHE.pop(list(_CACHE)[0], None)  # a copy: other threads may be adding
+        if len(_CACHE) >= _CACHE_ENTRIES:
+            for oldest in list(_CACHE)[:1]:  # of a copy: other threads may be adding
+                _CACHE.pop(oldest, None)
         _CACHE[key] = bound
     return bound
 

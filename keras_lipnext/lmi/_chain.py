@@ -208,7 +208,9 @@ class _Reader:
 
     def _check_entries(self, weight):
         if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
-            raise ValueError(f"The matrix that ends in layer '{self.name}' is all-zero or not finite.")
+            raise ValueError(
+                f"The matrix that ends in layer '{self.name}' is all-zero or not finite."
+            )
 
 
 _UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves

@@ -216,7 +216,9 @@ def test_the_weights_make_the_symbol_a_mean_of_those_on_the_grid(count):
         weights = convolutions._weights(count, points)
         assert (weights >= 1 - 1e-12).all()
         double = count % 2 == 0
-        circle, n = (2 * points, 2 * points - count) if double else (points, points - count // 2 - 1)
+        circle, n = (
+            (2 * points, 2 * points - count) if double else (points, points - count // 2 - 1)
+        )
         a = np.sin(np.arange(1, n + 2) * np.pi / (n + 2))
         grid = 2 * np.pi * np.arange(circle) / circle
         waves = np.exp(1j * np.subtract.outer(angles, grid)[..., None] * np.arange(n + 1))
