@@ -77,6 +77,8 @@ class LayerConstant:
         proven: Whether the constant follows from the stored weights by a rule of this library.
             If not, it was declared by whoever wrote the layer.
         reads: Names of the layers whose outputs it reads; "input" is the model's input.
+        joined: Name of the linear layer that a batch normalisation follows and was bounded together
+            with: `total` is then less than `constant` times the total there. Empty otherwise.
     """
 
     name: str
@@ -85,6 +87,7 @@ class LayerConstant:
     total: float
     proven: bool
     reads: tuple
+    joined: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +134,10 @@ class LipschitzBound:
         for layer in self.layers:
             several = f"  reads {', '.join(layer.reads)}" if len(layer.reads) > 1 else ""
             declared = "" if layer.proven else "  declared, not proven"
+            joined = f"  bounded together with {layer.joined}" if layer.joined else ""
             lines.append(
                 f"{layer.name:<{width}}  {layer.kind:<{kinds}}  {layer.constant:>15.12g}  "
-                f"{layer.total:>15.12g}{several}{declared}"
+                f"{layer.total:>15.12g}{several}{declared}{joined}"
             )
         method = "" if self.method is None else f", by {self.method.title}"
         if self.head:

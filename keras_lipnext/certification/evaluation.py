@@ -14,6 +14,7 @@ from keras_lipnext.certification.lipschitz import (
     bound_of,
     by_method,
     check_same_shape,
+    measured,
     required_rule,
     step_bounds,
 )
@@ -152,16 +153,17 @@ class Evaluation:
 
     def _bounds(self, shape, shapes):
         """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""
-        steps, bounds = self._certifiable.body.steps, []
-        progress = keras.utils.Progbar(len(steps), unit_name="layer") if self._verbose else None
+        steps = self._certifiable.body.steps
         for step in steps:
             for index, expected in zip(step.outputs, step.output_shapes):
                 check_same_shape(step, expected, shapes[index])
-            parts = step_bounds(step, Context(step, shapes))
-            bounds.append(tuple(self._measured(step, part, shapes) for part in parts))
-            if progress:
-                progress.add(1)
-        bound = dataclasses.replace(bound_of(self._certifiable, bounds), **self._found)
+        progress = keras.utils.Progbar(len(steps), unit_name="layer") if self._verbose else None
+        bounds, joint = measured(self._certifiable.body, shapes, progress)
+        bounds = [
+            tuple(self._measured(step, part, shapes) for part in parts)
+            for step, parts in zip(steps, bounds)
+        ]
+        bound = dataclasses.replace(bound_of(self._certifiable, bounds, joint), **self._found)
         if self.bound is None or bound.body_constant > self.bound.body_constant:
             self.bound = bound
         return bound, bounds

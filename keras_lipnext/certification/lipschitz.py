@@ -1,8 +1,10 @@
 """The Lipschitz constant of a model, from those of its steps along the graph."""
 
+import collections
 import dataclasses
 import math
 import numbers
+import time
 
 import keras
 
@@ -24,12 +26,15 @@ from keras_lipnext.certification.rules import (
     Bound,
     Context,
     NominalContext,
+    UnmeasuredContext,
     find_rule,
     refusal,
     size,
 )
 
 _UP = 1 + 2.0**-51
+# Seconds of silence before a bar shows how far the layers are.
+_PATIENCE = 3.0
 
 # Layers that turn whole numbers into floating point ones before they compute, or only
 # rearrange them.
@@ -165,7 +170,7 @@ def _is_head(step):
     )
 
 
-def lipschitz_bound(model, verbose=0, lipschitz="product"):
+def lipschitz_bound(model, verbose="auto", lipschitz="product"):
     """Proves upper bounds of a model's l2 Lipschitz constant from its stored weights.
 
     `constant` of the answer is the model's, from its input to its output; `body_constant` that of
@@ -174,7 +179,8 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
             one output.
-        verbose: 1 for a progress bar over the layers, 0 for silence.
+        verbose: 1 for a progress bar over the layers, 0 for silence, "auto" for a bar once it has
+            taken three seconds.
         lipschitz: As for `certify`.
 
     Returns:
@@ -188,17 +194,29 @@ def lipschitz_bound(model, verbose=0, lipschitz="product"):
     method = method_of(lipschitz)
     certifiable = read(model)
     steps = certifiable.body.steps
-    progress = keras.utils.Progbar(len(steps), unit_name="layer") if verbose and steps else None
-    bounds = []
     for step in steps:
         _check_built_shape(step)
-        bounds.append(step_bounds(step, Context(step)))
-        if progress:
-            progress.add(1)
-    bound = bound_of(certifiable, bounds)
+        step_bounds(step, UnmeasuredContext(step))
+    progress = _Progress(len(steps), verbose) if verbose and steps else None
+    bound = bound_of(certifiable, *measured(certifiable.body, progress=progress))
     if method is None:
         return bound
     return dataclasses.replace(bound, **by_method(method, certifiable, *method.function(model)[:2]))
+
+
+class _Progress:
+    """A progress bar over the layers: at once, or with "auto" if they take longer than that."""
+
+    def __init__(self, layers, verbose):
+        self._layers, self._bar, self._done = layers, None, 0
+        self._start = time.monotonic() + (_PATIENCE if verbose == "auto" else 0.0)
+
+    def add(self, count):
+        self._done += count
+        if self._bar is None and time.monotonic() >= self._start:
+            self._bar = keras.utils.Progbar(self._layers, unit_name="layer")
+        if self._bar:
+            self._bar.update(self._done)
 
 
 def by_method(method, certifiable, constant, body_constant):
@@ -236,9 +254,62 @@ def check_same_shape(step, built, found):
         )
 
 
-def bound_of(certifiable, bounds):
-    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body."""
-    total, constants = _combined_along(certifiable.body, bounds)
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Constant of a linear layer and the batch normalisation behind it, as one map.
+
+    Attributes:
+        name: Of the linear layer.
+        given: Index of the value that it reads.
+        constant: From there to the normalisation's output.
+    """
+
+    name: str
+    given: int
+    constant: float
+
+
+def measured(body, shapes=None, progress=None):
+    """(the `Bound`s of each step of a body, {position of a batch normalisation: `Joint`}).
+
+    Args:
+        body: `Graph`.
+        shapes: {index of a value: its shape}, those the model was built with by default.
+        progress: Progress bar to move on by one for each step, or None.
+    """
+    readers = collections.Counter([body.output, *(i for s in body.steps for i in s.inputs)])
+    contexts = [Context(step, shapes) for step in body.steps]
+    bounds, joint = [], {}
+    following = {first: position for position, first in _normalised(body)}
+    for position, (step, context) in enumerate(zip(body.steps, contexts)):
+        after = following.get(position)
+        found = after and layer_rules.normalised_norm(context, contexts[after])
+        if found:
+            joint[after] = Joint(step.name, step.inputs[0], found[0])
+            # What only the normalisation reads matters to the allowance for rounding alone.
+            if readers[step.outputs[0]] == 1:
+                context.coarse = True
+                context.known_norm = found[1] if math.isfinite(found[1]) else None
+        bounds.append(step_bounds(step, context))
+        if progress:
+            progress.add(1)
+    return bounds, joint
+
+
+def _normalised(body):
+    """(position, position of the layer in front) of each batch normalisation, both by our rules."""
+    makers = {i: position for position, step in enumerate(body.steps) for i in step.outputs}
+    for position, step in enumerate(body.steps):
+        rule = find_rule(step)
+        if rule and rule.function is layer_rules.batch_normalization and step.inputs[0] in makers:
+            first = makers[step.inputs[0]]
+            if required_rule(body.steps[first]).proven:
+                yield position, first
+
+
+def bound_of(certifiable, bounds, joint=None):
+    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body and their `Joint`s."""
+    total, constants = _combined_along(certifiable.body, bounds, joint)
     head, whole = certifiable.head, total
     if head:
         norm = spectral_norm_bound(Context(head).array(head.operation.kernel))
@@ -251,17 +322,29 @@ def bound_of(certifiable, bounds):
     )
 
 
-def _combined_along(body, bounds):
-    """(constant, tuple of `LayerConstant`) of a graph, from the `Bound`s of its steps."""
-    totals, names, constants = {0: 1.0}, {0: "input"}, []
-    for step, parts in zip(body.steps, bounds):
-        constant = 1.0
+def _combined_along(body, bounds, joint=None):
+    """(constant, tuple of `LayerConstant`) of a graph, from its steps' `Bound`s and `Joint`s.
+
+    A `Joint` counts where it is less than both layers' constants, one after the other.
+    """
+    joint = joint or {}
+    totals, names, constants, zeros = {0: 1.0}, {0: "input"}, [], []
+    for position, (step, parts) in enumerate(zip(body.steps, bounds)):
+        constant, joined = 1.0, ""
         for part in parts:
             constant *= part.constant * _UP
-        total = combined(parts[0].combine, [totals[i] for i in step.inputs]) * constant * _UP
+        given = combined(parts[0].combine, [totals[i] for i in step.inputs])
+        total = given * constant * _UP
+        pair = joint.get(position)
+        if pair and totals[pair.given] * pair.constant * _UP < total:
+            total, joined = totals[pair.given] * pair.constant * _UP, pair.name
+        zero = given == 0 or any(part.constant == 0 for part in parts)
+        if zero:  # exactly: a constant branch adds nothing to what it is added to
+            total = 0.0
+            zeros.append(step)
         # Well inside the range of float64, so that nothing under- or overflows on the way, not even
         # where a compiler multiplies the factors of several layers first.
-        if not 2.0**-500 < total < 2.0**500:
+        elif not 2.0**-500 < total < 2.0**500:
             raise ValueError(
                 f"The product of the layers' Lipschitz constants is {total} at '{step.name}': no "
                 "radius follows."
@@ -270,8 +353,16 @@ def _combined_along(body, bounds):
             totals[i], names[i] = total, step.name
         rule = find_rule(step)
         reads = tuple(names[i] for i in step.inputs)
-        constants.append(LayerConstant(step.name, step.kind, constant, total, rule.proven, reads))
-    return float(totals[body.output]), tuple(constants)
+        constants.append(
+            LayerConstant(step.name, step.kind, constant, total, rule.proven, reads, joined)
+        )
+    total = float(totals[body.output])
+    if total == 0:
+        raise ValueError(
+            f"{zeros[0].title} has an all-zero kernel or factor: the model is constant, and no "
+            "radius follows, or its weights were not loaded."
+        )
+    return total, tuple(constants)
 
 
 def nominal_constant(certifiable):

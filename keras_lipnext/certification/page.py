@@ -76,12 +76,18 @@ def _layers(bound):
             layer.kind,
             f"{layer.constant:.10g}",
             f"{layer.total:.10g}",
-            "proven" if layer.proven else "declared",
+            _how_known(layer),
             ", ".join(layer.reads),
         ]
         for layer in bound.layers
     ]
     return header, cells
+
+
+def _how_known(layer):
+    if not layer.proven:
+        return "declared"
+    return f"proven, together with {layer.joined}" if layer.joined else "proven"
 
 
 def _samples(certificate):

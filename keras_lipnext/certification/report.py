@@ -223,6 +223,7 @@ def evidence_dict(evidence):
                 "total": float(layer.total),
                 "proven": layer.proven,
                 "reads": list(layer.reads),
+                "bounded_together_with": layer.joined or None,
             }
             for layer in bound.layers
         ],

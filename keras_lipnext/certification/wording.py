@@ -90,6 +90,8 @@ def how_proven(bound):
     # Where branches meet, constants do not simply multiply.
     branches = any(len(layer.reads) > 1 for layer in bound.layers)
     way = f"combined along the graph of {layers}" if branches else f"product over {layers}"
+    if any(layer.joined for layer in bound.layers):
+        way += ", batch normalisation bounded together with the linear layer in front of it"
     if bound.declared:
         return f"{way}; declared, not proven, for: {', '.join(bound.declared)}"
     return f"{way}, proven from the stored weights"

@@ -1,5 +1,7 @@
 from fractions import Fraction
+from unittest import mock
 
+import extended
 import keras
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ from data import small_lipnext
 
 import keras_lipnext as lip
 from keras_lipnext.certification import lipschitz_bound, lipschitz_rule
+from keras_lipnext.certification.convolutions import convolution_norm_bound
+from keras_lipnext.certification.layer_rules import normalised_norm
 from keras_lipnext.certification.lipschitz import nominal_constant, read
-from keras_lipnext.certification.rules import _LAYERS
+from keras_lipnext.certification.rules import _LAYERS, Context
 
 PARTS = ("positional_bias", "mixing", "dense", "activation")
 
@@ -395,3 +399,257 @@ def test_nominal_constants():
     free = functional(keras.layers.Dense(5), lip.layers.NormalizedDense(3), shape=(6,))
     with pytest.raises(ValueError, match=r"\(Dense\).*free to grow in training"):
         nominal_constant(read(free))
+
+
+def zero_branches():
+    dense = keras.layers.Dense(4, kernel_initializer="zeros")
+    normalised = keras.Sequential(
+        [keras.layers.Dense(4), keras.layers.BatchNormalization(gamma_initializer="zeros")]
+    )
+    convolution = keras.Sequential(
+        [
+            keras.layers.Reshape((4, 1)),
+            keras.layers.Conv1D(1, 3, padding="same", kernel_initializer="zeros"),
+            keras.layers.Flatten(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(4),
+        ]
+    )
+    return {
+        "Dense": lambda x: keras.layers.Add()([x, dense(x)]),
+        "bias": lambda x: keras.layers.Add()([dense(x), keras.layers.Activation("tanh")(x)]),
+        "subtracted": lambda x: x - keras.layers.Rescaling(0.0, 3.0)(x),
+        "factor": lambda x: x + 0.0 * keras.layers.Dense(4)(x),
+        "BatchNormalization": lambda x: keras.layers.Add()([x, normalised(x)]),
+        "Conv1D": lambda x: keras.layers.Add()([convolution(x), x]),
+    }
+
+
+@pytest.mark.parametrize("name", zero_branches())
+def test_a_constant_branch_adds_nothing(name):
+    """The constant is that of the other branch; the radii are those of the model without it."""
+    inputs = keras.Input((4,))
+    head = keras.layers.Dense(3)
+    model = keras.Model(inputs, head(zero_branches()[name](inputs)))
+    bound = lipschitz_bound(model)
+    assert bound.constant == pytest.approx(1, rel=1e-12)
+    assert 0 in [layer.total for layer in bound.layers]
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    certificate = lip.certify(model, x, verbose=0)
+    if name in ("Dense", "factor", "Conv1D", "BatchNormalization"):
+        expected = lip.certify(keras.Model(inputs, head(inputs)), x, verbose=0)
+        np.testing.assert_allclose(certificate.radii, expected.radii, rtol=1e-9)
+    assert (certificate.radii > 0).all()
+
+
+def test_constant_as_a_whole():
+    """Wherever the zero stands, and also where two constant branches meet."""
+    inputs = keras.Input((4,))
+
+    def zero(x):
+        return keras.layers.Dense(4, kernel_initializer="zeros", bias_initializer="ones")(x)
+
+    for make in (
+        lambda x: keras.layers.Dense(4)(zero(x)),
+        lambda x: keras.layers.Add()([zero(x), zero(keras.layers.ReLU()(x))]),
+        lambda x: 0.0 * keras.layers.Dense(4)(x),
+    ):
+        model = keras.Model(inputs, keras.layers.ReLU()(make(inputs)))
+        with pytest.raises(ValueError, match="all-zero kernel or factor: the model is constant"):
+            lipschitz_bound(model)
+
+
+def test_a_product_that_underflows_is_not_zero():
+    """Tiny numbers are refused, not taken for a constant branch."""
+    inputs = keras.Input((4,))
+    x = inputs
+    for _ in range(4):
+        x = Declared(1.0, 2.0**-400)(x)
+    model = keras.Model(inputs, keras.layers.Add()([inputs, x]))
+    with pytest.raises(ValueError, match="no radius follows"):
+        lipschitz_bound(model)
+
+
+def randomised(model, seed=0, spread=1.0):
+    """Weights and statistics that are nothing special, factors of either sign among them."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = np.asarray(keras.ops.convert_to_numpy(weight))
+        if "variance" in weight.name:
+            value = rng.uniform(0.1, 0.1 + 4 * spread, value.shape)
+        else:
+            value = rng.normal(size=value.shape)
+        weight.assign(value.astype("float32"))
+    return model
+
+
+def operator_norm(model):
+    """Norm of the linear part of an affine model, from its answers in float64."""
+    shape = model.input_shape[1:]
+    count = int(np.prod(shape))
+    data = np.concatenate([np.zeros((1, *shape)), np.eye(count).reshape(count, *shape)])
+    values = extended.evaluate(read(model), data)[read(model).graph.output]
+    values = np.asarray(values, "float64").reshape(count + 1, -1)
+    return np.linalg.norm(values[1:] - values[0], 2)
+
+
+LINEAR = {
+    "Dense": (lambda: keras.layers.Dense(6), (5,), -1),
+    "Dense without bias": (lambda: keras.layers.Dense(6, use_bias=False), (5,), -1),
+    "Dense along images": (lambda: keras.layers.Dense(6), (2, 3, 5), -1),
+    "OrthogonalDense": (lambda: lip.layers.OrthogonalDense(6, axis=1), (5, 3), 1),
+    "Conv1D": (lambda: keras.layers.Conv1D(4, 3, padding="causal"), (4, 3), -1),
+    "Conv2D": (lambda: keras.layers.Conv2D(4, 3, strides=2, padding="same"), (4, 3, 2), -1),
+    "groups": (lambda: keras.layers.Conv2D(6, 2, groups=2), (3, 3, 4), -1),
+    "depthwise": (
+        lambda: keras.layers.DepthwiseConv2D(2, depth_multiplier=2, padding="same"),
+        (3, 2, 3),
+        -1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_batch_normalisation_is_bounded_together_with_the_linear_layer_in_front(name):
+    make, shape, axis = LINEAR[name]
+    for seed in range(3):
+        inputs = keras.Input(shape)
+        linear = make()
+        normalisation = keras.layers.BatchNormalization(axis=axis)
+        model = randomised(keras.Model(inputs, normalisation(linear(inputs))), seed)
+        bound = lipschitz_bound(model)
+        truth = operator_norm(model)
+        assert truth * (1 - 1e-13) <= bound.constant <= truth * (1 + 1e-8)
+        first, second = bound.layers
+        assert second.joined == first.name
+        assert bound.constant < 0.999 * first.constant * second.constant
+        assert f"bounded together with {first.name}" in str(bound)
+
+
+def test_a_transposed_convolution_and_the_normalisation_behind_it():
+    for padding in ("same", "valid"):
+        inputs = keras.Input((4, 3, 2))
+        linear = keras.layers.Conv2DTranspose(4, 3, strides=2, padding=padding)
+        model = keras.Model(inputs, keras.layers.BatchNormalization()(linear(inputs)))
+        bound = lipschitz_bound(randomised(model))
+        assert operator_norm(model) * (1 - 1e-13) <= bound.constant
+        assert bound.layers[1].joined
+        assert bound.constant < 0.99 * bound.layers[0].constant * bound.layers[1].constant
+
+
+def test_five_pairs_gain_much():
+    inputs = keras.Input((16,))
+    x = inputs
+    for _ in range(5):
+        x = keras.layers.Dense(16)(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    bound = lipschitz_bound(randomised(keras.Model(inputs, x)))
+    product = np.prod([layer.constant for layer in bound.layers])
+    assert bound.constant < product / 1.9
+
+
+@pytest.mark.parametrize("kind", ["activation", "axis", "between", "declared"])
+def test_what_is_no_linear_layer_alone_is_not_bounded_together(kind):
+    inputs = keras.Input((4, 4))
+    x = keras.layers.Dense(4, activation="relu" if kind == "activation" else None)(inputs)
+    if kind == "between":
+        x = keras.layers.Reshape((4, 4))(x)
+    x = keras.layers.BatchNormalization(axis=1 if kind == "axis" else -1)(x)
+    model = randomised(keras.Model(inputs, x))
+    rule = _LAYERS[keras.layers.Dense]
+    try:
+        if kind == "declared":
+            lipschitz_rule(keras.layers.Dense)(lambda layer, context: 5.0)
+        bound = lipschitz_bound(model)
+    finally:
+        _LAYERS[keras.layers.Dense] = rule
+    assert not any(layer.joined for layer in bound.layers)
+    product = np.prod([layer.constant for layer in bound.layers])
+    assert bound.constant == pytest.approx(product, rel=1e-12)
+
+
+def test_a_linear_layer_that_others_read_keeps_its_own_tight_constant():
+    inputs = keras.Input((40, 40, 2))
+    linear = keras.layers.Conv2D(2, 3, padding="same")
+    x = linear(inputs)
+    y = keras.layers.BatchNormalization()(x)
+    bound = lipschitz_bound(randomised(keras.Model(inputs, keras.layers.Add()([x, y]))))
+    own = convolution_norm_bound(np.asarray(keras.ops.convert_to_numpy(linear.kernel)))
+    assert bound.layers[0].constant == pytest.approx(own, rel=1e-12)
+    assert bound.layers[1].joined
+    # Read by the normalisation alone, it may be coarse: the whole does not depend on it.
+    other = keras.Model(inputs, keras.layers.BatchNormalization()(linear(inputs)))
+    bound = lipschitz_bound(randomised(other, 1))
+    own = convolution_norm_bound(np.asarray(keras.ops.convert_to_numpy(linear.kernel)))
+    assert own * (1 - 1e-3) <= bound.layers[0].constant <= 1.26 * own
+
+
+def test_a_normalisation_of_factors_that_are_alike():
+    """Then the linear layer's own norm follows from that of both: never below the true one."""
+    inputs = keras.Input((5,))
+    linear, normalisation = keras.layers.Dense(6), keras.layers.BatchNormalization()
+    model = randomised(keras.Model(inputs, normalisation(linear(inputs))))
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        normalisation.gamma.assign(rng.uniform(0.9, 1.1, 6) * rng.choice([-3, 3], 6))
+        normalisation.moving_variance.assign(np.ones(6))
+        bound = lipschitz_bound(model)
+        truth = np.linalg.norm(np.asarray(linear.get_weights()[0], "float64"), 2)
+        assert truth * (1 - 1e-13) <= bound.layers[0].constant <= 1.26 * truth
+        assert operator_norm(model) * (1 - 1e-13) <= bound.constant
+
+
+def test_the_rounding_of_the_scaled_kernel_is_covered():
+    """One entry: its scaled magnitude is the norm, an exact number that is known."""
+    inputs = keras.Input((1,))
+    linear, normalisation = keras.layers.Dense(1), keras.layers.BatchNormalization()
+    model = keras.Model(inputs, normalisation(linear(inputs)))
+    below = 0
+    for seed in range(20):
+        randomised(model, seed)
+        with mock.patch.object(Context, "norm", lambda self, kernel: float(abs(kernel[0, 0]))):
+            (first, second) = read(model).body.steps
+            found, own = normalised_norm(Context(first), Context(second))
+        values = [float(v[0]) for v in normalisation.get_weights()]
+        factor, variance = values[0], values[3]
+        weight = float(linear.get_weights()[0][0, 0])
+        total = Fraction(variance) + Fraction(normalisation.epsilon)
+        exact = Fraction(factor) ** 2 * Fraction(weight) ** 2
+        assert Fraction(found) ** 2 * total >= exact
+        assert Fraction(own) >= abs(Fraction(weight))
+        rounded = abs(weight * (factor / np.sqrt(np.float64(variance + normalisation.epsilon))))
+        below += Fraction(float(rounded)) ** 2 * total < exact
+    assert below  # without a cover it would be too small
+
+
+def test_certificates_use_what_is_bounded_together():
+    inputs = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.ReLU()(x)))
+    randomised(model)
+    bound = lipschitz_bound(model)
+    data = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    certificate = lip.certify(model, data, verbose=0)
+    assert certificate.lipschitz_bound == bound.constant
+    assert certificate.evidence.bound.layers[1].joined == bound.layers[0].name
+    assert "batch normalisation bounded together" in str(certificate)
+    written = certificate.to_dict()["evidence"]["layers"]
+    assert written[1]["bounded_together_with"] == bound.layers[0].name
+    assert 0 < certificate.error_allowances.max() < 1e-11
+
+
+def test_the_rounding_of_every_entry_may_add_up():
+    """Entries of either sign: their errors, 4.5 u each, may act as the matrix of magnitudes."""
+    hadamard = np.ones((1, 1))
+    for _ in range(6):
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    inputs = keras.Input((64,))
+    linear, normalisation = keras.layers.Dense(64), keras.layers.BatchNormalization()
+    model = keras.Model(inputs, normalisation(linear(inputs)))
+    linear.kernel.assign(hadamard)
+    (first, second) = read(model).body.steps
+    with mock.patch.object(Context, "norm", lambda self, kernel: np.linalg.norm(kernel, 2)):
+        found, _ = normalised_norm(Context(first), Context(second))
+    factor = 1 / np.sqrt(1 + normalisation.epsilon)
+    assert found >= 8 * factor + 4.5 * 2.0**-53 * 64 * factor
+    assert found <= 8 * factor * (1 + 1e-12)
