@@ -308,7 +308,7 @@ def _normalised(body):
 
 
 def bound_of(certifiable, bounds, joint=None):
-    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body and their `Joint`s."""
+    """`LipschitzBound` of a model, from the `Bound`s of its body's steps and their `Joint`s."""
     total, constants = _combined_along(certifiable.body, bounds, joint)
     head, whole = certifiable.head, total
     if head:
