@@ -50,6 +50,11 @@ class Certificate:
     source: Source | None = None
 
     @property
+    def lipschitz_bound(self):
+        """K of the radius formula, `body_constant`, by the name that version 0.1 files have."""
+        return self.body_constant
+
+    @property
     def correct(self):
         """Whether each prediction is right; None without labels."""
         return None if self.labels is None else self.predictions == self.labels
@@ -133,6 +138,7 @@ class Certificate:
             "certified_share": self.certified_share,
             "mean_radius": float(self.radii.mean()),
             "median_radius": float(np.median(self.radii)),
+            "lipschitz_bound": float(self.lipschitz_bound),
             "constant": float(self.constant),
             "body_constant": float(self.body_constant),
             "error_allowance": self.error_allowance,
