@@ -196,7 +196,7 @@ class CertifiableModel(keras.Model):
         if growth < 1.001:
             return self._nominal_constant * growth
         try:
-            return lipschitz_bound(self).constant
+            return lipschitz_bound(self, verbose=0).body_constant
         except (ValueError, RuntimeError):
             return 0.0
 
