@@ -4,6 +4,7 @@ import pytest
 from data import to_numpy
 
 from keras_lipnext import backend
+from keras_lipnext.backend import precision as products
 
 
 def exact_pairs():
@@ -79,52 +80,94 @@ def test_compiled_functions_read_the_variables_anew():
     np.testing.assert_allclose(to_numpy(doubled(x)), [0, 5, 10])
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a setting of JAX")
-def test_full_precision_asks_for_float32_products():
+@pytest.fixture
+def pair():
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 40, 40))
+    return a.astype("float32"), b.astype("float32")
+
+
+def relative_error(precision, a, b):
+    exact = a.astype("float64") @ b.astype("float64")
+    product = backend.matmul(*map(keras.ops.convert_to_tensor, (a, b)), precision)
+    assert keras.backend.standardize_dtype(product.dtype) == "float32"
+    return np.abs(to_numpy(product) - exact).max() / np.abs(exact).max()
+
+
+@pytest.mark.parametrize("precision", ["exact", "increment", "direction"])
+def test_on_a_cpu_every_product_is_the_plain_one(pair, precision):
+    a, b = map(keras.ops.convert_to_tensor, pair)
+    product = backend.matmul(a, b, precision)
+    np.testing.assert_array_equal(to_numpy(product), to_numpy(a @ b))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="decided by the tensors' device")
+@pytest.mark.parametrize(
+    "precision, least, most",
+    [("exact", 0, 1e-6), ("increment", 0, 1e-3), ("direction", 1e-4, 0.01)],
+)
+def test_on_an_accelerator_products_lose_what_they_may(pair, precision, least, most, monkeypatch):
+    monkeypatch.setattr(products, "on_cpu", lambda: False)
+    assert least <= relative_error(precision, *pair) < most
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX names each product's precision")
+@pytest.mark.parametrize(
+    "precision, operands, expected",
+    [("exact", "f32", "HIGHEST"), ("increment", "f32", "HIGH"), ("direction", "bf16", "DEFAULT")],
+)
+@pytest.mark.parametrize("default", [None, "highest", "bfloat16"])
+def test_a_programs_default_changes_no_product(precision, operands, expected, default, monkeypatch):
     import jax
 
-    def product(x):
-        with backend.full_precision():
-            return keras.ops.matmul(x, x)
+    monkeypatch.setattr(products, "on_cpu", lambda: False)
+    a = jax.ShapeDtypeStruct((2, 8, 8), "float32")
+    with jax.default_matmul_precision(default):
+        function = jax.jit(lambda a: backend.matmul(a, a, precision))
+        text = jax.export.export(function, platforms=["cuda"])(a).mlir_module()
+    (line,) = (line for line in text.splitlines() if "stablehlo.dot_general" in line)
+    assert f"(tensor<2x8x8x{operands}>, tensor<2x8x8x{operands}>) -> tensor<2x8x8xf32>" in line
+    if expected != "DEFAULT":  # which is not printed
+        assert f"precision = [{expected}, {expected}]" in line
 
-    assert "HIGHEST" in str(jax.make_jaxpr(product)(np.eye(2, dtype="float32")))
 
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="settings of PyTorch")
-@pytest.mark.parametrize("precision", ["highest", "high"])
-def test_full_precision_switches_tf32_off_and_on_again(precision):
-    """Convolutions are in TF32 by default, products if a program asks for it."""
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="switches of PyTorch")
+@pytest.mark.parametrize("setting, rounds", [("highest", False), ("high", True), ("medium", True)])
+def test_what_pytorch_is_allowed_to_round_is_computed_in_float64(setting, rounds, pair):
     import torch
 
-    def settings():
-        backends = torch.backends
-        return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
-
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
     try:
-        outside = settings()
-        assert outside[0] == "tf32" and (outside[1] == "tf32") == (precision == "high")
-        with backend.full_precision():
-            assert settings() == ("ieee", "ieee")
-        assert settings() == outside
-        assert torch.backends.cudnn.allow_tf32
-        assert torch.get_float32_matmul_precision() == precision
+        torch.set_float32_matmul_precision(setting)
+        for device in ("cpu", "cuda"):
+            assert products._torch_may_round(device) == rounds
+        assert relative_error("exact", *pair) < (6e-8 if rounds else 1e-6)
+        assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="settings of PyTorch")
-def test_full_precision_by_the_names_of_older_versions():
-    import types
-
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="switches of PyTorch")
+def test_switches_of_older_versions_of_pytorch(monkeypatch):
+    """Before 2.9 convolutions had no switch of their own."""
     import torch
 
-    from keras_lipnext.backend.core import _float32_settings
+    monkeypatch.setattr(torch.backends, "cudnn", object())
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert products._torch_may_round("cuda")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert not products._torch_may_round("cuda")
 
-    cudnn, matmul = object(), torch.backends.cuda.matmul
-    older = types.SimpleNamespace(cudnn=cudnn, cuda=types.SimpleNamespace(matmul=matmul))
-    settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    assert _float32_settings(older) == settings
-    for _, name, _ in settings:
-        assert hasattr(torch.backends.cudnn, name) and hasattr(matmul, name)
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="switches of PyTorch")
+def test_autocast_reaches_no_exact_product(pair):
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relative_error("exact", *pair) < 1e-6
+
+
+def test_an_unknown_precision():
+    with pytest.raises(
+        ValueError, match=r"exact, increment, direction. Received: precision='fast'"
+    ):
+        backend.matmul(keras.ops.eye(2), keras.ops.eye(2), "fast")

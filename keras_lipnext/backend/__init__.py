@@ -7,15 +7,14 @@ from keras_lipnext.backend.core import (
     assign_stacked,
     compiled,
     float64_scope,
-    full_precision,
     gradient,
     inference_scope,
-    on_cpu,
     processes,
     replicas,
     stacked,
     value,
 )
+from keras_lipnext.backend.precision import matmul, on_cpu
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
@@ -24,9 +23,9 @@ __all__ = [
     "compiled",
     "devices_of",
     "float64_scope",
-    "full_precision",
     "gradient",
     "inference_scope",
+    "matmul",
     "on_cpu",
     "processes",
     "replicas",

@@ -44,58 +44,6 @@ def float64_scope():
         yield
 
 
-@contextlib.contextmanager
-def full_precision():
-    """Context in which float32 products are float32 on accelerators, too, on JAX and PyTorch.
-
-    An orthogonal matrix is none in TF32 or bfloat16, and a sum in TF32 is no bound of the float32
-    one. JAX multiplies in lower precision by default, PyTorch convolves in TF32; its gradients,
-    computed later, keep its own setting. On TensorFlow
-    `tf.config.experimental.enable_tensor_float_32_execution(False)` is the only switch, for the
-    whole program: there the context does nothing.
-    """
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            stack.enter_context(jax.default_matmul_precision("highest"))
-        elif keras.backend.backend() == "torch":
-            import torch
-
-            for owner, name, value in _float32_settings(torch.backends):
-                stack.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, value)
-        yield
-
-
-def _float32_settings(backends):
-    """(object, attribute, value) of PyTorch's switches of TF32: names changed in 2.9.
-
-    There the older names raise errors once a program has used the newer ones.
-    """
-    operations = (backends.cudnn, backends.cuda.matmul)
-    if hasattr(backends.cudnn, "conv"):
-        operations = (backends.cudnn.conv, backends.cuda.matmul)
-        return [(operation, "fp32_precision", "ieee") for operation in operations]
-    return [(operation, "allow_tf32", False) for operation in operations]
-
-
-def on_cpu():
-    """Whether the backend computes on the CPU, where float32 products are float32."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend() == "cpu"
-    if backend == "torch":
-        import torch
-
-        return torch.get_default_device().type == "cpu" and not torch.cuda.is_available()
-    import tensorflow as tf
-
-    return not tf.config.list_physical_devices("GPU")
-
-
 def processes():
     """Number of processes that compute together by `keras.distribution.initialize`."""
     if keras.backend.backend() != "jax":

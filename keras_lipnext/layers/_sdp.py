@@ -76,10 +76,9 @@ def inverse_diagonal(w, bound, log_q=None):
         bound: "spectral", "aol" or "sll".
         log_q: Shape (columns,), for "sll".
     """
-    with backend.full_precision():
-        if bound == "spectral":
-            return ops.ones_like(w[(0,) * (len(w.shape) - 1)]) / (_spectral(w) + UNIT**2)
-        return 1 / (_row_sums(w, log_q) + UNIT**2)
+    if bound == "spectral":
+        return ops.ones_like(w[(0,) * (len(w.shape) - 1)]) / (_spectral(w) + UNIT**2)
+    return 1 / (_row_sums(w, log_q) + UNIT**2)
 
 
 def _row_sums(w, log_q):
@@ -92,21 +91,27 @@ def _row_sums(w, log_q):
     # Common factors of q cancel. Taking the mean of log q out first would not: it may be as far off
     # as the largest of them, and move the others across the range.
     q = ops.exp(ops.clip(log_q, -Q_RANGE, Q_RANGE))
-    return ops.matmul(magnitudes, q[:, None])[:, 0] / q
+    return backend.matmul(magnitudes, q[:, None])[:, 0] / q
 
 
 def _correlation(w):
-    """(|W^T W| summed over all offsets, number of offsets)."""
+    """(|W^T W| summed over all offsets, number of offsets).
+
+    Offset by offset, as matrix products: a convolution would also multiply with the padding.
+    """
     if len(w.shape) == 2:
-        gram = ops.matmul(ops.transpose(w), w)
-        return ops.abs(gram), 1
-    height, width = w.shape[:2]
-    images = ops.transpose(w, (3, 0, 1, 2))
-    pads = ((0, 0), (height - 1, height - 1), (width - 1, width - 1), (0, 0))
-    maps = ops.conv(
-        ops.pad(images, pads), w, strides=1, padding="valid", data_format="channels_last"
-    )
-    return ops.sum(ops.abs(maps), axis=(1, 2)), (2 * height - 1) * (2 * width - 1)
+        w = w[None, None]
+    height, width, _, columns = w.shape
+    half = [(y, x) for y in range(height) for x in range(1 - width, width) if y > 0 or x >= 0]
+    magnitudes = 0
+    for y, x in half:
+        moved = w[y:, max(x, 0) : width + min(x, 0)]
+        still = w[: height - y, max(-x, 0) : width - max(x, 0)]
+        moved, still = (ops.reshape(a, (-1, columns)) for a in (moved, still))
+        found = ops.abs(backend.matmul(ops.transpose(moved), still))
+        # The opposite offset's is the transpose.
+        magnitudes = magnitudes + (found if (y, x) == (0, 0) else found + ops.transpose(found))
+    return magnitudes, 2 * len(half) - 1
 
 
 def _spectral(w):
@@ -118,7 +123,7 @@ def _spectral(w):
     if len(w.shape) == 2:
         if w.shape[0] < w.shape[1]:
             w = ops.transpose(w)
-        parts, factor = (ops.matmul(ops.transpose(w), w)[None],), 1.0
+        parts, factor = (backend.matmul(ops.transpose(w), w)[None],), 1.0
         operations = sum(w.shape)
     else:
         if w.shape[2] < w.shape[3]:  # the symbol's adjoint, of the same norm
@@ -147,12 +152,12 @@ def _squared(parts):
     """The square of symmetric matrices, or of Hermitian ones as (real, imaginary) parts."""
     real, *imaginary = parts
     if not imaginary:
-        return (ops.matmul(real, real),)
+        return (backend.matmul(real, real),)
     (imaginary,) = imaginary
-    cross = ops.matmul(real, imaginary)
+    cross = backend.matmul(real, imaginary)
     # (A + iB)^2 with A symmetric and B antisymmetric: AB + BA = AB - (AB)^T.
     return (
-        ops.matmul(real, real) - ops.matmul(imaginary, imaginary),
+        backend.matmul(real, real) - backend.matmul(imaginary, imaginary),
         cross - ops.transpose(cross, (0, 2, 1)),
     )
 
@@ -168,13 +173,15 @@ def _symbol_grams(w):
     angles = 2 * np.pi * (points / sizes) @ taps.T
     flat = ops.reshape(w, (height * width, rows * columns))
     real, imaginary = (
-        ops.reshape(ops.matmul(ops.cast(wave(angles), w.dtype), flat), (len(points), rows, columns))
+        ops.reshape(
+            backend.matmul(ops.cast(wave(angles), w.dtype), flat), (len(points), rows, columns)
+        )
         for wave in (np.cos, np.sin)
     )
     adjoint, other = (ops.transpose(x, (0, 2, 1)) for x in (real, imaginary))
     parts = (
-        ops.matmul(adjoint, real) + ops.matmul(other, imaginary),
-        ops.matmul(adjoint, imaginary) - ops.matmul(other, real),
+        backend.matmul(adjoint, real) + backend.matmul(other, imaginary),
+        backend.matmul(adjoint, imaginary) - backend.matmul(other, real),
     )
     factor = math.prod(
         1 / math.cos(math.pi * (k - 1) / (2 * n)) ** 2 for k, n in zip((height, width), sizes)

@@ -14,6 +14,7 @@ import math
 
 from keras import ops
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, dtype_of, frobenius
 
 # Truncation error allowed, in multiples of the working precision's epsilon: 1e-6 in float32.
@@ -41,14 +42,14 @@ def _order_2(d, d2, _):
 
 
 def _order_4(d, d2, _):
-    return _eye(d) + d + d2 / 2 + d2 @ (d / 6 + d2 / 24)
+    return _eye(d) + d + d2 / 2 + matmul(d2, d / 6 + d2 / 24)
 
 
 def _order_8(d, d2, _):
-    d3 = d2 @ d
-    d4 = d2 @ d2
+    d3 = matmul(d2, d)
+    d4 = matmul(d2, d2)
     tail = _eye(d) / 24 + d / 120 + d2 / 720 + d3 / 5040 + d4 / 40320
-    return _eye(d) + d + d2 / 2 + d3 / 6 + d4 @ tail
+    return _eye(d) + d + d2 / 2 + d3 / 6 + matmul(d4, tail)
 
 
 def _scaling_and_squaring(d, d2, theta):
@@ -58,7 +59,7 @@ def _scaling_and_squaring(d, d2, theta):
     scale = ops.power(ops.cast(0.5, dtype), ops.cast(doublings, dtype))
     _, result = ops.while_loop(
         lambda i, _: i < doublings,
-        lambda i, e: (i + 1, e @ e),
+        lambda i, e: (i + 1, matmul(e, e)),
         (ops.zeros((), "int32"), _order_8(d * scale, d2 * scale * scale, theta)),
     )
     return result
@@ -91,7 +92,7 @@ def fast_exp(d):
     dtype = dtype_of(d)
     working = at_least_float32(dtype)
     d = ops.cast(d, working)
-    d2 = d @ d
+    d2 = matmul(d, d)
     theta = spectral_norm_bound(d, d2)
     # NaN compares false: it takes the cheapest branch and stays NaN.
     branch = sum(ops.cast(theta > _largest_theta(m, working), "int32") for m in (2, 4, 8))

@@ -11,6 +11,7 @@ small singular values by up to 2.6. [Chen, Chow, 2014: A stable scaling of Newto
 
 from keras import ops
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import tall, transpose
 
 
@@ -45,12 +46,12 @@ def orthogonalize(m, *, steps=4, smallest=0.02):
     # Scaled before squaring: squares of small gradients underflow. The Gram matrix then gives a
     # bound of the spectral norm that is far tighter than the Frobenius norm of M itself.
     m = m / _positive(ops.max(ops.abs(m), axis=(-2, -1), keepdims=True))
-    gram = transpose(m) @ m
+    gram = matmul(transpose(m), m)
     squared = _positive(ops.sqrt(ops.sum(ops.square(gram), axis=(-2, -1), keepdims=True)))
     m, gram = m / ops.sqrt(squared), gram / squared
     for index, a in enumerate(factors):
-        gram = gram if index == 0 else transpose(m) @ m
-        m = (1.5 * a) * m - m @ ((0.5 * a**3) * gram)
+        gram = gram if index == 0 else matmul(transpose(m), m)
+        m = (1.5 * a) * m - matmul(m, (0.5 * a**3) * gram)
     return last * m
 
 

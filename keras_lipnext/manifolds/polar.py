@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.backend import matmul
 
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -70,7 +71,7 @@ def dtype_of(x):
 
 def gram_defect(x):
     """`X^T X - I`."""
-    return transpose(x) @ x - ops.eye(x.shape[-1], dtype=x.dtype)
+    return matmul(transpose(x), x) - ops.eye(x.shape[-1], dtype=x.dtype)
 
 
 def frobenius(a):
@@ -90,7 +91,7 @@ def largest_finite(values):
 def polar_svd(x):
     """Polar factor by singular value decomposition: the exact reference."""
     u, _, vh = ops.svd(x, full_matrices=False)
-    return u @ vh
+    return matmul(u, vh)
 
 
 def newton_schulz(x, steps, defect=None):
@@ -99,7 +100,7 @@ def newton_schulz(x, steps, defect=None):
     `defect` is `gram_defect(x)`, if known.
     """
     for _ in range(steps):
-        x = x - x @ (gram_defect(x) if defect is None else defect) / 2
+        x = x - matmul(x, gram_defect(x) if defect is None else defect) / 2
         defect = None
     return x
 
@@ -115,11 +116,33 @@ def _threshold(steps, dtype):
     return (4 * EPSILON[dtype]) ** (0.5**steps)  # each squares it
 
 
-def _iterated(x, _):
+# Of (1 + e)^(-1/2) in powers of e: with five terms p, (1 + e) p^2 - 1 is 63/128 e^5 + ...
+_SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
+
+
+def _far(x, defect):
+    """Six products where the spectral norm is small, as that of an optimizer's step is.
+
+    For noise it is many times smaller than the Frobenius norm, and ||E||_2^2 <= ||E^2||_F.
+    """
+    squared = matmul(defect, defect)
+    # What the series leaves then is what one Newton-Schulz step removes.
+    near = (1.5 * _threshold(1, dtype_of(x))) ** (1 / 5)
+    branch = ops.cast(ops.sqrt(frobenius(squared)) > near, "int32")
+    return ops.switch(branch, (_by_series, _iterated), x, defect, squared)
+
+
+def _by_series(x, defect, squared):
+    _, c1, c2, c3, c4 = _SERIES
+    tail = matmul(squared, c2 * ops.eye(x.shape[-1], dtype=x.dtype) + c3 * defect + c4 * squared)
+    return newton_schulz(x + matmul(x, c1 * defect + tail), 1)
+
+
+def _iterated(x, *_):
     """Newton-Schulz steps until they converge; what is near singular is decomposed instead."""
     enough = _threshold(1, dtype_of(x))
     # The largest absolute row sum bounds ||X^T X||_2. Steps converge from singular values <= 1.
-    bound = ops.max(ops.sum(ops.abs(transpose(x) @ x), axis=-1), axis=-1)[..., None, None]
+    bound = ops.max(ops.sum(ops.abs(matmul(transpose(x), x)), axis=-1), axis=-1)[..., None, None]
     scaled = x / ops.sqrt(ops.where(bound > 0, bound, 1))
     _, scaled, defect = ops.while_loop(
         lambda i, y, e: ops.logical_and(i < _MOST_STEPS, frobenius(e) > enough),
@@ -147,7 +170,7 @@ def _counted_step(i, x, defect):
 # Made once: JAX compiles a branch anew for each new function object.
 _BRANCHES = [
     *(lambda x, defect, steps=steps: newton_schulz(x, steps, defect) for steps in _STEPS),
-    _iterated,
+    _far,
 ]
 
 
@@ -155,9 +178,10 @@ _BRANCHES = [
 def polar(x):
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
-    As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for; the singular
-    value decomposition of matrices near a singular one, where many would not be enough. A matrix
-    with non-finite entries comes back non-finite.
+    As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for, at two products
+    each, or six products where its spectral norm is below about 0.25; further away, as many steps
+    as it takes, and the singular value decomposition of matrices near a singular one, where many
+    would not be enough. A matrix with non-finite entries comes back non-finite.
 
     Args:
         x: Tensor of shape (..., m, n), floating point. Computed in float32 at least.

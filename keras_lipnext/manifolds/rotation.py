@@ -19,6 +19,7 @@ import math
 
 from keras import ops
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, dtype_of, largest_finite, newton_schulz
 
 CUBIC = (1 - 0.5**0.5) / 2
@@ -44,7 +45,7 @@ def rotate(x, d, norm=None, period=None):
         see `period`), and rounding, and differs from `x exp(d)` by at most about `||d||^3 / 49`,
         or `||d||^3 / 6` where the quadratic is enough.
     """
-    d2 = d @ d
+    d2 = matmul(d, d)
     # The eigenvalues of a skew-symmetric matrix come in pairs: ||D^2||_2^2 <= ||D^2||_F^2 / 2.
     squares = ops.sum(ops.square(d2), axis=(-2, -1))
     trace = -ops.trace(d2, axis1=-2, axis2=-1)
@@ -75,18 +76,18 @@ def rotate(x, d, norm=None, period=None):
 
 def _quadratic(x, d, d2, b, _):
     # Added to X, whose entries it changes little, the rounding of the product hardly counts.
-    return x + x @ (d + b * d2)
+    return x + matmul(x, d + b * d2)
 
 
 def _quartic(x, d, d2, *_):
-    return x + x @ _quartic_change(d, d2)
+    return x + matmul(x, _quartic_change(d, d2))
 
 
 def _quartic_change(d, d2):
     """p(D) - I."""
     # Minus: of three large summands TensorFlow's memory optimizer makes an AddN with a temporary
     # variable, which fails in a branch ("AlreadyExistsError: tmp_var").
-    return d + d2 / 2 - d2 @ (-CUBIC * d - CUBIC**2 * d2)
+    return d + d2 / 2 - matmul(d2, -CUBIC * d - CUBIC**2 * d2)
 
 
 def _squarings(x, d, d2, _, fourth):
@@ -98,7 +99,7 @@ def _squarings(x, d, d2, _, fourth):
     change = _quartic_change(d * scale, d2 * ops.square(scale))
     _, change = ops.while_loop(
         lambda i, _: i < halvings,
-        lambda i, c: (i + 1, 2 * c + c @ c),  # (I + C)^2 - I
+        lambda i, c: (i + 1, 2 * c + matmul(c, c)),  # (I + C)^2 - I
         (ops.zeros((), "int32"), change),
     )
-    return newton_schulz(x + x @ change, 1)  # squaring doubles rounding, too
+    return newton_schulz(x + matmul(x, change), 1)  # squaring doubles rounding, too

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.fast_exp import fast_exp
 from keras_lipnext.manifolds.polar import (
     at_least_float32,
@@ -35,7 +36,7 @@ def projx(x):
 @tall
 def proju(x, u):
     """Orthogonal projection of `u` onto the tangent space { U : X^T U skew } at `x`."""
-    return u - x @ sym(transpose(x) @ u)
+    return u - matmul(x, sym(matmul(transpose(x), u)))
 
 
 @tall
@@ -53,9 +54,9 @@ def expmap(x, u):
     """
     m, n = x.shape[-2:]
     if m == n:
-        return x @ fast_exp(skew(transpose(x) @ u))
-    pu = u - x @ (transpose(x) @ u) / 2
-    return fast_exp(2 * skew(pu @ transpose(x))) @ x
+        return matmul(x, fast_exp(skew(matmul(transpose(x), u))))
+    pu = u - matmul(x, matmul(transpose(x), u)) / 2
+    return matmul(fast_exp(2 * skew(matmul(pu, transpose(x)))), x)
 
 
 @tall

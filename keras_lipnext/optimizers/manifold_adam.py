@@ -2,13 +2,14 @@ import functools
 
 import keras
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds import fast_exp, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import PROJECTION_PERIOD, ManifoldOptimizer
 
 RETRACTIONS = {
     "polynomial": functools.partial(rotate, period=PROJECTION_PERIOD),
-    "exponential": lambda x, d: x @ fast_exp(d),
+    "exponential": lambda x, d: matmul(x, fast_exp(d)),
 }
 
 
@@ -71,7 +72,7 @@ class ManifoldAdam(ManifoldOptimizer):
 
     def manifold_step(self, x, gradient, learning_rate, moments):
         if x.shape[-1] == x.shape[-2]:
-            tangent = skew(transpose(x) @ gradient)
+            tangent = skew(matmul(transpose(x), gradient))
             direction, moments = self.adam(tangent, learning_rate, moments)
             return RETRACTIONS[self.retraction](x, -direction), moments
         tangent = stiefel.proju(x, gradient)

@@ -1,5 +1,6 @@
 import keras
 
+from keras_lipnext.backend import matmul
 from keras_lipnext.layers._channels import positive_integer, share
 from keras_lipnext.manifolds import orthogonalize, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
@@ -78,7 +79,7 @@ class ManifoldMuon(ManifoldOptimizer):
     def manifold_step(self, x, gradient, learning_rate, moments):
         (m,) = moments
         square = x.shape[-1] == x.shape[-2]
-        tangent = skew(transpose(x) @ gradient) if square else stiefel.proju(x, gradient)
+        tangent = skew(matmul(transpose(x), gradient)) if square else stiefel.proju(x, gradient)
         m = self.momentum * m + tangent
         ahead = tangent + self.momentum * m if self.nesterov else m
         direction = orthogonalize(ahead, steps=self.newton_schulz_steps)

@@ -113,26 +113,16 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             unknown = keras.initializers.Constant(float("nan"))
             self._slow = self.add_optimizer_variables(variables, "slow", initializer=unknown)
 
-    def apply(self, grads, trainable_variables=None):
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        super()._backend_apply_gradients(grads, trainable_variables)
         if backend.replicas() > 1 or (self.use_ema and self.ema_overwrite_frequency):
             # Averages that overwrite variables lie off the manifold; replicas share constraints.
-            return super().apply(grads, trainable_variables)
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            if trainable_variables and not self.built:
-                with keras.name_scope(self.name):
-                    self.build(trainable_variables)
-        # Keras would project each variable after each step.
-        known = zip(self._trainable_variables, self._on_manifold) if self.built else ()
-        marked = [variable for variable, on_manifold in known if on_manifold]
-        constraints = [v.constraint for v in marked]
-        try:
-            for variable in marked:
-                variable.constraint = None
-            return super().apply(grads, trainable_variables)
-        finally:
-            for variable, constraint in zip(marked, constraints):
-                variable.constraint = constraint
+            return
+        # Next, Keras projects by its constraint each variable left in this list, which is the
+        # step's own. The constraints themselves stay where they are: other threads read them.
+        trainable_variables[:] = [
+            v for v in trainable_variables if not self._on_manifold[self._get_variable_index(v)]
+        ]
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         if backend.replicas() > 1:
@@ -156,7 +146,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         gradients, variables, indices = zip(*members)
         moments = list(zip(*(self._moments[i] for i in indices)))
         marked, *_, sharding = self._kinds[indices[0]]
-        with backend.inference_scope(), backend.full_precision():
+        with backend.inference_scope():
             x, gradient, *state = (
                 backend.stacked(values, sharding) for values in (variables, gradients, *moments)
             )
@@ -206,7 +196,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         rate = self.euclidean_learning_rate
         if rate is None:
             return learning_rate
-        return rate(self.iterations) if callable(rate) else rate
+        # Of what Keras' schedules count: batches, whether or not their gradients are accumulated.
+        return rate(self._iterations) if callable(rate) else rate
 
     def _look_ahead(self, old, fast, indices, sharding):
         """Every `lookahead_period` steps: slow <- slow + step (fast - slow), fast <- slow.
@@ -293,6 +284,6 @@ def _has_left(x):
     n = x.shape[-1]
     signs = np.random.default_rng(n).choice([-1.0, 1.0], size=(n, 1))
     signs = ops.convert_to_tensor(signs, dtype=x.dtype)
-    missing = transpose(x) @ (x @ signs) - signs
+    missing = backend.matmul(transpose(x), backend.matmul(x, signs)) - signs
     epsilon = EPSILON[keras.backend.standardize_dtype(x.dtype)]
     return largest_finite(ops.abs(missing)) > 2 * epsilon * math.sqrt(n)

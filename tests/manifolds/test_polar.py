@@ -78,6 +78,28 @@ def test_newton_schulz_squares_the_defect():
     assert np.abs(y.T @ y - np.eye(10)).max() < 10 * before**2
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="counted as they run")
+@pytest.mark.parametrize(
+    "distance, most",
+    [
+        (1e-5, 2),  # one Newton-Schulz step
+        (1e-3, 6),  # of the size of a step by an ordinary optimizer: noise
+        (0.02, 6),
+    ],
+)
+def test_the_number_of_products_grows_with_the_distance(distance, most, monkeypatch):
+    """What little has moved, as after each step of any optimizer, is put back cheaply."""
+    import sys
+
+    module, counted = sys.modules["keras_lipnext.manifolds.polar"], []
+    real = module.matmul
+    monkeypatch.setattr(module, "matmul", lambda *a: counted.append(1) or real(*a))
+    x = near_stiefel((200, 200), distance, 0).astype("float32")
+    result = to_numpy(polar(x)).astype("float64")
+    assert len(counted) <= most
+    assert np.abs(result.T @ result - np.eye(200)).max() < 1.5e-6
+
+
 def test_rank_deficient():
     result = to_numpy(polar(np.ones((4, 4), "float32")))
     assert np.abs(result.T @ result - np.eye(4)).max() < 2e-6

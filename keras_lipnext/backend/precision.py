@@ -1,0 +1,132 @@
+"""Matrix products whose precision belongs to the operation, not to the program's settings.
+
+An orthogonal matrix is none in TF32 or bfloat16, and a sum in TF32 is no bound of the float32 one.
+But accelerators multiply float32 in such formats, by default or by a switch of the whole program:
+
+    JAX         float32 is TF32 on GPUs and bfloat16 on TPUs unless a product asks for more
+    PyTorch     torch.set_float32_matmul_precision, torch.backends..., torch.autocast
+    TensorFlow  TF32, unless tf.config.experimental.enable_tensor_float_32_execution(False)
+
+The switches are left alone: another thread would see them switched, or switch them back. JAX asks
+for the precision of each product. On the other two a product that must not be rounded is computed
+in float64 where the program allows float32 to be: that no switch reaches. It costs time on
+graphics cards for games, and none where PyTorch is left as it comes.
+"""
+
+import keras
+
+PRECISIONS = ("exact", "increment", "direction")
+
+
+def matmul(a, b, precision="exact"):
+    """`a @ b` of floating point tensors of one dtype, by what the result is for.
+
+    On CPUs, and of float64 anywhere, all three are the plain product.
+
+    Args:
+        a, b: Tensors of the current backend, shapes (..., m, k) and (..., k, n).
+        precision: What a float32 product may lose on an accelerator.
+            "exact": nothing but the rounding of float32. Points of a manifold, their defects,
+            bounds.
+            "increment": about 2^-11 of its entries (TF32). What is small beside what it is added
+            to. On PyTorch 2^-16, in three bfloat16 products, whatever the program's settings.
+            "direction": about 2^-8, from bfloat16 operands, summed in float32. What is normalised,
+            or projected, afterwards.
+
+    Returns:
+        Tensor of shape (..., m, n) and of the dtype of `a`.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"`precision` must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}"
+        )
+    backend = keras.backend.backend()
+    if keras.backend.standardize_dtype(a.dtype) != "float32":
+        precision = "exact"
+    return _PRODUCTS[backend](a, b, precision)
+
+
+def on_cpu():
+    """Whether the backend computes on the CPU, where float32 products are float32."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.get_default_device().type == "cpu" and not torch.cuda.is_available()
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
+
+
+def _jax_product(a, b, precision):
+    import jax
+
+    if precision == "exact" or on_cpu():
+        return jax.numpy.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    if precision == "increment":  # TF32 on GPUs, three bfloat16 products on TPUs
+        return jax.numpy.matmul(a, b, precision=jax.lax.Precision.HIGH)
+    return jax.numpy.matmul(
+        a.astype("bfloat16"),
+        b.astype("bfloat16"),
+        precision=jax.lax.Precision.DEFAULT,
+        preferred_element_type="float32",
+    )
+
+
+def _torch_product(a, b, precision):
+    import torch
+
+    device = a.device.type
+    if precision != "exact" and device == "cuda" and torch.__version__ >= "2.8":
+        if precision == "direction":
+            return _from_bfloat16(a.bfloat16(), b.bfloat16())
+        a_high, b_high = a.bfloat16(), b.bfloat16()
+        a_low, b_low = (a - a_high.float()).bfloat16(), (b - b_high.float()).bfloat16()
+        left = torch.cat([a_high, a_low, a_high], dim=-1)
+        return _from_bfloat16(left, torch.cat([b_high, b_high, b_low], dim=-2))
+    if a.dtype == torch.float32 and _torch_may_round(device):
+        return torch.matmul(a.double(), b.double()).float()
+    return torch.matmul(a, b)
+
+
+def _from_bfloat16(a, b):
+    """Product of stacks, summed and returned in float32; see `torch.bmm`."""
+    import torch
+
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
+    product = torch.bmm(a, b, out_dtype=torch.float32)
+    return product.reshape(*batch, *product.shape[-2:])
+
+
+def _torch_may_round(device):
+    """Whether the program lets float32 products on a type of device be rounded to less."""
+    import torch
+
+    if device not in ("cpu", "cuda", "mps", "xpu"):  # "meta" computes nothing
+        return False
+    if torch.is_autocast_enabled(device):
+        return True
+    if not hasattr(torch.backends.cudnn, "conv"):  # before PyTorch 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    backends = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
+    if device not in backends:
+        return False
+    return backends[device].matmul.fp32_precision not in ("ieee", "none")
+
+
+def _tensorflow_product(a, b, precision):
+    import tensorflow as tf
+
+    if a.dtype != tf.float32 or on_cpu() or precision == "increment":  # TF32, if it is allowed
+        return tf.matmul(a, b)
+    # A traced product obeys the switch's later positions, too: so whatever it says.
+    dtype = tf.float64 if precision == "exact" else tf.bfloat16
+    return tf.cast(tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype)), tf.float32)
+
+
+_PRODUCTS = {"jax": _jax_product, "torch": _torch_product, "tensorflow": _tensorflow_product}
