@@ -157,9 +157,9 @@ def _iterated(x, *_):
 
 
 def _decomposed(x):
-    """Polar factors by SVD; NaN where a member is not finite: routines raise or hang on those."""
+    """Polar factors by SVD, but of a member that is not finite: routines raise or hang on those."""
     finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
-    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), np.nan)
+    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), x)
 
 
 def _counted_step(i, x, defect):

@@ -109,9 +109,12 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 [self.add_variable_from_reference(variable, name=name) for name in names]
             )
         if self.lookahead_period:
-            # Not a number until the first step of the variable, whenever that is taken.
-            unknown = keras.initializers.Constant(float("nan"))
-            self._slow = self.add_optimizer_variables(variables, "slow", initializer=unknown)
+            self._slow = self.add_optimizer_variables(variables, "slow")
+            # 1 for variables that have taken a step: their slow weights begin with the first one,
+            # whenever that is.
+            self._started = self.add_variable(
+                (len(variables),), aggregation="only_first_replica", name="started"
+            )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         super()._backend_apply_gradients(grads, trainable_variables)
@@ -207,7 +210,10 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         """
         variables = [self._slow[i] for i in indices]
         slow = backend.stacked(variables, sharding)
-        slow = ops.where(ops.isnan(slow), old, slow)
+        before = ops.take(backend.value(self._started), np.array(indices), axis=0) > 0
+        slow = ops.where(ops.reshape(before, (-1,) + (1,) * (len(slow.shape) - 1)), slow, old)
+        now = np.isin(np.arange(len(self._slow)), indices)
+        self.assign(self._started, ops.maximum(self._started, now.astype("float32")))
         due = (self.iterations + 1) % self.lookahead_period == 0
         moved = slow + self.lookahead_step * (fast - slow)
         if self._on_manifold[indices[0]]:
