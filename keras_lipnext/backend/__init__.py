@@ -11,8 +11,10 @@ from keras_lipnext.backend.core import (
     inference_scope,
     processes,
     replicas,
+    rows,
     stacked,
     value,
+    with_rows,
 )
 from keras_lipnext.backend.precision import matmul, on_cpu
 from keras_lipnext.backend.sharding import devices_of, sharding_of
@@ -29,8 +31,10 @@ __all__ = [
     "on_cpu",
     "processes",
     "replicas",
+    "rows",
     "sharding_of",
     "stacked",
     "torch_module",
     "value",
+    "with_rows",
 ]

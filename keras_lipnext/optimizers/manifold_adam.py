@@ -3,7 +3,7 @@ import functools
 import keras
 
 from keras_lipnext.backend import matmul
-from keras_lipnext.manifolds import fast_exp, rotate, stiefel
+from keras_lipnext.manifolds import branchless, fast_exp, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import PROJECTION_PERIOD, ManifoldOptimizer
 
@@ -51,6 +51,12 @@ class ManifoldAdam(ManifoldOptimizer):
         beta_1, beta_2, epsilon: As in `keras.optimizers.Adam`.
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
+        precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
+            what is only a direction is multiplied in bfloat16, what is added to a point in TF32,
+            what is measured of it in float32, without waiting for the host; a step turns no plane
+            by more than about 1 radian, and kernels are orthogonal to about 1e-5, or 10 times
+            the TF32 rounding of a step, until the end of `fit`, which projects them in float32.
+            "float32": as on CPUs, several times slower.
         **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
             `gradient_accumulation_steps`, `loss_scale_factor`, ...).
 
@@ -71,13 +77,17 @@ class ManifoldAdam(ManifoldOptimizer):
         self.retraction = retraction
 
     def manifold_step(self, x, gradient, learning_rate, moments):
+        rough, precision = self.rough(x), self.direction_precision(x)
         if x.shape[-1] == x.shape[-2]:
-            tangent = skew(matmul(transpose(x), gradient))
+            tangent = skew(matmul(transpose(x), gradient, precision))
             direction, moments = self.adam(tangent, learning_rate, moments)
+            if rough and self.retraction == "polynomial":
+                return branchless.turn(x, -direction), moments
             return RETRACTIONS[self.retraction](x, -direction), moments
-        tangent = stiefel.proju(x, gradient)
+        tangent = stiefel.proju(x, gradient, precision=precision)
         direction, moments = self.adam(tangent, learning_rate, moments)
-        return stiefel.retr(x, stiefel.proju(x, -direction)), moments
+        retract = branchless.retract if rough else stiefel.retr
+        return retract(x, stiefel.proju(x, -direction, precision=precision)), moments
 
     def get_config(self):
         return {**super().get_config(), "retraction": self.retraction}
