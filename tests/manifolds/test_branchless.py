@@ -6,7 +6,7 @@ from data import to_numpy
 from manifolds.test_fast_exp import random_skew
 
 from keras_lipnext.manifolds import branchless, polar, rotate
-from keras_lipnext.manifolds.branchless import PERIOD, QUADRATIC_LIMIT, QUARTIC_LIMIT
+from keras_lipnext.manifolds.branchless import QUADRATIC_LIMIT, QUARTIC_LIMIT
 
 
 def tensor(a):
@@ -27,7 +27,9 @@ def defect(x):
 def test_without_a_given_norm_it_turns_as_rotate_does(n, norm):
     x, d = tensor(orthogonal(n)), tensor(random_skew(n, norm, 0, batch=(2,)))
     moved = branchless.turn(x, d)
-    np.testing.assert_allclose(to_numpy(moved), to_numpy(rotate(x, d)), atol=3e-6)
+    # Below 0.04 radians `rotate` takes a polynomial of third order.
+    tolerance = 1e-6 + min(norm, 0.04) ** 3 / 6
+    np.testing.assert_allclose(to_numpy(moved), to_numpy(rotate(x, d)), atol=tolerance)
     assert defect(moved) < 6e-7
 
 
@@ -35,7 +37,7 @@ def test_without_a_given_norm_it_turns_as_rotate_does(n, norm):
 def test_with_the_norm_of_muons_direction_it_turns_as_rotate_does(norm):
     """Whose singular values lie within 23 % of 1."""
     x = tensor(orthogonal(20))
-    d = norm / 1.23 * np.sign(np.triu(np.ones((20, 20)), 1)) * 0
+    d = np.zeros((20, 20))
     planes = np.linspace(0.77, 1.23, 10) * norm / 1.23
     d[np.arange(0, 20, 2), np.arange(1, 20, 2)] = planes
     q = orthogonal(20, 1, 3)[0]
@@ -87,25 +89,26 @@ def drift_removed(x, steps):
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 16, 20, 64])
-def test_eight_steps_remove_drift(n):
+def test_a_dozen_steps_remove_drift(n):
     """To first order: what is left is of the size of its square."""
     x = orthogonal(n) + 1e-4 * np.random.default_rng(1).normal(size=(2, n, n))
-    assert defect(drift_removed(tensor(x), range(PERIOD))) < 4e-7 + 1e-8 * n
-    assert defect(drift_removed(tensor(x), range(2 * PERIOD))) < 4e-7
+    for start in (0, 1000):
+        assert defect(drift_removed(tensor(x), range(start, start + 12))) < 4e-7 + 1e-8 * n
+        assert defect(drift_removed(tensor(x), range(start, start + 24))) < 4e-7
 
 
-@pytest.mark.parametrize("rhythm", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("rhythm", [1, 2, 3, 4, 8, 16, 29])
 def test_variables_that_skip_steps_have_their_turn(rhythm):
     x = tensor(orthogonal(16) + 1e-4 * np.random.default_rng(1).normal(size=(2, 16, 16)))
-    for first in range(rhythm):
-        steps = range(first, first + 2 * PERIOD * rhythm, rhythm)
+    for first in range(min(rhythm, 3)):
+        steps = range(first, first + 2 * 41 * rhythm, rhythm)
         assert defect(drift_removed(x, steps)) < 4e-7
 
 
 def test_weights_far_off_come_back():
     for scale in (0.5, 1.5, 3.0, 100.0):
         x = scale * orthogonal(12) + 0.01 * np.random.default_rng(1).normal(size=(2, 12, 12))
-        assert defect(drift_removed(tensor(x), range(60 * PERIOD))) < 1e-6
+        assert defect(drift_removed(tensor(x), range(480))) < 1e-6
 
 
 def test_other_members_of_a_batch_do_not_suffer_from_one():
@@ -126,6 +129,6 @@ def test_the_same_in_rounded_products(monkeypatch):
     x, d = tensor(orthogonal(64)), tensor(random_skew(64, 0.01, 0, batch=(2,)))
     moved = branchless.turn(x, d)
     assert defect(moved) < 1e-5
-    assert defect(drift_removed(moved, range(PERIOD))) < 4e-7
+    assert defect(drift_removed(moved, range(12))) < 4e-7
     thin = branchless.retract(x[:, :, :16], 0.01 * x[:, :, 16:32])
     assert defect(thin) < 6e-7
