@@ -12,7 +12,7 @@ def unconstrained(model):
 
 
 class TrainingStep:
-    """Takes one training step on a batch and returns when it is finished.
+    """Takes one training step on a batch; unless `wait` is False it is finished on return.
 
     Inputs stay, targets change from step to step in turn: drawn at random they cannot be learned.
     On a batch known by heart the optimizers would stand still, which may cost them less.
@@ -22,8 +22,9 @@ class TrainingStep:
     step's own state and the model's variables are left behind.
     """
 
-    def __init__(self, model, x, targets):
+    def __init__(self, model, x, targets, wait=True):
         self._model = model
+        self._waits = wait
         self._targets = itertools.cycle(list(map(keras.ops.convert_to_tensor, targets)))
         self._x = keras.ops.convert_to_tensor(x)
         model.optimizer.build(model.trainable_variables)
@@ -32,6 +33,20 @@ class TrainingStep:
 
     def __call__(self):
         self._step((self._x, next(self._targets)))
+        if self._waits:
+            self.wait()
+
+    def wait(self):
+        """Returns when the steps taken are finished. TensorFlow's are, as soon as they return."""
+        if keras.backend.backend() == "jax":
+            import jax
+
+            jax.block_until_ready(self._state)
+        elif keras.backend.backend() == "torch":
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
 
     def weights(self):
         """The trainable weights as NumPy arrays, in the model's order."""
@@ -66,6 +81,5 @@ class TrainingStep:
 
         def take(data):
             _, self._state = step(self._state, data)
-            jax.block_until_ready(self._state)
 
         return take

@@ -63,10 +63,17 @@ def channels_of(layer, input_shape, axis):
 
 
 def matmul(x, kernel, axis):
-    """Multiplies the vectors along `axis` of `x`, read as rows, by `kernel`."""
-    if axis in (-1, len(x.shape) - 1):
+    """Multiplies the vectors along `axis` of `x`, read as rows, by `kernel`.
+
+    As one matrix of all rows: of a product with three batch axes XLA makes the kernel's gradient by
+    transposing both operands, which on a GPU takes as long as the product.
+    """
+    if axis not in (-1, len(x.shape) - 1):
+        return ops.moveaxis(matmul(ops.moveaxis(x, axis, -1), kernel, -1), -1, axis)
+    if len(x.shape) == 2:
         return ops.matmul(x, kernel)
-    return ops.moveaxis(ops.matmul(ops.moveaxis(x, axis, -1), kernel), -1, axis)
+    rows = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
+    return ops.reshape(rows, (*ops.shape(x)[:-1], kernel.shape[-1]))
 
 
 def along(vector, axis, rank):

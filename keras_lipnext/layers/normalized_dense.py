@@ -1,11 +1,11 @@
 import keras
-from keras import ops
 
 from keras_lipnext.layers._channels import (
     NAMESPACE,
     accumulating_dtype,
     add_bias,
     channels_of,
+    matmul,
     positive_integer,
 )
 
@@ -70,7 +70,7 @@ class NormalizedDense(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
 
     def call(self, inputs):
-        logits = ops.matmul(inputs, self.kernel)
+        logits = matmul(inputs, self.kernel, -1)
         return logits if self.bias is None else logits + self.bias
 
     def compute_output_shape(self, input_shape):

@@ -5,6 +5,7 @@ from keras_lipnext.layers._channels import (
     NAMESPACE,
     add_stiefel_kernel,
     image_sizes,
+    matmul,
     positive_integer,
     resolve_data_format,
     serialize_optional,
@@ -78,7 +79,7 @@ class PatchEmbedding(keras.layers.Layer):
         x = ops.reshape(x, (batch, rows, p, columns, p, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
         x = ops.reshape(x, (batch, rows, columns, p * p * channels))
-        x = ops.matmul(x, self.kernel)
+        x = matmul(x, self.kernel, -1)
         return ops.transpose(x, (0, 3, 1, 2)) if first else x
 
     def compute_output_shape(self, input_shape):

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, channels_of, positive_integer
+from keras_lipnext.layers._channels import NAMESPACE, channels_of, matmul, positive_integer
 from keras_lipnext.layers._sdp_layer import SDPLayer
 
 
@@ -74,7 +74,7 @@ class SDPDense(SDPLayer):
         return ops.transpose(w * ops.sqrt(inverse))
 
     def call(self, inputs):
-        x = ops.matmul(self._cast(inputs), self._cast(self.effective_kernel()))
+        x = matmul(self._cast(inputs), self._cast(self.effective_kernel()), -1)
         return self.activation(x if self.bias is None else x + self._cast(self.bias))
 
     def compute_output_shape(self, input_shape):

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, channels_of, positive_integer
+from keras_lipnext.layers._channels import NAMESPACE, channels_of, matmul, positive_integer
 from keras_lipnext.layers._sdp_layer import SDPLayer, SDPResidual
 
 
@@ -68,8 +68,8 @@ class SDPResidualDense(SDPResidual, SDPLayer):
     def call(self, inputs):
         kernel, sizes, inverses = self.residual_form()
         kernel, inputs = self._cast(kernel), self._cast(inputs)
-        hidden = self._hidden(ops.matmul(inputs, kernel), sizes, inverses)
-        return inputs - 2 * ops.matmul(hidden, ops.transpose(kernel))
+        hidden = self._hidden(matmul(inputs, kernel, -1), sizes, inverses)
+        return inputs - 2 * matmul(hidden, ops.transpose(kernel), -1)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -64,3 +66,28 @@ def test_mixing_chooses_the_layer():
 def test_channels_not_divisible():
     with pytest.raises(ValueError, match=r"multiples of 8 channels work"):
         LipNeXtBlock(1 / 8)(np.ones((1, 4, 4, 20)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers with jax")
+def test_products_are_of_matrices_on_an_accelerator():
+    """Of a product with several batch axes XLA makes the gradient by transposing both operands."""
+    import jax
+
+    block = LipNeXtBlock(1 / 8)
+    block.build((2, 4, 4, 16))
+
+    def energy(values, x):
+        answer, _ = block.stateless_call(values, [], x)
+        return keras.ops.sum(keras.ops.square(answer))
+
+    values = [v.value for v in block.trainable_variables]
+    gradients = jax.jit(jax.grad(energy, (0, 1)))
+    exported = jax.export.export(gradients, platforms=["cuda"])(values, random_input((2, 4, 4, 16)))
+    lines = exported.mlir_module().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
+    assert len(products) == 9  # three, and two for the gradients of each
+    for product in products:
+        assert "batching_dims" not in product
+        assert product.count("tensor<") == 3 and re.fullmatch(
+            r".*contracting_dims = \[[01]\] x \[[01]\].*", product
+        ), product
