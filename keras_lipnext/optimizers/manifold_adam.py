@@ -43,8 +43,8 @@ class ManifoldAdam(ManifoldOptimizer):
         learning_rate: Float, `LearningRateSchedule` or callable. On the manifold it is about the
             rotation, in radians, of each plane of coordinates in one step.
         retraction: "polynomial", `keras_lipnext.manifolds.rotate`, or "exponential", LipNeXt's
-            geodesic step `X exp(D)` by `keras_lipnext.manifolds.fast_exp`, which costs more. Of
-            square kernels only.
+            geodesic step `X exp(D)` by `keras_lipnext.manifolds.fast_exp`, which costs more
+            and waits for the host. Of square kernels only.
         euclidean_learning_rate: Float or `LearningRateSchedule` for the other variables. None uses
             `learning_rate`. A float is constant: callbacks that change `learning_rate` do not
             change it; the cosine of `LipNeXt.fit` multiplies both.
@@ -52,11 +52,11 @@ class ManifoldAdam(ManifoldOptimizer):
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
         precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
-            what is only a direction is multiplied in bfloat16, what is added to a point in TF32,
-            what is measured of it in float32, without waiting for the host; a step turns no plane
-            by more than about 1 radian, and kernels are orthogonal to about 1e-5, or 10 times
-            the TF32 rounding of a step, until the end of `fit`, which projects them in float32.
-            "float32": as on CPUs, several times slower.
+            a square kernel's step is one bfloat16 product, three in TF32, an eighth of one in TF32
+            and in float32, and never waits for the host; it turns no plane by more than about 1
+            radian, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
+            which projects in float32. "float32": the products and branches of a step on CPUs,
+            several times slower.
         **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
             `gradient_accumulation_steps`, `loss_scale_factor`, ...).
 

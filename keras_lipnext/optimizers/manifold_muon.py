@@ -53,11 +53,11 @@ class ManifoldMuon(ManifoldOptimizer):
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
         precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
-            what is only a direction is multiplied in bfloat16, what is added to a point in TF32,
-            what is measured of it in float32, without waiting for the host; a step turns no plane
-            by more than about 0.3 radian, and kernels are orthogonal to about 1e-5, or 10 times
-            the TF32 rounding of a step, until the end of `fit`, which projects them in float32.
-            "float32": as on CPUs, several times slower.
+            a square kernel's step is nine bfloat16 products, two in TF32, an eighth of one in TF32
+            and in float32, and never waits for the host; it turns no plane by more than about 0.3
+            radians, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
+            which projects in float32. "float32": the products and branches of a step on CPUs,
+            several times slower.
         **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
             `gradient_accumulation_steps`, `loss_scale_factor`, ...).
 
