@@ -12,8 +12,10 @@ from keras_lipnext.backend.core import (
     inference_scope,
     processes,
     replicas,
+    rows,
     stacked,
     value,
+    with_rows,
 )
 from keras_lipnext.backend.float64 import call_in_float64, float64_scope
 from keras_lipnext.backend.precision import matmul, on_cpu
@@ -34,8 +36,10 @@ __all__ = [
     "on_cpu",
     "processes",
     "replicas",
+    "rows",
     "sharding_of",
     "stacked",
     "torch_module",
     "value",
+    "with_rows",
 ]

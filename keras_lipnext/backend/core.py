@@ -119,6 +119,30 @@ def check_in_step(condition, message):
     tf.debugging.Assert(condition, [message])
 
 
+def rows(x, first, size):
+    """`x[..., first : first + size, :]` of a tensor `first`, of which only the device knows."""
+    if keras.backend.backend() == "torch":
+        return x.index_select(-2, _indices(x, first, size))
+    start = [0] * len(x.shape)
+    start[-2] = first
+    return keras.ops.slice(x, start, (*x.shape[:-2], size, x.shape[-1]))
+
+
+def with_rows(x, first, new):
+    """`x` with `x[..., first : first + size, :]` replaced by `new`; see `rows`."""
+    if keras.backend.backend() == "torch":
+        return x.index_copy(-2, _indices(x, first, new.shape[-2]), new)
+    start = [0] * len(x.shape)
+    start[-2] = first
+    return keras.ops.slice_update(x, start, new)
+
+
+def _indices(x, first, size):
+    import torch
+
+    return first + torch.arange(size, device=x.device)
+
+
 def replicas():
     """Number of replicas that TensorFlow's distribution strategy keeps in step; 1 elsewhere."""
     if keras.backend.backend() != "tensorflow":

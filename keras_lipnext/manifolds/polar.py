@@ -117,7 +117,7 @@ def _threshold(steps, dtype):
 
 
 # Of (1 + e)^(-1/2) in powers of e: with five terms p, (1 + e) p^2 - 1 is 63/128 e^5 + ...
-_SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
+SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
 
 
 def _far(x, defect):
@@ -133,7 +133,7 @@ def _far(x, defect):
 
 
 def _by_series(x, defect, squared):
-    _, c1, c2, c3, c4 = _SERIES
+    _, c1, c2, c3, c4 = SERIES
     tail = matmul(squared, c2 * ops.eye(x.shape[-1], dtype=x.dtype) + c3 * defect + c4 * squared)
     return newton_schulz(x + matmul(x, c1 * defect + tail), 1)
 

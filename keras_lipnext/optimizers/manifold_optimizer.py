@@ -13,7 +13,7 @@ from keras import ops
 from keras_lipnext import backend
 from keras_lipnext.distribution import check_distribution
 from keras_lipnext.layers._channels import number, share
-from keras_lipnext.manifolds import stiefel
+from keras_lipnext.manifolds import branchless, stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
 
@@ -23,6 +23,9 @@ PROJECTION_PERIOD = 8
 # Entries of a stack: larger variables are stepped one by one, which needs less memory and, where a
 # stack would not fit into the caches, is faster.
 STACK_ENTRIES = 2**20
+# On accelerators each stack costs the starts of its kernels; 512 MiB in float32, and a step needs
+# about eight times that beside it.
+ACCELERATOR_STACK_ENTRIES = 2**27
 
 
 class ManifoldOptimizer(keras.optimizers.Optimizer):
@@ -46,6 +49,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         epsilon=1e-7,
         lookahead_period=None,
         lookahead_step=0.5,
+        precision="auto",
         **kwargs,
     ):
         if isinstance(lookahead_period, bool) or not (
@@ -68,6 +72,11 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             share(name, value)
         if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
+        if precision not in ("auto", "float32"):
+            raise ValueError(
+                "`precision` must be 'auto', as each product needs it, or 'float32'. Received: "
+                f"precision={precision!r}"
+            )
         super().__init__(learning_rate, **kwargs)
         # Multiplies both learning rates. A training loop's schedule sets it: unlike changing
         # `learning_rate`, that survives an interruption and leaves the user's rate alone.
@@ -80,6 +89,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.lookahead_period = lookahead_period
         self.lookahead_step = lookahead_step
+        self.precision = precision
 
     def build(self, variables):
         if self.built:
@@ -136,7 +146,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             index = self._get_variable_index(variable)
             stacks.setdefault(self._kinds[index], []).append((gradient, variable, index))
         for (_, shape, _, sharding), members in stacks.items():
-            count = max(1, STACK_ENTRIES // max(1, math.prod(shape)))
+            entries = STACK_ENTRIES if backend.on_cpu() else ACCELERATOR_STACK_ENTRIES
+            count = max(1, entries // max(1, math.prod(shape)))
             count *= backend.devices_of(sharding)
             for first in range(0, len(members), count):
                 self._step(members[first : first + count], learning_rate)
@@ -173,12 +184,28 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         new, gradient, learning_rate = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
         moments = [ops.cast(m, dtype) for m in moments]
         new, moments = self.manifold_step(new, gradient, learning_rate, moments)
-        if x.shape[-1] == x.shape[-2]:
+        if x.shape[-1] != x.shape[-2]:
+            return ops.cast(new, x.dtype), moments
+        if self.rough(new):
+            new = branchless.remove_drift(new, ops.cast(self.iterations, "int32"))
+        else:
             due = ops.logical_or(self.iterations % PROJECTION_PERIOD == 0, _has_left(new))
             new = _applied_if(due, self.remove_drift, new)
         return ops.cast(new, x.dtype), moments
 
     remove_drift = staticmethod(stiefel.projx)
+
+    def rough(self, x):
+        """Whether a step of `x` takes the ways of accelerators, in less than float32 where it may.
+
+        Steps of variables in half precision are computed in float32; float64 was asked for.
+        """
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return self.precision == "auto" and dtype == "float32" and not backend.on_cpu()
+
+    def direction_precision(self, x):
+        """What the products of a direction may lose; see `backend.matmul`."""
+        return "direction" if self.rough(x) else "exact"
 
     def adam(self, gradient, learning_rate, moments):
         """(what Adam subtracts, its new moments), in the order of Keras' operations.
@@ -259,6 +286,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             "epsilon": self.epsilon,
             "lookahead_period": self.lookahead_period,
             "lookahead_step": self.lookahead_step,
+            "precision": self.precision,
         }
 
     @classmethod
