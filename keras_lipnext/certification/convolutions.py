@@ -1,4 +1,6 @@
-"""Verified upper bounds of the l2 norms of convolutions, whatever the size of the image.
+"""Verified upper bounds of the l2 norms of convolutions.
+
+Notes 1 to 5 hold whatever the size of the image is.
 
 1. Strides. With t = s q + r, `y[p] = sum_t W[t] x[p s + t]` is `sum_q W_q X[p + q]`, a convolution
    of stride 1 with ceil(k / s) taps over the blocks `X[p] = (x[p s + r])_r`. Regrouping entries
@@ -13,20 +15,24 @@
    `y[p] = sum_t W[t] x[s p + D t]` is `sum_q W_q X[p + D q]` over the blocks
    `X[p] = (x[s p + D r])_r`, and D r takes each remainder of s once. A common factor g only leaves
    out entries: `y` reads none but each g-th of `x`, by a stride s / g and a dilation D / g.
-4. Grid. On N equidistant points an axis, the supremum is at most the maximum times the product over
-   the axes of `1 / cos(pi d / (2 N))`, d + 1 the number of taps and N > d. Proof: let M be the
-   supremum, attained at theta* with unit vectors u, v. Fix all coordinates but one. With a phase a,
+4. Grid. One axis, taps t = 0..d, N > d points theta_j = 2 pi j / N. Times a phase, the symbol is
+   `sum_t W[t] exp(i m theta)` with m = t - d / 2. Let
 
-       f(t) = Re(exp(-i a - i d t / 2) u* W^(t) v)
+       c(theta) = sum_{|l| <= n} lambda_l exp(i l theta) >= 0,   lambda_0 = 1,   n = N - d / 2 - 1.
 
-   has frequencies of at most d / 2 (f(2 t) is a trigonometric polynomial of degree d), |f| <= M,
-   and f(t*) = M for the right a. M. Riesz: then f(t) >= M cos(d (t - t*) / 2) for |t - t*| <=
-   pi / d, and some grid point (modulo 2 pi, the period of |u* W^ v|) is within pi / N of t*. There
-   |u* W^ v| >= M cos(pi d / (2 N)). Fix that coordinate and go on with the next, from the supremum
-   over it, which is no smaller.
-   [Ehlich, Zeller 1964; Pfister, Bresler, arXiv 1802.09588]
+   For even d, `mean_j c(theta - theta_j) exp(i m theta_j) = lambda_m exp(i m theta)`: of the
+   frequencies l = m modulo N none but m is within n. With m = 0, the weights c / N are positive of
+   sum 1. So the symbol at theta is a convex combination of those of the taps `W[t] / lambda_m` at
+   the grid points, and its norm at most the largest of theirs. For odd d, m is a half integer: the
+   same on the circle twice as long, in units of 1 / 2, where the symbol repeats but for its sign:
+   2 N points, n = 2 N - d - 1, and lambda_{2 m}. Several axes: one after the other.
+   As c we take Fejer's, |sum_j a_j exp(i j theta)|^2 with a_j = sin((j + 1) pi / (n + 2)), j <= n:
+   `lambda_l = sum_j a_j a_{j + l} / sum_j a_j^2`, about 1 - (l pi / (n + 2))^2 / 2: the middle
+   tap, often the largest, stays as it is. [Fejer 1916; Polya, Szego, Part VI, problem 52]
 5. Patches. The convolution is a matrix applied to patches, in which each entry occurs at most
    prod ceil(k / s) times; or a matrix to each entry, whose results overlap as often.
+6. Small images. The convolution of an image of known size is a matrix of moderate size, whose norm
+   is found within 1e-9: padding, strides and dilation as they are.
 """
 
 import contextlib
@@ -36,6 +42,7 @@ import math
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
 from keras_lipnext.certification.norms import (
     UNIT_ROUNDOFF,
     _is_below,
@@ -48,24 +55,33 @@ from keras_lipnext.certification.norms import (
 )
 
 # What the grid may cost: operations in all, and numbers held at once.
-_OPERATIONS = 1e11
+_OPERATIONS = 2e10
 _NUMBERS = 2**21
+# Largest matrices of small images: the smaller side, and the entries of all groups.
+_SIDE = 2048
+_ENTRIES = 2**23
 
 
-def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
-    """Upper bound of the l2 norm of a convolution over images of any size, proven.
+def convolution_norm_bound(
+    kernel, strides=1, groups=1, dilation_rate=1, sides=None, padding=None, excess=1e-3
+):
+    """Upper bound of the l2 norm of a convolution, proven.
 
-    For the paddings "valid", "same" (zeros) and causal; for circular padding if the strides divide
-    the image's size. Exact to about 1e-9 if the strides reach over the kernel (patches, 1 x 1);
-    else within about 0.1 %, or more for many channels, where a finer grid would take too long (for
+    Over images of any size, for the paddings "valid", "same" (zeros) and causal; for circular
+    padding if the strides divide the image's size. Exact to about 1e-9 if the strides reach over
+    the kernel (patches, 1 x 1) or if `sides` are given and small; else within about `excess`, or
+    more for many channels, where a finer grid would take too long (1 % at 256, 4 % at 512; for
     thousands, only note 5 is left).
 
     Args:
         kernel: Array of shape (*spatial, in_channels // groups, out_channels), 1 to 3 spatial axes.
         strides: Integer, or one for each spatial axis.
         groups: Integer, divides out_channels.
-        dilation_rate: Integer, or one for each spatial axis. Changes the bound only where it has a
-            factor in common with the strides.
+        dilation_rate: Integer, or one for each spatial axis. Changes the bound of images of any
+            size only where it has a factor in common with the strides.
+        sides: The spatial sides of the images; None, or one of them None, if any may come.
+        padding: "valid", "same" or "causal", as Keras means them; with `sides`.
+        excess: What the bound may be too large by, relatively, to be found faster.
 
     Returns:
         Float.
@@ -82,29 +98,35 @@ def convolution_norm_bound(kernel, strides=1, groups=1, dilation_rate=1):
         )
     strides = _positive("strides", strides, w.ndim - 2)
     dilation_rate = _positive("dilation_rate", dilation_rate, w.ndim - 2)
-    strides = tuple(s // math.gcd(s, d) for s, d in zip(strides, dilation_rate))
     (groups,) = _positive("groups", groups, 1)
     if w.shape[-1] % groups:
         raise ValueError(
             f"The groups must divide the output channels. Received: groups={groups}, "
             f"shape={w.shape}"
         )
+    small = _small_matrices(w, strides, groups, dilation_rate, sides, padding)
+    if small is not None:
+        name = ("small images", strides, groups, dilation_rate, tuple(sides), padding)
+        return remembered(name, w, lambda: scaled(w, small, _largest_norm))
+    strides = tuple(s // math.gcd(s, d) for s, d in zip(strides, dilation_rate))
     taps = [-(-k // s) for k, s in zip(w.shape, strides)]
     if groups == 1 and np.prod(taps) == 1:
         return spectral_norm_bound(w.reshape(-1, w.shape[-1]))
     return remembered(
-        ("convolution", strides, groups),
+        ("convolution", strides, groups, excess),
         w,
-        lambda: scaled(w, lambda w: _polyphase(w, strides, groups), lambda w: _bound(w, taps)),
+        lambda: scaled(
+            w, lambda w: _polyphase(w, strides, groups), lambda w: _bound(w, taps, excess)
+        ),
     )
 
 
-def depthwise_norm_bound(kernel, strides=1, dilation_rate=1):
+def depthwise_norm_bound(kernel, strides=1, dilation_rate=1, sides=None, padding=None):
     """Upper bound of the l2 norm of a depthwise convolution: the largest of its channels'.
 
     Args:
         kernel: Array of shape (*spatial, channels, depth_multiplier), 1 to 3 spatial axes.
-        strides, dilation_rate, Returns, Raises: as `convolution_norm_bound`.
+        strides, dilation_rate, sides, padding, Returns, Raises: as `convolution_norm_bound`.
     """
     w = np.asarray(kernel)
     if not 3 <= w.ndim <= 5 or 0 in w.shape:
@@ -113,7 +135,7 @@ def depthwise_norm_bound(kernel, strides=1, dilation_rate=1):
             f"Received: shape={w.shape}"
         )
     return convolution_norm_bound(
-        w.reshape(*w.shape[:-2], 1, -1), strides, w.shape[-2], dilation_rate
+        w.reshape(*w.shape[:-2], 1, -1), strides, w.shape[-2], dilation_rate, sides, padding
     )
 
 
@@ -122,6 +144,18 @@ def _positive(name, value, count):
     if len(values) != count or any(v != int(v) or v < 1 for v in values):
         raise ValueError(f"{name} must be {count} positive integers. Received: {name}={value}")
     return tuple(map(int, values))
+
+
+def _small_matrices(w, strides, groups, dilation_rate, sides, padding):
+    """Function that makes the matrices of note 6 of a kernel, or None if they are too large."""
+    if sides is None or None in sides or padding not in ("valid", "same", "causal"):
+        return None
+    outputs = output_sides(w, sides, strides, padding, dilation_rate)
+    rows = math.prod(sides) * w.shape[-2]
+    columns = math.prod(outputs) * (w.shape[-1] // groups)
+    if not columns or min(rows, columns) > _SIDE or groups * rows * columns > _ENTRIES:
+        return None
+    return lambda w: convolution_matrices(w, sides, strides, padding, dilation_rate, groups)
 
 
 def _polyphase(w, strides, groups):
@@ -135,13 +169,13 @@ def _polyphase(w, strides, groups):
     return np.ascontiguousarray(w.swapaxes(2, 3) if w.shape[2] < w.shape[3] else w)
 
 
-def _bound(w, taps):
+def _bound(w, taps, excess):
     groups, count, a, b = w.shape
     norm = _largest_norm(w.reshape(groups, count * a, b))
     if count == 1:
         return norm
     norm = min(norm, _largest_norm(w.transpose(0, 2, 1, 3).reshape(groups, a, count * b)))
-    return min(np.sqrt(count) * norm * (1 + 4 * UNIT_ROUNDOFF), _symbol_bound(w, taps))
+    return min(np.sqrt(count) * norm * (1 + 4 * UNIT_ROUNDOFF), _symbol_bound(w, taps, excess))
 
 
 def _largest_norm(matrices):
@@ -176,8 +210,11 @@ def _largest_square(batches, error, margin):
         n = grams.shape[-1]
         if n == 1:
             square = max(square, float(grams.max()) + error)
-        elif not (square and _is_below(grams, square, error)):
-            square = max(square, _raised(grams, error, margin))
+            continue
+        # Large ones each by itself: eigenvalues of those that are not below cost the most.
+        for part in np.split(grams, len(grams)) if n >= 64 else (grams,):
+            if not (square and _is_below(part, square, error)):
+                square = max(square, _raised(part, error, margin))
     return square * (1 + 4 * UNIT_ROUNDOFF)
 
 
@@ -200,40 +237,63 @@ def _raised(grams, error, margin):
     return frobenius
 
 
-def _grid(taps, cost):
-    """Numbers of grid points of the axes, and the factor of note 4."""
-    excess = 1e-3
+def _weights(count, points):
+    """The `1 / lambda` of note 4, for each of `count` taps on a grid of `points` > count - 1."""
+    double = count % 2 == 0  # odd degree: half integers
+    n = 2 * points - count if double else points - (count - 1) // 2 - 1
+    a = np.sin(np.arange(1, n + 2) * (np.pi / (n + 2)))
+    places = [abs(2 * t - count + 1) // (1 if double else 2) for t in range(count)]
+    return (a @ a) / np.array([a[: n + 1 - m] @ a[m:] for m in places])
+
+
+def _grid(energies, cost, excess):
+    """(numbers of grid points of the axes, weights of the taps), for an excess that is affordable.
+
+    Args:
+        energies: The squares of the taps' Frobenius norms, shape (*taps).
+        cost: Of one point.
+        excess: By how much the norm of all taps together may grow.
+    """
+    taps = energies.shape
     while True:
-        # N = c d on each axis makes each axis contribute alike.
-        c = np.pi / 2 / np.arccos((1 + excess) ** (-1 / len(taps)))
-        sizes = [max(int(np.ceil(c * (t - 1))), t) for t in taps]
+        c = 1.0  # N = c d on each axis makes each axis contribute alike.
+        while True:
+            sizes = [max(math.ceil(c * (t - 1)), t) for t in taps]
+            weights = np.ones(())
+            for t, n in zip(taps, sizes):
+                weights = np.multiply.outer(weights, _weights(t, n))
+            grown = np.sqrt((weights**2 * energies).sum() / energies.sum())
+            if grown <= 1 + excess and weights.max() <= 16:
+                break
+            c *= 1.05
         if np.prod(sizes, dtype=float) / 2 * cost <= _OPERATIONS or excess > 0.25:
-            break
+            return sizes, weights
         excess *= 1.25
-    # The cosines' errors are relative ones of a few u: N > d keeps them away from 0.
-    factors = [1 / np.cos(np.pi / 2 * ((t - 1) / n)) for t, n in zip(taps, sizes)]
-    return sizes, float(np.prod(factors)) * (1 + 2**10 * UNIT_ROUNDOFF)
 
 
-def _symbol_bound(w, taps):
+def _symbol_bound(w, taps, excess=1e-3):
     groups, count, a, b = w.shape
     terms = (np.prod([2 * t - 1 for t in taps]) + 1) // 2
     cost = groups * (4 * terms * b**2 + 4 / 3 * b**3 + (3e5 if b > 1 else 1e2))
     cost += 500 * terms + 3e4  # waves and points
-    sizes, factor = _grid(taps, cost)
+    energies = np.einsum("gtab,gtab->t", w, w).reshape(taps)
+    sizes, weights = _grid(energies, cost, excess)
     if np.prod(sizes, dtype=float) / 2 * cost > 16 * _OPERATIONS:
         return np.inf
-    # Rounding of the real and of the imaginary part of W^* W^: gamma(count a) for the correlations,
+    w = w * weights.reshape(-1, 1, 1)
+    # Rounding of the real and of the imaginary part of W^* W: gamma(count a) for the correlations,
     # u for their sums with the transposes, 20 u for cosines and sines (below), gamma(terms) for the
     # sum; all entrywise relative to B^T B, B = sum_t |W[t]|. sqrt(2) < 1.5 for the two parts.
+    # Twice the weights' error: on each axis sines off by 8 u change lambda >= 1 / 16 by 18 u, and
+    # its two sums of positive numbers have less than 2 N terms.
     size = _largest_gram(np.abs(w).sum(1))
-    error = gram_error(count * a + terms + 24, 1.5 * size)
+    error = gram_error(count * a + terms + 24 + 8 * sum(sizes) + 2**11, 1.5 * size)
     # Several BLAS threads gain nothing on thousands of small factorisations, and lose a factor of
     # 20 and more while the cores are busy. Below 32 rows BLAS starts none.
     one_thread = threadpool_limits(1, "blas") if b >= 32 else contextlib.nullcontext()
     with one_thread:
-        square = _largest_square(_symbol_grams(w, taps, sizes), error, (factor - 1) / 10)
-    return factor * np.sqrt(square) * (1 + 4 * UNIT_ROUNDOFF)
+        square = _largest_square(_symbol_grams(w, taps, sizes), error, excess / 10)
+    return np.sqrt(square) * (1 + 4 * UNIT_ROUNDOFF)
 
 
 def _symbol_grams(w, taps, sizes):

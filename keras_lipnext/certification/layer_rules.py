@@ -23,7 +23,7 @@ from keras_lipnext.certification.rounding import (
     repeated,
     scaled,
 )
-from keras_lipnext.certification.rules import ROUNDING, Bound, find_rule, library_rule, size
+from keras_lipnext.certification.rules import COARSE, ROUNDING, Bound, find_rule, library_rule, size
 
 kl = keras.layers
 
@@ -112,6 +112,10 @@ def shift_mixing(layer, context):
     ||T||^2 <= 1 + 4 s^2 max(s^2 - 1, 0). Both paddings.
     """
     s = context.norm(layer.kernel)
+    if s == 0:  # the identity, but nothing that training leads to
+        raise context.refusal(
+            "it has an all-zero kernel, which should be orthonormal: its weights were not loaded"
+        )
     square = s * s
     constant = (1 + 4 * square * max(square - 1, 0.0)) ** 0.5 * (1 + 4 * ROUNDING)
     # In units of the input's norm, each factor 2 for the rounding of what was rounded before:
@@ -147,10 +151,8 @@ def activated(layer, context):
 @library_rule(layers.OrthogonalDense, kl.Dense)
 def dense(layer, context):
     _check_plain(layer, context)
-    yield linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
-    if layer.bias is not None:
-        yield added(context, layer.bias)
-    yield activated(layer, context)
+    yield linear(context, linear_norm(layer, context), layer.kernel, layer.kernel.shape[0])
+    yield from _bias_and_activation(layer, context)
 
 
 @library_rule(kl.EinsumDense)
@@ -173,8 +175,7 @@ def convolution(layer, context):
     channels = context.input_shape[0 if layer.data_format == "channels_first" else -1]
     if kernel.shape[-2] * layer.groups != channels:
         raise context.refusal(f"its {layer.groups} groups do not fit its kernel and input")
-    norm = context.convolution_norm(kernel, layer.strides, layer.groups, layer.dilation_rate)
-    yield linear(context, norm, kernel, math.prod(kernel.shape[:-1]))
+    yield linear(context, linear_norm(layer, context), kernel, math.prod(kernel.shape[:-1]))
     yield from _bias_and_activation(layer, context)
 
 
@@ -183,8 +184,8 @@ def transposed_convolution(layer, context):
     """The adjoint of a convolution with kernel (*spatial, outputs, inputs), cropped."""
     _check_plain(layer, context)
     kernel = layer.kernel
-    norm = context.convolution_norm(kernel, layer.strides, 1, layer.dilation_rate)
-    yield linear(context, norm, kernel, math.prod(kernel.shape) // kernel.shape[-2])
+    terms = math.prod(kernel.shape) // kernel.shape[-2]
+    yield linear(context, linear_norm(layer, context), kernel, terms)
     yield from _bias_and_activation(layer, context)
 
 
@@ -192,8 +193,7 @@ def transposed_convolution(layer, context):
 def depthwise_convolution(layer, context):
     _check_plain(layer, context)
     kernel = layer.kernel
-    norm = context.depthwise_norm(kernel, layer.strides, layer.dilation_rate)
-    yield linear(context, norm, kernel, math.prod(kernel.shape[:-2]))
+    yield linear(context, linear_norm(layer, context), kernel, math.prod(kernel.shape[:-2]))
     yield from _bias_and_activation(layer, context)
 
 
@@ -201,11 +201,84 @@ def depthwise_convolution(layer, context):
 def separable_convolution(layer, context):
     _check_plain(layer, context)
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
-    norm = context.depthwise_norm(depthwise, layer.strides, layer.dilation_rate)
+    norm = _depthwise_norm(layer, context, depthwise)
     yield linear(context, norm, depthwise, math.prod(depthwise.shape[:-2]))
     norm = context.convolution_norm(pointwise)
     yield linear(context, norm, pointwise, pointwise.shape[-2])
     yield from _bias_and_activation(layer, context)
+
+
+# For each class, the axes of the kernel that its output channels run along.
+_OUTPUT_AXES = {
+    kl.Dense: (-1,),
+    layers.OrthogonalDense: (-1,),
+    kl.Conv1D: (-1,),
+    kl.Conv2D: (-1,),
+    kl.Conv3D: (-1,),
+    kl.Conv1DTranspose: (-2,),
+    kl.Conv2DTranspose: (-2,),
+    kl.Conv3DTranspose: (-2,),
+    kl.DepthwiseConv1D: (-2, -1),
+    kl.DepthwiseConv2D: (-2, -1),
+}
+
+
+def linear_norm(layer, context, kernel=None):
+    """Bound of the norm of a layer's linear part, of its own kernel or another of its shape."""
+    kernel = layer.kernel if kernel is None else kernel
+    kind = type(layer)
+    if kind in (kl.Dense, layers.OrthogonalDense):
+        return context.norm(kernel)
+    if kind in (kl.DepthwiseConv1D, kl.DepthwiseConv2D):
+        return _depthwise_norm(layer, context, kernel)
+    if kind in (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose):
+        return context.convolution_norm(kernel, layer.strides, 1, layer.dilation_rate)
+    settings = (layer.strides, layer.groups, layer.dilation_rate)
+    return context.convolution_norm(kernel, *settings, _sides(layer, context), layer.padding)
+
+
+def _depthwise_norm(layer, context, kernel):
+    sides = _sides(layer, context)
+    return context.depthwise_norm(kernel, layer.strides, layer.dilation_rate, sides, layer.padding)
+
+
+def _sides(layer, context):
+    """The spatial sides of a convolution's input."""
+    first = layer.data_format == "channels_first"
+    return context.input_shape[1:] if first else context.input_shape[:-1]
+
+
+def normalised_norm(linear_context, context):
+    """Bounds of the norm of a linear layer and the batch normalisation behind it, as one map.
+
+    That of the kernel with each output channel times the normalisation's factor; and what follows
+    for the linear layer alone, infinite unless all factors are alike. None if the step of
+    `linear_context` is no linear layer alone, or of channels along another axis.
+    """
+    layer, normalisation = linear_context.step.operation, context.step.operation
+    axes = _OUTPUT_AXES.get(type(layer))
+    if axes is None or layer.activation is not keras.activations.linear:
+        return None
+    rank = len(context.input_shape) + 1
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    axis = getattr(layer, "axis", 1 if channels_first else -1)
+    if axis % rank != normalisation.axis % rank:
+        return None
+    _check_plain(layer, linear_context)
+    kernel = linear_context.array(layer.kernel)
+    if not kernel.any():
+        return None
+    factors, _ = _normalising_factors(normalisation, context)
+    sides = [n if i - kernel.ndim in axes else 1 for i, n in enumerate(kernel.shape)]
+    product = kernel * factors.reshape(sides)
+    norm = linear_norm(layer, linear_context, product)
+    # Relatively, an entry is off by what its factor is and one unit: 16 ROUNDING cover twice that.
+    # Of subnormal numbers, times 2^64 at most, all may be lost.
+    norm += 16 * ROUNDING * linear_context.absolute_norm(product)
+    norm = norm * (1 + 4 * ROUNDING) + kernel.size * 2.0**-900
+    least, largest = np.abs(factors).min(), np.abs(factors).max()
+    alike = largest <= (1 + COARSE) * least and largest > 0
+    return norm, float(norm / least) * (1 + 16 * ROUNDING) if alike else math.inf
 
 
 def _bias_and_activation(layer, context):
@@ -321,16 +394,8 @@ def batch_normalization(layer, context):
         raise context.refusal("batch renormalisation keeps statistics of its own")
     if layer.axis % (len(context.input_shape) + 1) == 0:
         raise context.refusal("it works on the batch axis")
-    mean, variance = context.array(layer.moving_mean), context.array(layer.moving_variance)
-    total = variance + layer.epsilon
-    if not (total > 0).all():
-        raise context.refusal(f"its variance + epsilon is {total.min()}, not positive")
-    scale = 1 / np.sqrt(total)
-    if layer.scale:
-        scale = scale * context.array(layer.gamma)
+    scale, mean = _normalising_factors(layer, context)
     beta = context.array(layer.beta) if layer.center else np.zeros_like(mean)
-    if not ((scale == 0) | (np.abs(scale) >= 2.0**-64) & (np.abs(scale) <= 2.0**64)).all():
-        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
     largest = context.largest(scale) * (1 + 8 * ROUNDING)
     # Backends compute x s + (beta - mean s) or (x - mean) s + beta: both within this.
     magnitude = context.offset_norm(np.abs(beta) + np.abs(mean * scale))
@@ -341,3 +406,17 @@ def batch_normalization(layer, context):
         rounding * largest,
         rounding * magnitude,
     )
+
+
+def _normalising_factors(layer, context):
+    """(gamma / sqrt(variance + epsilon), mean), the factors off by less than 4 u relatively."""
+    mean, variance = context.array(layer.moving_mean), context.array(layer.moving_variance)
+    total = variance + layer.epsilon
+    if not (total > 0).all():
+        raise context.refusal(f"its variance + epsilon is {total.min()}, not positive")
+    scale = 1 / np.sqrt(total)
+    if layer.scale:
+        scale = scale * context.array(layer.gamma)
+    if not ((scale == 0) | (np.abs(scale) >= 2.0**-64) & (np.abs(scale) <= 2.0**64)).all():
+        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
+    return scale, mean

@@ -18,6 +18,7 @@ TINY = 2.0**-1022  # the smallest normal number
 
 # Candidates come from `eigvalsh` up to this size, where Lanczos is no faster.
 _SMALL = 160
+_BLOCK = 2**24  # entries whose magnitudes are held at once
 _CACHE = {}
 _CACHE_ENTRIES = 4096
 
@@ -108,8 +109,9 @@ def remembered(kind, array, compute):
     bound = _CACHE.get(key)
     if bound is None:
         bound = compute()
-        if len(_CACHE) >= _CACHE_ENTRIES:  # forget the oldest
-            _CACHE.pop(next(iter(_CACHE)), None)
+        if len(_CACHE) >= _CACHE_ENTRIES:
+            for oldest in list(_CACHE)[:1]:  # of a copy: other threads may be adding
+                _CACHE.pop(oldest, None)
         _CACHE[key] = bound
     return bound
 
@@ -123,8 +125,7 @@ def scaled(array, *steps):
     subnormal numbers for zero loses those of the input too, in float32 already below 2^-126.
     """
     array = np.asarray(array)
-    w = array.astype("float64", copy=False)
-    largest = max(w.max(), -w.min())  # NaN if there is one
+    largest = max(float(array.max()), -float(array.min()))  # NaN if there is one
     if not np.isfinite(largest):
         raise ValueError("The matrix has entries that are NaN or infinite; it has no norm.")
     smallest = 2.0**-126 if array.dtype.kind != "f" or array.itemsize < 8 else TINY
@@ -135,8 +136,8 @@ def scaled(array, *steps):
     exponent = int(np.frexp(largest)[1])
     if exponent > 1000:
         raise ValueError(f"The matrix has entries up to {largest}: its norm may overflow.")
-    value = np.ldexp(w, -exponent)
-    del w  # large: held no longer than needed, as each step's argument
+    value = array.astype("float64")  # one copy, which each step may let go of
+    np.ldexp(value, -exponent, out=value)
     for step in steps:
         value = step(value)
     return float(np.ldexp(value * (1 + 8 * UNIT_ROUNDOFF), exponent) + lost)
@@ -146,11 +147,14 @@ def _gram(w):
     """(`fl(W^T W)` of the smaller side, a bound of its error in the 2-norm)."""
     if w.shape[0] < w.shape[1]:
         w = w.T
-    magnitudes = np.abs(w)
     # |fl(W^T W) - W^T W| <= gamma |W|^T |W| entrywise. The 2-norm of the right-hand side is at most
     # its largest row sum, and at most its trace ||W||_F^2.
-    row_sum = (magnitudes.T @ magnitudes.sum(1)).max()
-    del magnitudes
+    row_sum = 0.0
+    block = max(1, _BLOCK // w.shape[1])  # of rows, to spare a copy of all
+    for start in range(0, len(w), block):
+        magnitudes = np.abs(w[start : start + block])
+        row_sum = row_sum + magnitudes.T @ magnitudes.sum(1)
+    row_sum = row_sum.max()
     gram = w.T @ w
     return gram, gram_error(len(w), min(row_sum, np.trace(gram)))
 

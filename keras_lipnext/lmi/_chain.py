@@ -18,12 +18,12 @@ from keras_lipnext.certification.activations import (
     activation_of,
     operation_activation,
 )
+from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
 from keras_lipnext.certification.layer_rules import IDENTITIES
 from keras_lipnext.certification.lipschitz import read, step_bounds
 from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma
 from keras_lipnext.certification.rules import Context
 from keras_lipnext.lmi._affine import AffineLayer, Chain
-from keras_lipnext.lmi._convolutions import convolution_matrix, output_sides
 
 kl = keras.layers
 
@@ -208,7 +208,9 @@ class _Reader:
 
     def _check_entries(self, weight):
         if not (np.isfinite(weight).all() and np.abs(weight).max() > 0):
-            raise ValueError(f"The matrix that ends in layer '{self.name}' is zero or not finite.")
+            raise ValueError(
+                f"The matrix that ends in layer '{self.name}' is all-zero or not finite."
+            )
 
 
 _UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves
@@ -242,10 +244,10 @@ def _convolution(layer, context, step):
             step, "of convolutions, channels-last ones without groups, not causal, are read"
         )
     kernel, shape = context.array(layer.kernel), context.input_shape
-    settings = (layer.strides, layer.padding, layer.dilation_rate)
-    outputs = math.prod(output_sides(kernel, shape, *settings)) * kernel.shape[-1]
+    settings = (shape[:-1], layer.strides, layer.padding, layer.dilation_rate)
+    outputs = math.prod(output_sides(kernel, *settings)) * kernel.shape[-1]
     _check_size(step, outputs, math.prod(shape))
-    matrix = convolution_matrix(kernel, shape, *settings)
+    matrix = np.ascontiguousarray(convolution_matrices(kernel, *settings)[0].T)
     bias = np.zeros(kernel.shape[-1]) if layer.bias is None else context.array(layer.bias)
     return matrix, np.tile(bias, len(matrix) // len(bias))
 
