@@ -166,7 +166,10 @@ def on_images(x, choose):
         lambda: kl.AdaptiveAveragePooling2D(halves)(x) if 3 <= min(h, w) <= max(h, w) <= 12 else x,
         lambda: kl.AdaptiveMaxPooling2D(halves)(x) if 3 <= min(h, w) <= max(h, w) <= 12 else x,
         lambda: kl.TimeDistributed(kl.Conv1D(3, 2, padding="same", activation="relu"))(x),
-        lambda: kl.DepthwiseConv2D(2, strides=2, dilation_rate=2, padding="same")(x),
+        # Of one pixel no tap of an even kernel with gaps reads anything.
+        lambda: kl.DepthwiseConv2D(
+            choose([2, 3]) if min(h, w) >= 3 else 3, strides=2, dilation_rate=2, padding="same"
+        )(x),
         lambda: keras.ops.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)), mode="symmetric"),
     ]
     if c % 4 == 0:

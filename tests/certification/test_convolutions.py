@@ -463,6 +463,12 @@ def test_small_images(
     small(kernel, sides, stride, groups, dilation, padding)
 
 
+def test_small_images_with_strides_and_dilation():
+    for sides in ((5, 5), (4, 4), (3, 5)):
+        small(random_kernel((3, 2, 2, 2), 0), sides, strides=2, dilation=2)
+        small(random_kernel((2, 3, 2, 1), 0), sides, strides=2, dilation=3)
+
+
 def test_a_kernel_larger_than_its_image_counts_by_what_meets_the_image():
     kernel = random_kernel((3, 3, 4, 5), 0)
     assert small(kernel, (1, 1)) == pytest.approx(norm(kernel[1, 1]), rel=1e-9)
