@@ -207,6 +207,7 @@ def test_dictionary_holds_the_evidence():
         "total": 1.5,
         "proven": True,
         "reads": ["input"],
+        "bounded_together_with": None,
     }
     assert certificate().to_dict()["evidence"] is None
 
