@@ -55,7 +55,7 @@ def run(task, seed, folder):
         "seed": seed,
         "clean": certificate.clean_accuracy,
         "cra": {f"{e:.4g}": share for e, share in certificate.certified_accuracy.items()},
-        "lipschitz": certificate.lipschitz_bound,
+        "lipschitz": certificate.body_constant,
         "defect": max(
             float(lip.manifolds.stiefel.defect(w))
             for w in model.weights

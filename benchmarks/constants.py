@@ -35,7 +35,7 @@ def main(size):
         "seconds_again": seconds[1],
         "peak_gib_before": built,
         "peak_gib": round(measuring.peak_gib(), 2),
-        "K": bound.constant,
+        "K": bound.body_constant,
         "layers": len(bound.layers),
     }
     measuring.write(f"constants_{size}", result)

@@ -246,7 +246,7 @@ def figure(name, grid):
     try:
         import matplotlib
     except ImportError:
-        print("no plot: pip install 'keras_lipnext[plot]'")
+        print("no plot: pip install -e '.[plot]'")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

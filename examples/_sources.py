@@ -17,6 +17,8 @@ import random
 import tempfile
 import zipfile
 
+from keras_lipnext.installation import installing
+
 HELD_OUT = 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -35,7 +37,7 @@ def opened(arguments, make):
     if arguments.tensorboard:
         needs["tensorboard"] = "data"
     for package, extra in needs.items():
-        require(package, f"pip install 'keras_lipnext[{extra}]'")
+        require(package, installing(extra))
     if arguments.augmentation == "keras-cv":
         require("keras_cv", "pip install keras-cv, or choose another --augmentation")
     with tempfile.TemporaryDirectory() as folder:
@@ -139,9 +141,7 @@ class Prepared:
     buffer = 16384  # files of images: 2 GB of ImageNet's; tfds has shuffled them once
 
     def __init__(self, name, folder=None):
-        require(
-            "tensorflow_datasets", "pip install 'keras_lipnext[data]', or read files with --data"
-        )
+        require("tensorflow_datasets", f"{installing('data')}, or read files with --data")
         root = pathlib.Path(
             folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         ).expanduser()

@@ -4,7 +4,7 @@
     python examples/attack.py --model model.keras --data data.npz     (arrays x and y)
     python examples/attack.py --samples 40 --steps 10 --restarts 1    (a quick look)
 
-    pip install 'keras_lipnext[attacks,plot]'
+    pip install -e '.[attacks,plot]'
 
 Certified robust accuracy (CRA) bounds the true robust accuracy from below, what survives the
 attacks bounds it from above. Minimisation attacks (DDN, Brendel-Bethge) look for the closest
@@ -28,12 +28,13 @@ from quickstart import EPSILONS, digits
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.installation import installing
 
 try:
     import foolbox
     import torch
 except ImportError as error:
-    raise SystemExit("This example needs: pip install 'keras_lipnext[attacks,plot]'") from error
+    raise SystemExit(f"This example needs: {installing('attacks,plot')}") from error
 
 TARGETS = 9  # classes tried by targeted APGD, the likeliest first, as in AutoAttack
 BATCH = 256  # samples attacked at once

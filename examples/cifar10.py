@@ -4,7 +4,7 @@
     KERAS_BACKEND=jax python examples/cifar10.py                  (prepared by tensorflow-datasets)
     KERAS_BACKEND=jax python examples/cifar10.py --data FILE      (an .npz: train_images, ...)
 
-    pip install 'keras_lipnext[jax,data,plot]'                    (or torch, or tensorflow)
+    pip install -e '.[jax,data,plot]'                    (or torch, or tensorflow)
 
 Images are shifted by up to four pixels and flipped, values in [0, 1]. tensorflow-datasets fetches
 them: the script says how. An archive holds uint8 arrays train_images (n, 32, 32, 3), train_labels

@@ -6,7 +6,7 @@
     KERAS_BACKEND=jax python examples/imagenet.py --dataset NAME       (another of tfds)
     KERAS_BACKEND=jax python examples/imagenet.py --size 1b --model-parallel 8
 
-    pip install 'keras_lipnext[jax,data,plot]'                         (or torch, or tensorflow)
+    pip install -e '.[jax,data,plot]'                         (or torch, or tensorflow)
 
 Images are cropped at random and resized, flipped, and augmented by RandAugment, values in [0, 1].
 The learning rate warms up and falls along a cosine; EMMA's epsilon rises over the first half.

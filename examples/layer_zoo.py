@@ -15,6 +15,7 @@ import time
 
 import keras
 import numpy as np
+from quickstart import digits
 
 import keras_lipnext as lip
 
@@ -47,14 +48,7 @@ ZOO = {
 def load(folder, validation):
     """((x, y), (x, y)) to train on and to report, images flattened, in [0, 1]."""
     if folder is None:
-        from sklearn.datasets import load_digits
-
-        data = load_digits()
-        x, y = (data.data / 16).astype("float32"), data.target
-        order = np.random.default_rng(0).permutation(len(x))
-        x, y = x[order], y[order]
-        cut = len(x) * 4 // 5
-        parts = (x[:cut], y[:cut]), (x[cut:], y[cut:])
+        parts = tuple((x.reshape(len(x), -1), y) for x, y in digits())
     else:
         path = pathlib.Path(folder) / "fashion_mnist.npz"
         if not path.exists():
@@ -132,7 +126,7 @@ def main(arguments):
         shares = [found.clean_accuracy, *found.certified_accuracy.values()]
         cells = [f"{100 * share:.1f} %" for share in shares]
         cells += [f"{1e3 * timer.median:.1f}", f"{model.count_params():,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found.lipschitz_bound:.6f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {found.body_constant:.6f} |")
         print(lines[-1], flush=True)
         right = found.predictions == test[1]
         curves[name] = np.sort(np.where(right, found.radii, 0.0))

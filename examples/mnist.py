@@ -4,7 +4,7 @@
     KERAS_BACKEND=jax python examples/mnist.py                    (prepared by tensorflow-datasets)
     KERAS_BACKEND=jax python examples/mnist.py --data FILE        (an .npz: train_images, ...)
 
-    pip install 'keras_lipnext[jax,data,plot]'                    (or torch, or tensorflow)
+    pip install -e '.[jax,data,plot]'                    (or torch, or tensorflow)
 
 The settings are those of benchmarks/accuracy.py, chosen on held-out images, without augmentation;
 `--augmentation basic` shifts images by up to two pixels, none is ever flipped. tensorflow-datasets

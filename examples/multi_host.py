@@ -11,7 +11,7 @@ are summed by JAX. All processes draw the same order, so the result does not dep
 up to rounding. Process 0 certifies the model on held-out digits and writes the files. JAX only.
 
 With `--checkpoints`, a folder that all machines share, a training that was killed goes on when it
-is started again (`pip install 'keras_lipnext[checkpoints]'`).
+is started again (`pip install -e '.[checkpoints]'`).
 """
 
 import argparse

@@ -11,7 +11,6 @@ import pathlib
 
 import keras
 import numpy as np
-from sklearn.datasets import load_digits
 
 import keras_lipnext as lip
 
@@ -20,6 +19,10 @@ EPSILONS = (0.1, 0.25, 0.5)
 
 def digits(seed=0):
     """((x_train, y_train), (x_test, y_test)) with images (n, 8, 8, 1) in [0, 1]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SystemExit("The digits come with scikit-learn: pip install scikit-learn") from error
     data = load_digits()
     images = (data.images[..., None] / 16).astype("float32")
     order = np.random.default_rng(seed).permutation(len(images))

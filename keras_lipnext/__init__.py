@@ -1,5 +1,6 @@
 """1-Lipschitz neural networks that come with a proof, on TensorFlow, JAX and PyTorch."""
 
+import keras_lipnext.installation  # noqa: F401  (before Keras: looks for its backend)
 from keras_lipnext import (
     callbacks,
     certification,

@@ -2,9 +2,14 @@
 
 import argparse
 import contextlib
+import dataclasses
+import datetime
 import importlib.util
+import os
 import pathlib
+import shlex
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -13,11 +18,12 @@ from keras_lipnext import backend
 from keras_lipnext.certification import wording
 from keras_lipnext.certification.bounds import METHODS
 from keras_lipnext.certification.certify import EPSILONS, certify
-from keras_lipnext.certification.evidence import Evidence, check_hash
+from keras_lipnext.certification.evidence import Evidence, Source, check_hash
 from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
 from keras_lipnext.certification.report import evidence_dict, write_json
 from keras_lipnext.certification.rules import Context
-from keras_lipnext.loading import import_modules, load_data, load_model, range_warning
+from keras_lipnext.installation import installing
+from keras_lipnext.loading import import_modules, load_data, load_model, model_file
 from keras_lipnext.manifolds import Stiefel, stiefel
 from keras_lipnext.version import __version__
 
@@ -36,7 +42,9 @@ def main(arguments=None):
     Returns:
         Exit status.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(["lipnext", *arguments])
     try:
         _check_targets(options)
         with _progress():
@@ -55,10 +63,18 @@ def main(arguments=None):
 
 
 def _certify(model, certifiable, options):
-    x, y = load_data(options.data, certifiable.graph.input_shape, options.limit)
-    if message := range_warning(x, options.epsilons):
-        _warn(message)
-    with _progress() as verbose:
+    x, y, files = load_data(
+        options.data,
+        certifiable.graph.input_shape,
+        options.limit,
+        options.x_key,
+        options.y_key,
+        options.labels,
+    )
+    if message := wording.range_warning((float(x.min()), float(x.max())), options.epsilons):
+        _warn(message)  # before the work; `certify` says it at its end
+    with _progress() as verbose, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Inputs range from")
         certificate = certify(
             model,
             x,
@@ -68,11 +84,12 @@ def _certify(model, certifiable, options):
             verbose,
             lipschitz=options.lipschitz,
         )
+    certificate = dataclasses.replace(certificate, source=_source(options, files))
     declared = wording.declared(certificate)
     _warn_of(declared)
     print(certificate)
     if options.json:
-        certificate.to_json(options.json)
+        certificate.to_json(options.json, options.samples)
     if options.markdown:
         pathlib.Path(options.markdown).write_text(certificate.to_markdown(), encoding="utf-8")
     if options.report:
@@ -86,22 +103,31 @@ def _inspect(model, certifiable, options):
             bound = lipschitz_bound(model, verbose, options.lipschitz)
     except ValueError as error:
         raise ValueError("\n".join(_refusals(certifiable)) or str(error)) from error
+    source = _source(options)
     summary = {
         **evidence_dict(Evidence.of(model, certifiable, bound)),
         "class": type(model).__name__,
         "output_shape": list(model.output_shape),
-        "lipschitz_bound": bound.constant,
+        "constant": bound.constant,
+        "body_constant": bound.body_constant,
         "declared": list(bound.declared),
+        "source": dataclasses.asdict(source),
         "defects": _defects(certifiable),
     }
     _warn_of(bound.declared)
-    print(_inspection(summary))
+    print(_inspection(summary, source))
     if options.json:
         write_json(summary, options.json)
     return bound.declared
 
 
-def _inspection(summary):
+def _source(options, files=()):
+    """What the report was made from, when and by which command."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Source((model_file(options.model), *files), date, options.command)
+
+
+def _inspection(summary, source):
     """What `inspect` prints."""
     header = ("layer", "class", "constant", "input to here", "|W'W - I|", "")
     lines = [header]
@@ -125,16 +151,19 @@ def _inspection(summary):
         ).rstrip()
         for line in lines
     ]
+    behind = " from input to head" if summary["head"] else ""
     facts = {
         "model": f"{summary['model']} ({summary['class']}), {summary['parameters']:,} parameters",
         "shapes": f"{tuple(summary['input_shape'])} to {tuple(summary['output_shape'])}",
         "dtype": ", ".join(summary["dtypes"]),
         "weights": f"sha256 {summary['weights_hash']}",
-        "head": summary["head"] or "none: K covers the logits",
-        "K": f"{summary['lipschitz_bound']:.10g}, {summary['how_proven']}",
+        "head": summary["head"] or "none: K is the constant of what makes the logits",
+        "K": f"{summary['body_constant']:.10g}{behind}, {summary['how_proven']}",
+        "constant": f"{summary['constant']:.10g} of the model, from input to output",
+        **dict(wording.source_facts(source)),
     }
     notes = [f"note: {note}" for note in summary["notes"]]
-    lines = [*(f"{name:<8} {fact}" for name, fact in facts.items()), *notes, "", *table]
+    lines = [*(f"{name:<10} {fact}" for name, fact in facts.items()), *notes, "", *table]
     return "\n".join(map(wording.printable, lines))
 
 
@@ -163,12 +192,25 @@ def _refusals(certifiable):
 
 def _check_targets(options):
     """Whether the reports can be written, asked before any long computation."""
+    taken = {pathlib.Path(path).resolve(): "is read" for path in options.inputs(options) if path}
     for path in (options.json, options.report, options.markdown):
-        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+        if path is None:
+            continue
+        target = pathlib.Path(path).resolve()
+        if not target.parent.is_dir():
             raise ValueError(f"{path}: there is no such folder to write to.")
+        if target.is_dir():
+            raise ValueError(f"{path}: is a folder, not a file to write to.")
+        if not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise ValueError(f"{path}: may not be written to.")
+        if target in taken:
+            raise ValueError(f"{path}: {taken[target]} by this command, and would be overwritten.")
+        taken[target] = "is written"
+    if options.samples and not options.json:
+        raise ValueError("--samples adds to the JSON file: name one by --json FILE.")
     for package in ("jinja2", "matplotlib"):
         if options.report and importlib.util.find_spec(package) is None:
-            raise ValueError(f"--report needs {package}: pip install 'keras_lipnext[plot]'")
+            raise ValueError(f"--report needs {package}: {installing('plot')}")
 
 
 @contextlib.contextmanager
@@ -200,6 +242,17 @@ def _positive(text):
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return int(text)
+
+
+def _number(text):
+    """A number, or a fraction as papers write radii."""
+    above, stroke, below = text.partition("/")
+    try:
+        return float(above) / float(below) if stroke else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"expected a number or a fraction such as 36/255, got '{text}'"
+        ) from None
 
 
 def _hash(text):
@@ -243,25 +296,37 @@ def _parser():
     command = commands.add_parser(
         "certify", parents=[common], help="certify predictions on data", epilog=_EPILOG
     )
-    command.add_argument("data", metavar="data.npz", help="inputs x and, optional, labels y")
+    command.add_argument(
+        "data",
+        metavar="data.npz",
+        help="inputs x and, optional, labels y, or x_test and y_test; or an .npy file of inputs",
+    )
+    command.add_argument("--x-key", metavar="NAME", help="name of the inputs in data.npz")
+    command.add_argument("--y-key", metavar="NAME", help="name of the labels in data.npz")
+    command.add_argument("--labels", metavar="y.npy", help="labels in a file of their own")
     command.add_argument(
         "--epsilons",
-        type=float,
+        type=_number,
         nargs="+",
         default=EPSILONS,
         metavar="E",
-        help="l2 radii in units of the inputs (36/255 72/255 108/255)",
+        help="l2 radii in units of the inputs, numbers or fractions (36/255 72/255 108/255)",
     )
     command.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     command.add_argument("--limit", type=_positive, metavar="N", help="take the first N samples")
+    command.add_argument(
+        "--samples", action="store_true", help="add each sample's prediction and radius to --json"
+    )
     command.add_argument("--report", metavar="FILE", help="write an HTML page")
     command.add_argument("--markdown", metavar="FILE", help="write Markdown")
-    command.set_defaults(run=_certify)
+    command.set_defaults(run=_certify, inputs=lambda o: (o.model, o.data, o.labels))
     command = commands.add_parser(
         "inspect",
         parents=[common],
         help="show layers, constants and the weights' hash",
         epilog=_EPILOG,
     )
-    command.set_defaults(run=_inspect, report=None, markdown=None)
+    command.set_defaults(
+        run=_inspect, inputs=lambda o: (o.model,), report=None, markdown=None, samples=False
+    )
     return parser

@@ -1,8 +1,11 @@
 """Reads a model file and its data for an audit: what is damaged, partial or unsafe is refused."""
 
+import contextlib
+import hashlib
 import importlib
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -13,9 +16,13 @@ import h5py
 import keras
 import numpy as np
 
+from keras_lipnext.certification.evidence import File
+
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = ("config.json", "metadata.json", _WEIGHTS)
 
+# The names of inputs in an .npz file that need no --x-key, and of the labels beside them.
+_LABELS_OF = {"x": "y", "x_test": "y_test"}
 # What reading a damaged archive raises.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
@@ -48,54 +55,77 @@ def load_model(path):
     path = pathlib.Path(path)
     _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of missing weights: an error below
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            named = path
+            if path.suffix != ".keras":  # Keras knows no model.KERAS
+                named = shutil.copyfile(path, pathlib.Path(folder, "model.keras"))
+            model = keras.models.load_model(named, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever a tampered configuration leads to
         raise ValueError(f"{path}: {_explained(str(error))}") from error
     _check_weights(model, path)
     return model
 
 
-def load_data(path, input_shape, limit=None):
-    """Inputs and labels (None without) from an .npz file with the keys x and, optional, y.
+def model_file(path):
+    """The `File` of a model."""
+    with open(path, "rb") as opened:
+        return File("model", str(path), hashlib.file_digest(opened, "sha256").hexdigest())
+
+
+def load_data(path, input_shape, limit=None, x_key=None, y_key=None, labels=None):
+    """Inputs and labels from .npz or .npy files.
 
     Args:
-        path: File name.
+        path: Name of an .npz file, whose other arrays are left unread, or of an .npy file of
+            inputs.
         input_shape: Of the model, batch axis included.
         limit: Number of first samples to take; None takes all.
+        x_key, y_key: Names of inputs and labels in the .npz file. None takes x and y, or x_test
+            and y_test; labels may be missing.
+        labels: Name of an .npy file of labels, in place of those in `path`.
+
+    Returns:
+        (inputs, labels or None, tuple of `File`).
 
     Raises:
-        ValueError: saying what is wrong with the file and what to do.
+        ValueError: saying what is wrong with the files and what to do.
     """
-    try:
-        x, y = _read_npz(path)
-        if y is not None and len(x) != len(y):
-            raise ValueError(f"x and y must match. Received: {len(x)} inputs, {len(y)} labels")
+    with _explaining(path), _loaded(path) as (file, digest):
+        if isinstance(file, np.ndarray):
+            if x_key or y_key:
+                raise ValueError("is a single array: --x-key and --y-key are for .npz files")
+            x, y, names = file, None, ()
+        else:
+            names = _chosen(file.files, x_key, y_key, labels is not None)
+            x, y = (*(file[name] for name in names), None)[:2]
+    files = (File("data", str(path), digest, names),)
+    if labels is not None:
+        with _explaining(labels), _loaded(labels) as (y, digest):
+            if not isinstance(y, np.ndarray):
+                raise ValueError("must be an .npy file of labels. Received: an archive")
+            _check_labels(x, y)
+        files += (File("labels", str(labels), digest),)
+    with _explaining(path):
+        _check_labels(x, y)
         x, y = x[:limit], None if y is None else y[:limit]
         _check_inputs(x, input_shape)
+    return x, y, files
+
+
+@contextlib.contextmanager
+def _explaining(path):
+    """What goes wrong inside is a ValueError that names the file."""
+    try:
+        yield
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file.") from None
     except (ValueError, *_DAMAGE) as error:
         raise ValueError(f"{path}: {error}") from error
-    return x, y
-
-
-def range_warning(x, epsilons):
-    """What epsilon means for inputs that leave [0, 1]; None for inputs within."""
-    low, high = float(x.min()), float(x.max())
-    if low >= 0 and high <= 1:
-        return None
-    epsilon = max(epsilons, default=0.0)
-    return (
-        f"inputs range from {low:.6g} to {high:.6g}, not within [0, 1]. Radii and epsilons are in "
-        f"these units: {epsilon:.4g} here is {epsilon / ((high - low) or 1.0):.2g} of the range. "
-        "Is this the scale the model was trained on, and the one you mean?"
-    )
 
 
 def _check_archive(path):
-    if path.suffix != ".keras":
+    if path.suffix.lower() != ".keras":
         raise ValueError(f"{path}: expected a .keras file, as model.save('model.keras') writes.")
     if not path.is_file():
         raise ValueError(f"{path}: no such file.")
@@ -189,30 +219,49 @@ def _stored(file):
     return arrays
 
 
-def _read_npz(path):
+@contextlib.contextmanager
+def _loaded(path):
+    """(array of an .npy file, or an open .npz file; SHA-256 in hex)."""
     try:
         with open(path, "rb") as opened:  # NumPy leaves a damaged file open
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            opened.seek(0)
             file = np.load(opened, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ValueError("is a single array")
-            arrays = {key: file[key] for key in file.files}
+            yield file, digest
     except ValueError as error:
         # What NumPy says, of text files too: load it with pickle.
-        reason = "holds Python objects" if "pickle" in str(error) else str(error)
+        if "pickle" not in str(error):
+            raise
         raise ValueError(
-            f"no .npz file of plain arrays ({reason}): numpy.savez(file, x=inputs, y=labels)"
+            "no .npz or .npy file of plain arrays (holds Python objects): "
+            "numpy.savez(file, x=inputs, y=labels)"
         ) from error
-    if "x" not in arrays or arrays.keys() - {"x", "y"}:
-        raise ValueError(
-            "must hold inputs as x and, optional, labels as y, nothing else. "
-            f"Received: {sorted(arrays)}"
-        )
-    if scalars := [key for key, array in arrays.items() if array.ndim == 0]:
-        raise ValueError(f"{scalars[0]} must have a batch axis. Received: a single value")
-    y = arrays.get("y")
+
+
+def _chosen(names, x_key, y_key, has_labels):
+    """Names of the inputs and, if there are any, the labels among the arrays of an .npz file."""
+    if has_labels and y_key:
+        raise ValueError("labels are asked for twice, by --labels and by --y-key")
+    known = [name for name in _LABELS_OF if name in names]
+    if x_key is None and len(known) != 1:
+        reason = f"both {' and '.join(known)}" if known else "no inputs named x or x_test"
+        raise ValueError(f"holds {reason}: choose by --x-key. Received: {sorted(names)}")
+    x_key = x_key or known[0]
+    for name in (x_key, y_key):
+        if name is not None and name not in names:
+            raise ValueError(f"holds no array '{name}'. Received: {sorted(names)}")
+    y_key = y_key or _LABELS_OF.get(x_key)
+    return (x_key, y_key) if y_key in names and not has_labels else (x_key,)
+
+
+def _check_labels(x, y):
+    for name, array in (("x", x), ("y", y)):
+        if array is not None and array.ndim == 0:
+            raise ValueError(f"{name} must have a batch axis. Received: a single value")
     if y is not None and y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ValueError("y must be finite. Received: labels that are NaN or infinite")
-    return arrays["x"], y
+    if y is not None and len(x) != len(y):
+        raise ValueError(f"x and y must match. Received: {len(x)} inputs, {len(y)} labels")
 
 
 def _check_inputs(x, input_shape):

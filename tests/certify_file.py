@@ -24,7 +24,7 @@ if __name__ == "__main__":
         result_file,
         radii=certificate.radii,
         predictions=certificate.predictions,
-        lipschitz_bound=certificate.lipschitz_bound,
+        body_constant=certificate.body_constant,
         logits=logits,
         allowances=certificate.error_allowances,
         weights_hash=weights_hash,

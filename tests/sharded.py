@@ -78,7 +78,7 @@ def check_certificates():
         # Sums in float64, in another order.
         np.testing.assert_allclose(split.radii, whole.radii, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(split.predictions, whole.predictions)
-        np.testing.assert_allclose(split.lipschitz_bound, whole.lipschitz_bound, rtol=1e-12)
+        np.testing.assert_allclose(split.body_constant, whole.body_constant, rtol=1e-12)
     alone.fit(x, y, verbose=0)  # it trains on
     with MODEL.scope():  # and goes to another mesh
         other = keras.models.load_model(file)

@@ -1,8 +1,11 @@
 """The command `lipnext`: what it prints and writes, and every file it must refuse."""
 
+import datetime
+import hashlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -164,7 +167,9 @@ def test_inspect(lipnext, tmp_path):
     summary = json.loads((tmp_path / "model.json").read_text())
     model = keras.models.load_model("images.keras", compile=False)
     bound = model.lipschitz_bound()
-    assert summary["lipschitz_bound"] == bound.constant
+    assert summary["constant"] == bound.constant
+    assert summary["body_constant"] == bound.body_constant
+    assert f"{bound.constant:.10g} of the model, from input to output" in out
     assert summary["how_proven"] in out
     assert summary["weights_hash"] in out
     assert f"{summary['parameters']:,} parameters" in out
@@ -196,7 +201,7 @@ def test_python_m_keras_lipnext_prints_the_report_alone(folder):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("model    certifiable_model")
+    assert done.stdout.startswith("model      certifiable_model")
     assert done.stdout.rstrip().splitlines()[-1].startswith("orthogonal_dense")
 
 
@@ -244,7 +249,7 @@ def test_a_class_of_ones_own_needs_its_module(custom, lipnext, refuses, tmp_path
     assert "chatter" in err
     status, out, err = lipnext("certify", path, "dense.npz", "--strict")
     assert status == 1
-    assert "Lipschitz constant K, partly declared" in out
+    assert "Lipschitz constant K, input to head, partly declared" in out
     assert err.endswith("lipnext: error: with --strict, every constant must be proven.\n")
 
 
@@ -446,8 +451,9 @@ BAD[2, 3] = np.nan
 @pytest.mark.parametrize(
     "arrays, reason",
     [
-        ({"images": X, "labels": Y}, "Received: ['images', 'labels']"),
+        ({"images": X, "labels": Y}, "no inputs named x or x_test: choose by --x-key. Received: ["),
         ({"y": Y}, "Received: ['y']"),
+        ({"x": X, "x_test": X, "y": Y}, "holds both x and x_test: choose by --x-key"),
         ({"x": X.astype(object)}, "holds Python objects"),
         ({"x": X, "y": Y.astype(object)}, "holds Python objects"),
         ({"x": np.float64(1)}, "x must have a batch axis"),
@@ -477,9 +483,11 @@ def test_limit_does_not_hide_a_mismatch(refuses, tmp_path):
 def test_files_that_are_no_npz(refuses, folder, tmp_path):
     refuses(["certify", "dense.keras", "absent.npz"], "absent.npz: no such file")
     (tmp_path / "text.npz").write_text("1, 2, 3")
-    refuses(["certify", "dense.keras", tmp_path / "text.npz"], "no .npz file of plain arrays")
-    np.save(tmp_path / "one.npy", X)
-    refuses(["certify", "dense.keras", tmp_path / "one.npy"], "is a single array")
+    refuses(
+        ["certify", "dense.keras", tmp_path / "text.npz"], "no .npz or .npy file of plain arrays"
+    )
+    (tmp_path / "empty.npy").write_text("")
+    refuses(["certify", "dense.keras", tmp_path / "empty.npy"], "empty.npy: ")
     content = (folder / "dense.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     refuses(["certify", "dense.keras", tmp_path / "cut.npz"], "cut.npz")
@@ -502,11 +510,129 @@ def test_inputs_outside_0_1_are_warned_of(x, reason, lipnext, tmp_path):
     status, out, err = lipnext("certify", "dense.keras", path, "--epsilons", 0.1)
     assert status == 0
     assert out.startswith("samples")
-    assert err.startswith("lipnext: WARNING: inputs range from ")
+    assert err.startswith("lipnext: WARNING: Inputs range from ")
     assert reason in err
 
 
+def test_arrays_of_other_names_and_files(lipnext, folder, tmp_path):
+    """Each way to name the same inputs and labels certifies the same."""
+    data = np.load(folder / "dense.npz")
+    x, y = data["x"], data["y"]
+    objects = np.array([{}], dtype=object)  # is not read
+    data_file(tmp_path / "keras.npz", x_train=objects, y_train=objects, x_test=x, y_test=y)
+    data_file(tmp_path / "named.NPZ.npz", images=x, labels=y, x=x[:3], y=y[:3])
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
+    out = tmp_path / "out.json"
+    expected = None
+    for words in (
+        ["dense.npz"],
+        [tmp_path / "keras.npz"],
+        [tmp_path / "named.NPZ.npz", "--x-key", "images", "--y-key", "labels"],
+        [tmp_path / "x.NPY", "--labels", tmp_path / "y.npy"],
+        [tmp_path / "named.NPZ.npz", "--x-key", "images", "--labels", tmp_path / "y.npy"],
+    ):
+        status, _, err = lipnext("certify", "dense.keras", *words, "--json", out, "--samples")
+        assert (status, err) == (0, "")
+        found = json.loads(out.read_text())
+        assert found["per_sample"]["labels"] == y.tolist()
+        expected = expected or found["per_sample"]
+        assert found["per_sample"] == expected
+    assert lipnext("certify", "dense.keras", tmp_path / "x.NPY", "--json", out)[0] == 0
+    assert json.loads(out.read_text())["clean_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["--x-key", "images"], "holds no array 'images'. Received: ['x', 'y']"),
+        (["--y-key", "labels"], "holds no array 'labels'. Received: ['x', 'y']"),
+        (["--y-key", "y", "--labels", "y.npy"], "asked for twice"),
+        (["--labels", "absent.npy"], "absent.npy: no such file"),
+        (["--labels", "dense.npz"], "dense.npz: must be an .npy file of labels"),
+    ],
+)
+def test_names_that_do_not_fit(words, reason, refuses):
+    refuses(["certify", "dense.keras", "dense.npz", *words], reason)
+
+
+def test_keys_are_not_for_single_arrays(refuses, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    refuses(["certify", "dense.keras", tmp_path / "x.npy", "--x-key", "x"], "is a single array")
+    np.save(tmp_path / "y.npy", Y[:3])
+    words = ["certify", "dense.keras", tmp_path / "x.npy", "--labels", tmp_path / "y.npy"]
+    refuses(words, "y.npy: x and y must match. Received: 4 inputs, 3 labels")
+
+
+def test_a_suffix_in_capitals(lipnext, folder, tmp_path):
+    path = tmp_path / "DENSE.KERAS"
+    path.write_bytes((folder / "dense.keras").read_bytes())
+    status, out, _ = lipnext("inspect", path)
+    assert status == 0
+    assert str(path) in out
+
+
+def test_the_report_names_files_date_and_command(lipnext, folder, tmp_path):
+    out = tmp_path / "out.json"
+    words = ["certify", "dense.keras", "dense.npz", "--limit", "5", "--json", str(out)]
+    words += ["--report", str(tmp_path / "page.html")]
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    status, text, _ = lipnext(*words)
+    assert status == 0
+    source = json.loads(out.read_text())["source"]
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("dense.keras", "dense.npz")
+    }
+    assert source["files"] == [
+        {
+            "role": role,
+            "name": name,
+            "sha256": digests[name],
+            "arrays": arrays,
+        }
+        for role, name, arrays in (("model", "dense.keras", []), ("data", "dense.npz", ["x", "y"]))
+    ]
+    assert source["command"] == shlex.join(["lipnext", *words])
+    made = datetime.datetime.fromisoformat(source["date"])
+    assert before <= made <= datetime.datetime.now(datetime.UTC)
+    page = (tmp_path / "page.html").read_text()
+    for report in (text, page):
+        assert f"dense.keras, sha256 {digests['dense.keras']}" in report
+        assert f"dense.npz, x, y, sha256 {digests['dense.npz']}" in report
+        assert f"{source['date']} by: lipnext certify" in report
+    status, text, _ = lipnext("inspect", "dense.keras", "--json", out)
+    assert json.loads(out.read_text())["source"]["files"][0]["sha256"] == digests["dense.keras"]
+    assert digests["dense.keras"] in text
+
+
+def test_samples_on_demand(lipnext, tmp_path):
+    out = tmp_path / "out.json"
+    for words, wanted in ((["--samples"], True), ([], False)):
+        assert lipnext("certify", "dense.keras", "dense.npz", "--json", out, *words)[0] == 0
+        found = json.loads(out.read_text())
+        assert ("per_sample" in found) == wanted
+        if wanted:
+            model = keras.models.load_model("dense.keras", compile=False)
+            data = np.load("dense.npz")
+            expected = lip.certify(model, data["x"], data["y"], verbose=0)
+            assert found["per_sample"] == {
+                "predictions": expected.predictions.tolist(),
+                "radii": expected.radii.tolist(),
+                "labels": data["y"].tolist(),
+            }
+
+
 # Options.
+
+
+def test_epsilons_may_be_fractions(lipnext, tmp_path):
+    out = tmp_path / "out.json"
+    words = ["certify", "dense.keras", "dense.npz", "--json", out, "--epsilons"]
+    assert lipnext(*words, "36/255", "0.25", "1e-3")[0] == 0
+    shares = json.loads(out.read_text())["certified_accuracy"]
+    assert list(shares) == [str(36 / 255), "0.25", "0.001"]
 
 
 def test_negative_epsilon(refuses):
@@ -522,6 +648,8 @@ def test_negative_epsilon(refuses):
         ["--batch-size", "-3"],
         ["--expect-hash", "abc"],
         ["--epsilons", "small"],
+        ["--epsilons", "36/0"],
+        ["--epsilons", "36/255/2"],
         ["--safe-mode", "off"],
     ],
 )
@@ -535,6 +663,13 @@ def test_wrong_options(words, lipnext, capsys):
 def test_targets_are_checked_first(refuses, monkeypatch):
     words = ["certify", "absent.keras", "dense.npz"]
     refuses([*words, "--json", "nowhere/out.json"], "nowhere/out.json: there is no such folder")
+    refuses([*words, "--json", "."], "is a folder, not a file")
+    refuses([*words, "--json", "a", "--report", "./a"], "./a: is written by this command")
+    refuses([*words, "--json", "dense.npz"], "dense.npz: is read by this command")
+    refuses([*words, "--samples"], "--samples adds to the JSON file")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refuses([*words, "--json", "out.json"], "out.json: may not be written to")
+    monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refuses([*words, "--report", "out.html"], "pip install 'keras_lipnext[plot]'")
 

@@ -52,6 +52,6 @@ def test_same_certificate_on_another_backend(other, saved):
     allowed = certificate.error_allowances + result["allowances"]
     assert (abs(result["logits"] - logits).max(axis=1) <= allowed).all()
     np.testing.assert_array_equal(result["radii"] > 0, certificate.radii > 0)
-    assert float(result["lipschitz_bound"]) == pytest.approx(certificate.lipschitz_bound, rel=1e-9)
+    assert float(result["body_constant"]) == pytest.approx(certificate.body_constant, rel=1e-9)
     assert int(result["iterations"]) == int(model.optimizer.iterations)
     assert np.isfinite(result["loss"]).all()

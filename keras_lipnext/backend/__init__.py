@@ -5,32 +5,41 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 
 from keras_lipnext.backend.core import (
     assign_stacked,
+    check_in_step,
     compiled,
-    float64_scope,
     gradient,
+    has_value,
     inference_scope,
     processes,
     replicas,
+    rows,
     stacked,
     value,
+    with_rows,
 )
+from keras_lipnext.backend.float64 import call_in_float64, float64_scope
 from keras_lipnext.backend.precision import matmul, on_cpu
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
 __all__ = [
     "assign_stacked",
+    "call_in_float64",
+    "check_in_step",
     "compiled",
     "devices_of",
     "float64_scope",
     "gradient",
+    "has_value",
     "inference_scope",
     "matmul",
     "on_cpu",
     "processes",
     "replicas",
+    "rows",
     "sharding_of",
     "stacked",
     "torch_module",
     "value",
+    "with_rows",
 ]

@@ -1,47 +1,11 @@
-"""64-bit mode, switching gradients off, input gradients, stacks: each written three times."""
+"""Compilation, gradients off and of inputs, stacks: each written three times."""
 
 import contextlib
 
 import keras
-from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
 from keras_lipnext.backend.sharding import collected, dealt
-
-
-@contextlib.contextmanager
-def float64_scope():
-    """Context in which computations on float64 tensors stay in float64, on every backend.
-
-    Two things stand in the way. JAX has no float64 unless its 64-bit mode is on. And on JAX and
-    PyTorch Keras' dtype promotion turns 64-bit results into 32-bit ones: `keras.ops.matmul` of two
-    float64 tensors computes in float32 on PyTorch, `tanh` on JAX. Both are switched inside the
-    context only.
-
-    Raises:
-        RuntimeError: if the Keras installed would still promote float64 to something else.
-    """
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            if jax.default_backend() == "tpu":
-                raise RuntimeError(
-                    "TPUs have no IEEE float64 arithmetic: certificates need it. Set "
-                    "JAX_PLATFORMS=cpu before starting Python."
-                )
-            stack.enter_context(jax.enable_x64(True))
-            # A lower precision set for training would reach float64 products too.
-            stack.enter_context(jax.default_matmul_precision("highest"))
-        promotion = BIT64_TO_BIT32_DTYPE["float64"]
-        stack.callback(BIT64_TO_BIT32_DTYPE.__setitem__, "float64", promotion)
-        BIT64_TO_BIT32_DTYPE["float64"] = "float64"
-        if keras.backend.result_type("float64", "float64") != "float64":
-            raise RuntimeError(
-                f"Keras {keras.__version__} computes float64 operations in lower precision on the "
-                f"{keras.backend.backend()} backend: certificates cannot be evaluated."
-            )
-        yield
 
 
 def processes():
@@ -82,7 +46,7 @@ def compiled(function, variables):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function)
+        return tf.function(function, autograph=False)  # as Keras compiles models
     return function
 
 
@@ -100,6 +64,17 @@ def value(variable):
         if isinstance(variable, (tf.Variable, tf.IndexedSlices)):
             return tf.convert_to_tensor(variable)
     return variable
+
+
+def has_value(variable):
+    """Whether a Keras variable can be read here; True for tensors.
+
+    While a step runs on JAX a variable has a value only inside the scope that was given one: Keras
+    reads all others as their initializer's draw, without a word.
+    """
+    if not isinstance(variable, keras.Variable) or variable._value is not None:
+        return True
+    return in_stateless_scope() and get_stateless_scope().get_current_value(variable) is not None
 
 
 def stacked(values, sharding=None):
@@ -135,6 +110,37 @@ def assign_stacked(optimizer, variables, values, sharding=None):
         members = keras.ops.unstack(values, len(variables))
     for variable, member in zip(variables, members):
         optimizer.assign(variable, member)
+
+
+def check_in_step(condition, message):
+    """Makes a program of TensorFlow raise an error where a scalar condition does not hold."""
+    import tensorflow as tf
+
+    tf.debugging.Assert(condition, [message])
+
+
+def rows(x, first, size):
+    """`x[..., first : first + size, :]` of a tensor `first`, of which only the device knows."""
+    if keras.backend.backend() == "torch":
+        return x.index_select(-2, _indices(x, first, size))
+    start = [0] * len(x.shape)
+    start[-2] = first
+    return keras.ops.slice(x, start, (*x.shape[:-2], size, x.shape[-1]))
+
+
+def with_rows(x, first, new):
+    """`x` with `x[..., first : first + size, :]` replaced by `new`; see `rows`."""
+    if keras.backend.backend() == "torch":
+        return x.index_copy(-2, _indices(x, first, new.shape[-2]), new)
+    start = [0] * len(x.shape)
+    start[-2] = first
+    return keras.ops.slice_update(x, start, new)
+
+
+def _indices(x, first, size):
+    import torch
+
+    return first + torch.arange(size, device=x.device)
 
 
 def replicas():

@@ -4,6 +4,8 @@ import functools
 
 import keras
 
+from keras_lipnext.installation import installing
+
 
 def torch_module(model, dtype, prepare, logit_scale):
     """`torch.nn.Module` that evaluates a Keras model; see `certification.as_torch_module`.
@@ -23,9 +25,7 @@ def torch_module(model, dtype, prepare, logit_scale):
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
-            "`as_torch_module` needs PyTorch: pip install 'keras_lipnext[torch]'"
-        ) from error
+        raise ImportError(f"`as_torch_module` needs PyTorch: {installing('torch')}") from error
 
     def weights():
         return [v.value for v in model.variables]
@@ -71,12 +71,26 @@ def _torch_function(evaluate, linearize):
         @staticmethod
         def forward(ctx, x):
             logits, ctx.pullback = linearize(x.numpy(force=True))
+            ctx.save_for_backward(x)
             return torch.tensor(logits, device=x.device)
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
         def backward(ctx, slope):
-            return torch.tensor(ctx.pullback(slope.numpy(force=True)), device=slope.device)
+            return Pullback.apply(ctx.pullback, slope, *ctx.saved_tensors)
+
+    class Pullback(torch.autograd.Function):
+        """The gradient, as a function of `x`, so that to differentiate it is an error, not 0."""
+
+        @staticmethod
+        def forward(ctx, pullback, slope, x):
+            return torch.tensor(pullback(slope.numpy(force=True)), device=x.device)
+
+        @staticmethod
+        def backward(ctx, *_):
+            raise RuntimeError(
+                "A model of JAX or TensorFlow has no second derivatives as a PyTorch module. "
+                "Set KERAS_BACKEND=torch, where it has."
+            )
 
     def call(x):
         if torch.is_grad_enabled() and x.requires_grad:

@@ -4,6 +4,7 @@ A checkpoint that is not whole is set aside with a warning, and the one before i
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -39,6 +40,16 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
     `shuffle=False`. (For `tf.data` see examples/_pipeline.py.) These, too, continue with the right
     weights.
 
+    The callbacks beside it in the list go on, too: what has changed in their attributes since
+    training began is kept with each epoch, if it is None, a number, text, a NumPy array, a variable
+    or lists, tuples and dictionaries (with text as keys) of those. So it is in ReduceLROnPlateau,
+    EarlyStopping, ModelCheckpoint and SwapEMAWeights. A warning names the callbacks, and their
+    attributes, that begin anew all the same. Not seen is what a function remembers, a
+    LambdaCallback's as well. Callbacks are told apart by class, monitored quantity and file: they
+    may change places, come and go, and their settings may change. `CSVLogger` needs `append=True`
+    to keep the lines of before. An epoch is written when all callbacks are done with it. `fit`
+    returns the history of the epochs that it trained itself.
+
     Args:
         backup_dir: Folder for the backups and nothing else, of one training. A local path.
         seed: Non-negative integer, of the order of the data and of layers' noise. In each epoch it
@@ -68,8 +79,8 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
         self._prepare()
         super().on_train_begin(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
+    def save(self, epoch, logs=None):
+        super().save(epoch, logs)
         write(self._folder / WHOLE, [self._digest(*self._pairs()[0]), *self._whole()][:2])
 
     def _pairs(self):
@@ -106,10 +117,15 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
             for path in (*latest, *previous):
                 pathlib.Path(path).unlink(missing_ok=True)
 
-    def _digest(self, *paths):
-        """Of the files' bytes; None if one is missing."""
+    def _digest(self, weights, metadata):
+        """Of the bytes of both and of the callbacks' states; None if there is no such backup."""
+        try:
+            epoch = json.loads(pathlib.Path(metadata).read_text())["epoch"]
+        except (OSError, ValueError):
+            return None
+        states = self._states_of(epoch - 1)
         total = hashlib.sha256()
-        for path in paths:
+        for path in (weights, metadata, *([states] if states.exists() else [])):
             if not os.path.exists(path):
                 return None
             with open(path, "rb") as file:
@@ -164,6 +180,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
             save_on_background=save_on_background,
         )
         self._set_up(self.directory, seed)
+        self._kept = max_to_keep + 1  # the last is still being written
         self._writes = self.is_primary_host()
 
     def _load(self):

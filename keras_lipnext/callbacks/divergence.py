@@ -1,4 +1,3 @@
-import collections
 import math
 import statistics
 
@@ -8,13 +7,14 @@ from keras_lipnext.layers._channels import number, positive_integer
 
 
 class DivergenceError(RuntimeError):
-    """The loss has left all bounds; the weights are spoilt, the last checkpoint is not."""
+    """Loss or weights have left all bounds: the weights are spoilt, the last checkpoint is not."""
 
 
 def check_finite(model):
     """Raises if a weight is not finite, so that no checkpoint is taken of it.
 
-    A step can spoil the weights after its own loss was still finite.
+    A step can spoil the weights after its own loss was still finite; and a loss can stay finite
+    with such weights, where TensorFlow's relu makes 0 of NaN.
 
     Raises:
         DivergenceError: naming the weight.
@@ -34,7 +34,7 @@ ADVICE = (
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Stops training by an error when the loss is not finite or has leapt.
+    """Stops training by an error when the loss or a weight is not finite, or the loss has leapt.
 
     The median of the last `window` batches' losses is compared with a low, which follows it down at
     once, and up slowly:
@@ -46,6 +46,8 @@ class StopOnDivergence(keras.callbacks.Callback):
     along. A leap is seen within `window` batches: a checkpoint taken in between is spoilt, too,
     which matters where epochs are shorter than that. Not seen: a rise by less than `factor`, such
     as a collapse to chance, log(classes), of a loss that was not far below it; and losses below 0.
+    When an epoch ends the weights must be finite, too: TensorFlow's relu makes 0 of NaN, and the
+    loss of spoilt weights stays finite.
 
     It ends with an error, not quietly: Keras would otherwise take a checkpoint of the spoilt
     weights when the epoch ends, and delete `BackupAndRestore`'s backups. Stand it before callbacks
@@ -82,7 +84,7 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     def _restart(self):
         self._low = math.inf
-        self._losses = collections.deque(maxlen=self.window)
+        self._losses = []
 
     def on_train_begin(self, logs=None):
         self._restart()
@@ -96,7 +98,8 @@ class StopOnDivergence(keras.callbacks.Callback):
             self._stop(batch, f"the loss is {mean}")
         # Keras logs the mean over the epoch's batches so far: their sum grows by this one's loss.
         total = mean * (batch + 1)
-        self._losses.append((total - self._sum) / (batch + 1 - self._count))
+        loss = (total - self._sum) / (batch + 1 - self._count)
+        self._losses = [*self._losses, loss][-self.window :]
         self._sum, self._count = total, batch + 1
         if len(self._losses) < self.window:
             return
@@ -108,6 +111,9 @@ class StopOnDivergence(keras.callbacks.Callback):
             self._low = median
         if median > max(self.factor * self._low, self.floor) and self._low > 0:
             self._stop(batch, f"the loss rose from about {self._low:.4g} to {median:.4g} of late")
+
+    def on_epoch_end(self, epoch, logs=None):
+        check_finite(self.model)
 
     def _stop(self, batch, reason):
         raise DivergenceError(

@@ -7,17 +7,21 @@ What Keras does not look after is done here:
 - How many steps an epoch has, which a dataset of unknown length does not tell, is kept.
 - Checkpoints of another model or optimizer are an error, and weights that are not finite are not
   saved. A learning rate that the program has changed since takes effect.
+- The callbacks beside it, which begin each `fit` anew, get their states back. An epoch is written
+  when all of them are done with it.
 """
 
 import itertools
 import json
 import pathlib
+import warnings
 
 import keras
 import numpy as np
 
 from keras_lipnext.callbacks.divergence import check_finite
-from keras_lipnext.models.training_state import TrainingState
+from keras_lipnext.callbacks.states import States, list_that_calls
+from keras_lipnext.models.training_state import Schedule, TrainingState
 
 TRAINING = "training.json"  # what was trained, and how
 
@@ -53,14 +57,21 @@ class Resuming(keras.callbacks.Callback):
 
     _by_path = False  # whether a checkpoint's variables are found by their paths
     _writes = True  # whether this process is the one to write what all share
+    _kept = 2  # checkpoints
 
     def _set_up(self, folder, seed):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
         self.seed = seed
         self._folder = pathlib.Path(folder)
+        self._last = Last(self)
+        self._states = None
 
     def on_train_begin(self, logs=None):
+        found = list_that_calls(self)
+        if found is not None and self._last not in found.callbacks:
+            found.callbacks.append(self._last)  # and so called after all others, now already
+        self._beside = [] if found is None else found.callbacks
         self._compiled_rate = self._rate()
         known = read(self._folder / TRAINING) or {}
         found = variables_of(self.model, self._by_path)
@@ -76,6 +87,7 @@ class Resuming(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = self._compiled_rate
         if known and self._state:
             self._state.steps = known["steps"]
+        self._states = None
 
     def _load(self):
         """Restores the latest checkpoint, where Keras' own callback does not."""
@@ -89,6 +101,43 @@ class Resuming(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         check_finite(self.model)
+        if self._states is None:  # called by no list, beside nothing
+            self.save(epoch, logs)
+
+    def resume_others(self):
+        """Gives the callbacks beside this one, all of them begun, their states back."""
+        ours = (Resuming, Last, Schedule, keras.callbacks.History, keras.callbacks.ProgbarLogger)
+        self._states = States([c for c in self._beside if not isinstance(c, ours)])
+        done = self.model._initial_epoch or 0
+        path = self._states_of(done - 1)
+        if not done or not path.exists():
+            return
+        stopped, anew = self._states.restore(path.read_bytes())
+        loggers = [c for c in self._beside if isinstance(c, keras.callbacks.CSVLogger)]
+        anew += [f"CSVLogger '{c.filename}' (append=False)" for c in loggers if not c.append]
+        if anew:
+            warnings.warn(
+                "Training continues, but these callbacks begin anew, since a checkpoint keeps only "
+                f"what is plain (see help(keras_lipnext.callbacks.BackupAndRestore)): "
+                f"{'; '.join(anew)}.",
+                stacklevel=2,
+            )
+        if stopped and done < self.params["epochs"]:
+            warnings.warn(
+                f"A callback had ended the training after {done} epochs, according to "
+                f"{self._folder}: nothing is left to train. With other callbacks, or other "
+                "settings of them, it would continue.",
+                stacklevel=2,
+            )
+            self.model._initial_epoch = self.params["epochs"]
+
+    def save(self, epoch, logs=None):
+        """Writes the checkpoint of an epoch that all callbacks are done with."""
+        check_finite(self.model)
+        if self._writes and self._states:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            states = self._states.to_bytes(bool(self.model.stop_training))
+            replace(self._states_of(epoch), states)
         super().on_epoch_end(epoch, logs)
         if self._writes:
             training = {
@@ -97,6 +146,12 @@ class Resuming(keras.callbacks.Callback):
                 "steps": getattr(self._state, "steps", None),
             }
             write(self._folder / TRAINING, training)
+            for path in self._folder.glob(self._states_of("*").name):
+                if int(path.stem.split("-")[1]) <= epoch - self._kept:
+                    path.unlink()
+
+    def _states_of(self, epoch):
+        return self._folder / f"callbacks-{epoch}.npz"
 
     @property
     def _state(self):
@@ -124,7 +179,25 @@ def read(path):
 
 
 def write(path, content):
+    replace(path, json.dumps(content).encode())
+
+
+def replace(path, content):
     """All of it or nothing."""
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(content))
+    new.write_bytes(content)
     new.replace(path)
+
+
+class Last(keras.callbacks.Callback):
+    """Stands behind all other callbacks, where a `Resuming` one need not."""
+
+    def __init__(self, owner):
+        super().__init__()
+        self._owner = owner
+
+    def on_train_begin(self, logs=None):
+        self._owner.resume_others()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._owner.save(epoch, logs)

@@ -6,7 +6,7 @@ import numpy as np
 from keras_lipnext.layers._channels import positive_integer
 
 
-def numpy_batches(x, y=None, batch_size=256):
+def numpy_batches(x, y=None, batch_size=256, input_shape=None):
     """Iterator over (inputs, labels or None) and the number of batches, None if unknown.
 
     Args:
@@ -14,11 +14,15 @@ def numpy_batches(x, y=None, batch_size=256):
             `(inputs, labels, ...)`: a tf.data.Dataset, torch DataLoader, keras PyDataset.
         y: Integer or one-hot labels for an array `x`; None without labels.
         batch_size: Samples a batch, for arrays.
+        input_shape: Of the model, with batch axis. If that is fixed, an array's batches are no
+            larger.
 
     Raises:
-        ValueError: if `x` and `y` do not fit together.
+        ValueError: if `x` and `y` do not fit together or lack the batch axis, or numbers are wider
+            than float64.
     """
     positive_integer("batch_size", batch_size)
+    batch_size = min(batch_size, (input_shape and input_shape[0]) or batch_size)
     if isinstance(x, tuple) and len(x) == 2 and y is None:
         raise ValueError(
             "Received a pair as `x`: pass inputs and labels apart, `certify(model, x, y)`."
@@ -28,10 +32,11 @@ def numpy_batches(x, y=None, batch_size=256):
     if isinstance(x, list) and x and isinstance(x[0], (tuple, list)) and hasattr(x[0][0], "shape"):
         return map(_split, x), len(x)
     if hasattr(x, "shape") or isinstance(x, list):
-        x = _to_numpy(x)
+        x = to_numpy(x)
         if x.ndim == 0:
             raise ValueError(f"Expected an array with a batch axis. Received: {x!r}")
-        labels = None if y is None else _to_numpy(y)
+        labels = None if y is None else to_numpy(y)
+        _check_batch_axis(x, labels, input_shape)
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"Received {len(x)} inputs and {len(labels)} labels: they must match.")
         if len(x) == 0:
@@ -63,6 +68,29 @@ def numpy_batches(x, y=None, batch_size=256):
     except TypeError:  # a data set of unknown length
         total = None
     return map(_split, batches), total
+
+
+def check_batch(inputs, labels, input_shape):
+    """ValueError unless a batch, and its labels or None, are of one size that the model takes."""
+    _check_batch_axis(inputs, labels, input_shape)
+    if labels is not None and len(labels) != len(inputs):
+        raise ValueError(f"A batch has {len(inputs)} inputs and {len(labels)} labels.")
+    if len(inputs) > (input_shape[0] or len(inputs)):
+        raise ValueError(
+            f"The model was built for batches of {input_shape[0]} samples. Received: a batch of "
+            f"{len(inputs)}. Batch the data set by {input_shape[0]}, or build the model anew "
+            "without a batch size."
+        )
+
+
+def _check_batch_axis(x, labels, input_shape):
+    if (input_shape and x.ndim == len(input_shape) - 1) or (labels is not None and not labels.ndim):
+        raise ValueError(
+            "Inputs and labels have a batch axis in front: for one sample pass `x[None]` and "
+            f"`y[None]`; batch a data set. Received: inputs of shape {x.shape}"
+            + ("" if input_shape is None else f", where the model takes {input_shape}")
+            + ("" if labels is None else f", labels of shape {labels.shape}")
+        )
 
 
 def class_labels(y, classes):
@@ -106,12 +134,22 @@ def check_numbers(x, dtype):
 def _split(batch):
     if isinstance(batch, (list, tuple)):
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-        return _to_numpy(x), None if y is None else _to_numpy(y)
-    return _to_numpy(batch), None
+        return to_numpy(x), None if y is None else to_numpy(y)
+    return to_numpy(batch), None
 
 
-def _to_numpy(x):
+def to_numpy(x):
+    """The array that is checked, shown and computed with: in the byte order of this machine."""
     if hasattr(x, "detach"):  # a torch tensor; NumPy has no bfloat16
         x = x.detach().cpu()
         x = x.float() if "bfloat16" in str(x.dtype) else x
-    return np.asarray(x)
+    x = np.asarray(x)
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:  # no backend has such numbers
+        wide = x.astype("float64")
+        if (wide != x)[~np.isnan(x)].any():
+            raise ValueError(
+                f"Received numbers of dtype {x.dtype} that float64 does not hold: round them to "
+                "float64 first."
+            )
+        return wide
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))

@@ -37,9 +37,9 @@ class Method:
     Attributes:
         name: As code names it.
         title: As reports name it.
-        function: From a model to (constant, pairs), proven upper bounds: a float for its body, and
-            one of z_i - z_j for each pair of logits, shape (classes, classes), infinite where
-            unknown. It raises where there is none.
+        function: From a model to (constant, body_constant, pairs), proven upper bounds: a float
+            from its input to its logits, one for its body, and one of z_i - z_j for each pair of
+            logits, shape (classes, classes), infinite where unknown. It raises where there is none.
     """
 
     name: str
@@ -92,19 +92,24 @@ class LayerConstant:
 
 @dataclasses.dataclass(frozen=True)
 class LipschitzBound:
-    """Upper bound of the l2 Lipschitz constant of a model's body, everything before the head.
+    """Upper bounds of the l2 Lipschitz constants of a model, and of its body.
+
+    The body is all in front of the head, the linear layer that makes the logits. Radii follow from
+    `body_constant` and the distances of the head's weight vectors, which is tighter.
 
     Attributes:
-        constant: Float, rounded up.
-        layers: Tuple of `LayerConstant`, in the order of evaluation.
-        head: Name of the linear layer that makes the logits, or None; then `constant` covers the
-            logits.
+        constant: Float, rounded up: from the model's input to its output, the head included.
+        body_constant: Float, rounded up: from the model's input to the head's, K in certificates.
+            The same as `constant` if there is no head.
+        layers: Tuple of `LayerConstant` of the body, in the order of evaluation.
+        head: Name of the linear layer that makes the logits, or None.
         notes: Tuple of sentences on what was read in a special way.
-        method: The `Method` that found `constant`; None if it is the layers' constants, combined
-            along the graph. Without its function: what is found can be pickled.
+        method: The `Method` that found the constants; None if they are the layers', combined along
+            the graph. Without its function: what is found can be pickled.
     """
 
     constant: float
+    body_constant: float
     layers: tuple
     head: str | None
     notes: tuple = ()
@@ -112,9 +117,9 @@ class LipschitzBound:
 
     @property
     def product(self):
-        """What the layers' constants combine to along the graph; `constant` unless by a method."""
+        """What the body's layers combine to; `body_constant` unless by a method."""
         if self.method is None:
-            return self.constant
+            return self.body_constant
         return self.layers[-1].total if self.layers else 1.0
 
     @property
@@ -135,6 +140,7 @@ class LipschitzBound:
                 f"{layer.total:>15.12g}{several}{declared}{joined}"
             )
         method = "" if self.method is None else f", by {self.method.title}"
-        lines.append(f"Lipschitz constant of the body: {self.constant:.12g}{method}")
-        lines.append(f"head: {self.head or 'none: the constant covers the logits'}")
+        if self.head:
+            lines.append(f"from the input to head '{self.head}': {self.body_constant:.12g}{method}")
+        lines.append(f"of the model, input to output: {self.constant:.12g}{method}")
         return "\n".join([*lines, *self.notes])

@@ -20,6 +20,12 @@ def unusual_arguments(operation, args, kwargs):
     return [*map(repr, args[1:]), *(f"{name}={value!r}" for name, value in named.items())]
 
 
+def acts_by_default(layer):
+    """Whether a call that does not name `training` counts as one of training: augmentation."""
+    training = inspect.signature(type(layer).call).parameters.get("training")
+    return training is not None and training.default is True
+
+
 def replaced(operation):
     """Methods of the instance that are not those of its class: then the class says nothing."""
     return [

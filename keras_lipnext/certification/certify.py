@@ -1,18 +1,32 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
+import warnings
+
 import keras
 import numpy as np
 
-from keras_lipnext.certification.batches import check_numbers, class_labels, numpy_batches
+from keras_lipnext.certification import wording
+from keras_lipnext.certification.batches import (
+    check_batch,
+    check_numbers,
+    class_labels,
+    numpy_batches,
+)
 from keras_lipnext.certification.bounds import method_of
-from keras_lipnext.certification.evaluation import Evaluation, own_answer
-from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash, low_precision
+from keras_lipnext.certification.comparison import low_precision, own_answer
+from keras_lipnext.certification.evaluation import Evaluation
+from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash
 from keras_lipnext.certification.lipschitz import read
 from keras_lipnext.certification.report import Certificate
 from keras_lipnext.distribution import check_one_process
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
+
+ONE_LOGIT = (
+    ". A model of one logit w x + b decides as one whose last layer has two classes, the kernel "
+    "[0, w] and the bias [0, b]: certify that, or train NormalizedDense(2) from the start."
+)
 
 
 def certify(
@@ -35,10 +49,11 @@ def certify(
 
     for a linear head with weight vectors w, and `min_j (z_i - z_j - E_ij) / (sqrt(2) K)` without
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
-    of its own, proven likewise, that is taken where it is smaller. Ties and non-finite logits have
-    radius 0. Inputs are taken as real numbers, whatever the dtype of the model's input. A model
-    that computes in bfloat16 or float16 is certified from its stored weights, and the samples on
-    which its own low-precision prediction differs are counted.
+    of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
+    logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
+    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
+    float16 is certified from its stored weights, and the samples on which its own low-precision
+    prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -51,11 +66,12 @@ def certify(
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
-        lipschitz: How to bound the constant K of the body: "product" of the layers' constants along
-            the graph; or, for chains of Dense layers and activations of bounded slope, by matrix
-            inequalities: "lipsdp", "eclipse" or "eclipse_fast" (`keras_lipnext.lmi`), or the
-            `LipschitzResult` of one of them or of `lmi.project`, which is proven again from its
-            multipliers. What is named is used, whether or not another method would give less.
+        lipschitz: How to bound the constant K of the body, what is in front of the head: "product"
+            of the layers' constants along the graph; or, for chains of Dense layers and activations
+            of bounded slope, by matrix inequalities: "lipsdp", "eclipse" or "eclipse_fast"
+            (`keras_lipnext.lmi`), or the `LipschitzResult` of one of them or of `lmi.project`,
+            which is proven again from its multipliers. What is named is used, whether or not
+            another method would give less.
 
     Returns:
         `Certificate`.
@@ -67,22 +83,26 @@ def certify(
         RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
             model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
+
+    Warns:
+        UserWarning: once, if inputs leave [0, 1]: radii and epsilons are in their units.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
         raise ValueError(f"`epsilons` must be finite and not negative. Received: {epsilons}")
     method = method_of(lipschitz)
-    batches, total = numpy_batches(x, y, batch_size)
     check_one_process(model)
     certifiable = read(model)
-    check_hash(certifiable, expected_hash)
-    classes = model.output_shape[-1]
-    if len(model.output_shape) != 2 or classes is None or classes < 2:
+    batches, total = numpy_batches(x, y, batch_size, certifiable.graph.input_shape)
+    output_shape = tuple(model.outputs[0].shape)
+    classes = output_shape[-1]
+    if len(output_shape) != 2 or classes is None or classes < 2:
         raise ValueError(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
-            f"Received: output_shape={model.output_shape}"
+            f"Received: output_shape={output_shape}{ONE_LOGIT * (classes == 1)}"
         )
     evaluation = Evaluation(certifiable, classes, verbose)
+    check_hash(certifiable, expected_hash)
     if method is not None:
         evaluation.use(method, model)
     own_precision = low_precision(certifiable)
@@ -90,16 +110,13 @@ def certify(
     predictions, radii, allowances, labels = [], [], [], []
     differing, extremes, padded = 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
+        check_batch(inputs, batch_labels, certifiable.graph.input_shape)
         if batch_labels is not None:
-            if len(batch_labels) != len(inputs):
-                raise ValueError(
-                    f"A batch has {len(inputs)} inputs and {len(batch_labels)} labels."
-                )
             labels.append(class_labels(batch_labels, classes))
-        padded = padded or len(inputs)
+        padded = padded or certifiable.graph.input_shape[0] or len(inputs)
         check_numbers(inputs, certifiable.graph.input_dtype)
         found = evaluation(inputs, padded)
-        if index == 0 and not own_precision:
+        if index == 0:
             evaluation.compare(model, inputs)
         for results, part in zip((predictions, radii, allowances), found):
             results.append(part)
@@ -113,15 +130,25 @@ def certify(
     if labels and len(labels) != len(predictions):
         raise ValueError("Some batches of the data set had labels and some had none.")
     bound = evaluation.bound
+    evidence = Evidence.of(model, certifiable, bound)
+    if evidence.weights_hash != evaluation.weights_hash:
+        raise ValueError(
+            "The model was changed while it was certified, as by training in another thread: "
+            "certify a copy, or when it is done."
+        )
+    if message := wording.range_warning(extremes.input_range, epsilons):
+        warnings.warn(message, stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
         labels=np.concatenate(labels) if labels else None,
         epsilons=epsilons,
-        lipschitz_bound=bound.constant,
+        constant=bound.constant,
+        body_constant=bound.body_constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
-        evidence=Evidence.of(model, certifiable, bound),
+        evidence=evidence,
         extremes=extremes.found(),
         input_range=extremes.input_range,
+        inputs_not_finite=extremes.not_finite,
     )

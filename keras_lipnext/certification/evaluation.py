@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
+from keras_lipnext.certification.comparison import margins_apart, own_answer, probes
 from keras_lipnext.certification.evidence import policies
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.lipschitz import (
@@ -30,14 +31,18 @@ from keras_lipnext.certification.rounding import (
     logit_allowances,
 )
 from keras_lipnext.certification.rules import Bound, Context, size
-from keras_lipnext.distribution import parts_of_a_batch
 
 
-def own_answer(model, inputs):
-    """The model's own output for a batch, of any size also where devices share its batches."""
-    missing = -len(inputs) % parts_of_a_batch()
-    full = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)]) if missing else inputs
-    return keras.ops.convert_to_numpy(model.predict_on_batch(full))[: len(inputs)]
+class _Unmeasured(Context):
+    """To ask a rule whether it covers a layer, before anything is measured or evaluated."""
+
+    def equal_sides(self):
+        """Sides that are unknown are the data's matter."""
+        return True
+
+    def _proven(self, bound, kernel, *arguments):
+        self.array(kernel)
+        return 1.0
 
 
 class Evaluation:
@@ -45,17 +50,18 @@ class Evaluation:
 
     Attributes:
         bound: `LipschitzBound` for the inputs seen; where sizes differ, the largest.
+        weights_hash: Hash of the model before its weights were read.
     """
 
     def __init__(self, certifiable, classes, verbose=0):
-        for step in certifiable.body.steps:
-            required_rule(step)
-            known = all(None not in shape[1:] for shape in step.input_shapes)
-            if known and not isinstance(step.operation, keras.layers.Layer):
-                step_bounds(step, Context(step))  # says why it refuses before a backend fails
+        unclear = _ask_rules(certifiable.body)
         self._certifiable = certifiable
         self._verbose = verbose
-        self._twin = Float64Twin(certifiable)
+        try:
+            self.weights_hash = certifiable.graph.digest()
+            self._twin = Float64Twin(certifiable)
+        except Exception as error:
+            raise next(iter(unclear), error) from error
         self._by_size = {}
         self._kernel = None
         self._found = {}
@@ -71,8 +77,8 @@ class Evaluation:
 
     def use(self, method, model):
         """Takes the constants that a `Method` proves, not the product of the layers'."""
-        constant, self._pair_constants = method.function(model)
-        self._found = by_method(method, constant)
+        *constants, self._pair_constants = method.function(model)
+        self._found = by_method(method, self._certifiable, *constants)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -81,9 +87,8 @@ class Evaluation:
         """
         inputs = np.asarray(inputs, "float64")
         count = len(inputs)
-        full = inputs
-        if 0 < count < padded:
-            full = np.concatenate([inputs, np.repeat(inputs[:1], padded - count, axis=0)])
+        self._padded = padded
+        full = self._full(inputs)
         logits = self._twin(full)
         if inputs.shape[1:] not in self._by_size:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
@@ -92,37 +97,45 @@ class Evaluation:
         self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
-            distances = bound.constant * self._pairs * (1 + 2.0**-52)
+            distances = bound.body_constant * self._pairs * (1 + 2.0**-52)
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+        # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
+        finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
+        predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
         return predictions, radii, errors[np.arange(count), deciding]
+
+    def _full(self, inputs):
+        """The batch filled up to the size that was compiled."""
+        missing = self._padded - len(inputs) if len(inputs) else 0
+        if missing <= 0:
+            return inputs
+        return np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)])
 
     def compare(self, model, inputs):
         """The model itself must give the margins of the batch just evaluated, but for rounding.
 
-        A net under everything else: it would catch a layer that computes something else than its
-        rule and its copy in float64 do.
+        And those of a batch made to tell layers apart, which the user's may not. A net under
+        everything else: it would catch a layer that computes something else than its rule and its
+        copy in float64 do.
         """
+        self._compare(model, inputs, self._logits)
+        made = probes(inputs.shape, self._certifiable.graph.input_dtype)
+        self._compare(model, made, self._twin(self._full(np.asarray(made, "float64"))))
+
+    def _compare(self, model, inputs, logits):
         wide = "float64" in policies(self._certifiable)
         scope = backend.float64_scope() if wide else contextlib.nullcontext()
-        with np.errstate(all="ignore"), scope:  # beyond float32 its answer is infinite
-            own = own_answer(model, inputs).astype("float64")
-            if self._certifiable.notes and (own >= 0).all():  # shares; others are their logarithms
-                own = np.log(np.where(own > 1e-30, own, np.nan))
-            inputs, logits = np.asarray(inputs, "float64"), self._logits
-            top, rows = logits.argmax(axis=-1), np.arange(len(logits))
-            margins, own_margins = (z[rows, top][:, None] - z for z in (logits, own))
-            # Float32 rounds 2^29 times as coarsely as float64; accelerators may use TF32.
-            slack = 2.0**33 if backend.on_cpu() else 2.0**46
-            allowed = slack * self.allowances(inputs, logits) + 1e-6 * np.abs(logits).max(
-                axis=-1, keepdims=True
-            )
-            if self._certifiable.notes:  # shares near 1/2 lose what small logits differ by
-                allowed = allowed + 1e-4 * (1 + np.abs(margins))
-            off = np.abs(margins - own_margins) > allowed
-        if (off & np.isfinite(own_margins) & np.isfinite(margins)).any():
+        with np.errstate(all="ignore"):  # beyond float32 its answer is infinite
+            with scope:
+                own = own_answer(model, inputs)
+            inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
+            head = None if self._kernel is None else (self._kernel, self._pairs, self._joint)
+            bounds, shapes = self._by_size[inputs.shape[1:]][1], self._twin.shapes(inputs)
+            apart = margins_apart(self._certifiable, bounds, shapes, inputs, logits, own, head)
+        if apart.any():
             raise ValueError(
                 "The model's own predictions are not those of its evaluation in float64, by far "
                 "more than rounding explains: a layer does something that its configuration does "
@@ -151,7 +164,7 @@ class Evaluation:
             for step, parts in zip(steps, bounds)
         ]
         bound = dataclasses.replace(bound_of(self._certifiable, bounds, joint), **self._found)
-        if self.bound is None or bound.constant > self.bound.constant:
+        if self.bound is None or bound.body_constant > self.bound.body_constant:
             self.bound = bound
         return bound, bounds
 
@@ -176,3 +189,21 @@ class Evaluation:
         entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
         relative = 16 * gamma(entries + 64)
         return Bound(part.constant, offset, relative * part.constant, relative * offset)
+
+
+def _ask_rules(body):
+    """ValueError from the rule of the first layer that it does not cover.
+
+    Before anything is built in float64, which backends refuse with less to say. Where shapes are
+    unknown a rule may refuse what it allows once the data tell them: these refusals are answered.
+    """
+    unclear = []
+    for step in body.steps:
+        required_rule(step)
+        try:
+            step_bounds(step, _Unmeasured(step))
+        except ValueError as refusal:
+            if all(None not in shape[1:] for shape in step.input_shapes):
+                raise
+            unclear.append(refusal)
+    return unclear

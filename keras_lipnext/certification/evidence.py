@@ -54,6 +54,31 @@ class Evidence:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file that was read: "model", "data" or "labels", its name, SHA-256 in hex, arrays taken."""
+
+    role: str
+    name: str
+    sha256: str
+    arrays: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a certificate of the command line was made from.
+
+    Attributes:
+        files: Tuple of `File`.
+        date: When, in ISO 8601, UTC.
+        command: The command line.
+    """
+
+    files: tuple
+    date: str
+    command: str
+
+
 def check_hash(certifiable, expected):
     """ValueError if the model has another hash than expected; None expects nothing."""
     if expected is None:
@@ -83,18 +108,19 @@ def policies(certifiable):
     return tuple(sorted({layer.dtype_policy.name for layer in layers}))
 
 
-def low_precision(certifiable):
-    """Whether a layer computes in less than float32."""
-    return any("16" in name or "8" in name for name in policies(certifiable))
-
-
 class Extremes:
-    """Collects the samples of smallest and largest radii, and the inputs' range, by batches."""
+    """Collects samples of smallest and largest radii, and the inputs' range, by batches.
+
+    Attributes:
+        not_finite: Number of samples whose input holds NaN or infinity. They have no part in the
+            range: a comparison with NaN would hide that of all the others.
+    """
 
     def __init__(self, count=8):
         self._count = count
         self._samples, self._offset = [], 0
         self._low, self._high = np.inf, -np.inf
+        self.not_finite = 0
 
     def update(self, inputs, predictions, radii, labels):
         """Takes one batch."""
@@ -113,13 +139,17 @@ class Extremes:
         self._samples.sort(key=lambda s: (s.radius, s.index))
         del self._samples[self._count : -self._count]
         self._offset += len(inputs)
-        self._low = min(self._low, float(np.min(inputs)))
-        self._high = max(self._high, float(np.max(inputs)))
+        finite = np.isfinite(inputs)
+        self.not_finite += int((~finite.reshape(len(inputs), -1).all(axis=1)).sum())
+        known = np.asarray(inputs)[finite]
+        if known.size:
+            self._low = min(self._low, float(known.min()))
+            self._high = max(self._high, float(known.max()))
 
     @property
     def input_range(self):
-        """(smallest, largest) entry of the inputs."""
-        return self._low, self._high
+        """(smallest, largest) finite entry of the inputs; None if there is none."""
+        return (self._low, self._high) if self._low <= self._high else None
 
     def found(self):
         """Tuple of `Sample`, by increasing radius."""

@@ -92,7 +92,9 @@ class Float64Twin:
         values, shapes = {0: x}, {0: tuple(x.shape)}
         for step, function, args, kwargs in self._program:
             args, kwargs = _filled_in(args, kwargs, values)
-            outputs = keras.tree.flatten(function(*args, **kwargs))
+            outputs, lossy = backend.call_in_float64(function, *args, **kwargs)
+            outputs = keras.tree.flatten(outputs)
+            _check_float64(step, outputs, lossy)
             for index, output in zip(step.outputs, outputs, strict=True):
                 values[index], shapes[index] = output, tuple(output.shape)
         self._shapes[tuple(x.shape[1:])] = shapes
@@ -111,6 +113,17 @@ class Float64Twin:
             outputs = keras.tree.flatten(function(*args, **kwargs))
             outputs = [keras.ops.convert_to_numpy(output) for output in outputs]
         return float(np.sqrt(sum(np.linalg.norm(output) ** 2 for output in outputs)))
+
+
+def _check_float64(step, outputs, lossy):
+    """Sees the promise of float64 kept; `backend.float64_scope` alone would be believed."""
+    found = {keras.backend.standardize_dtype(output.dtype) for output in outputs}
+    if lossy is not None or found != {"float64"}:
+        how = f"by its operation {lossy}" if lossy else f"and answers in {', '.join(found)}"
+        raise ValueError(
+            f"{step.title} computes in lower precision although built in float64, {how}: what "
+            "rounding can do to it is not bounded. Have it compute in the dtype of its inputs."
+        )
 
 
 def _filled_in(args, kwargs, values):
@@ -143,7 +156,8 @@ def _evaluation(step, is_head, twins):
     # Softmax behind a head is left out.
     if is_head and activation is None and is_softmax(getattr(operation, "activation", None)):
         activation = Activation(lambda x: x)
-    twin = _float64_layer(step, len(twins), {"activation": "linear"} if activation else {})
+    linear = {"activation": "linear"} if activation else {}
+    twin = _float64_layer(step, len(twins), linear, known)
     if activation:
         twin.activation = activation.function
     if not known:
@@ -155,10 +169,16 @@ def _evaluation(step, is_head, twins):
     return twin
 
 
-def _float64_layer(step, index, settings):
+def _float64_layer(step, index, settings, known):
     layer = step.operation
-    config = {**_float64_config(layer, f"layer_{index}"), **settings}
-    twin = type(layer).from_config(config)
+    try:
+        config = {**_float64_config(layer, f"layer_{index}"), **settings}
+        twin = type(layer).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"{title(layer)} cannot be built in float64 from its configuration, which its "
+            f"`get_config` must give: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
     inputs = {
         i: keras.KerasTensor(shape, dtype="float64")
         for i, shape in zip(step.inputs, step.input_shapes)
@@ -167,6 +187,9 @@ def _float64_layer(step, index, settings):
         lambda a: inputs[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
     )
     twin(*args, **kwargs)
+    built, stored = ([tuple(w.shape) for w in each.weights] for each in (twin, layer))
+    if built != stored:
+        raise _changed(step, f"it holds weights of shapes {stored}, its configuration says {built}")
     for target, source in zip(twin.weights, layer.weights, strict=True):
         values = keras.ops.convert_to_numpy(source)
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(source.dtype)):
@@ -177,6 +200,8 @@ def _float64_layer(step, index, settings):
                     "its dtype is float64: it cannot be evaluated exactly enough to certify."
                 )
         target.assign(values)
+    if known:
+        _check_attributes(step, twin)
     # These are no weights, and Keras would round them to float32 on some backends.
     numbers = {
         keras.layers.Normalization: ("mean", "variance"),
@@ -186,6 +211,35 @@ def _float64_layer(step, index, settings):
         values = np.asarray(keras.ops.convert_to_numpy(getattr(layer, name)), "float64")
         setattr(twin, name, keras.ops.convert_to_tensor(values, dtype="float64"))
     return twin
+
+
+def _check_attributes(step, twin):
+    """Refuses a layer one of whose attributes was changed behind its configuration's back.
+
+    Numbers would not always tell: max and average pooling agree on a constant image.
+    """
+    mine, its = vars(step.operation), vars(twin)
+    ignored = {*vars(keras.layers.Layer()), "_build_input_shape"}
+    for name in sorted((mine.keys() & its.keys()) - ignored):
+        values = (mine[name], its[name])
+        alike = all(map(_is_plain, values))
+        missing = (values[0] is None) != (values[1] is None)
+        if missing or (alike and values[0] != values[1]):
+            raise _changed(step, f"`{name}` is {mine[name]!r}, by its configuration {its[name]!r}")
+
+
+def _is_plain(value):
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _changed(step, what):
+    """The error for a layer that is not what its configuration says."""
+    return ValueError(
+        f"{step.title} was changed after it was built: {what}. Build the model anew, with the "
+        "layer as it is meant, and load its weights."
+    )
 
 
 def _float64_config(layer, name):

@@ -263,9 +263,9 @@ def _check(model):
     if outputs is None or getattr(model, "inputs", None) is None:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) has no graph to certify: it is "
-            "subclassed or not built. Build it as a functional model, "
-            "keras_lipnext.CertifiableModel(inputs, outputs), or call a Sequential model on data "
-            "first."
+            "subclassed or not built. Call a Sequential model on data first; of a subclassed model "
+            "make a functional model of its layers: i = keras.Input(shape), then "
+            "keras.Model(i, model.call(i))."
         )
     overrides = (
         type(model).call not in (Functional.call, keras.Sequential.call)
@@ -276,10 +276,12 @@ def _check(model):
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) overrides `call`: what it computes is "
             "not its graph of layers, and cannot be certified. Express it as layers of a "
-            "functional model."
+            "functional model: i = keras.Input(shape), then keras.Model(i, model.call(i))."
         )
     if len(outputs) != 1 or len(model.inputs) != 1:
         raise ValueError(
             f"Model '{model.name}' must have one input and one output to be certified. Received: "
-            f"{len(model.inputs)} inputs and {len(outputs)} outputs."
+            f"{len(model.inputs)} inputs and {len(outputs)} outputs. Certify a model of each "
+            "output apart, keras.Model(model.inputs, model.outputs[0]); join several inputs in "
+            "one, which the model takes apart."
         )

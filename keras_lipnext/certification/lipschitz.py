@@ -18,8 +18,9 @@ from keras_lipnext.certification import (  # noqa: F401  (importing them registe
 )
 from keras_lipnext.certification.activations import is_softmax
 from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound, method_of
-from keras_lipnext.certification.calls import replaced, unusual_arguments
+from keras_lipnext.certification.calls import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.certification.graph import Graph, Step, trace
+from keras_lipnext.certification.norms import spectral_norm_bound
 from keras_lipnext.certification.rounding import combined, underflow
 from keras_lipnext.certification.rules import (
     Bound,
@@ -28,6 +29,7 @@ from keras_lipnext.certification.rules import (
     UnmeasuredContext,
     find_rule,
     refusal,
+    size,
 )
 
 _UP = 1 + 2.0**-51
@@ -52,12 +54,24 @@ CONVERTING = (
 
 @dataclasses.dataclass(frozen=True)
 class Certifiable:
-    """A model as certificates read it: the graph of its body, and the linear head behind it."""
+    """A model as certificates read it: the graph of its body, and the linear head behind it.
+
+    Attributes:
+        graph: `Graph` of the whole model.
+        body: `Graph` without the head.
+        head: The linear map that makes the logits, or None.
+        notes: Sentences on what was read in a special way.
+        shares: The steps that only turn the logits into shares, in order; they are left out. The
+            head is one of them if it does so itself.
+        ending: Lipschitz constant of what is left out behind the logits: softmax, log_softmax.
+    """
 
     graph: Graph
     body: Graph
     head: Step | None
     notes: tuple
+    shares: tuple = ()
+    ending: float = 1.0
 
     @property
     def steps(self):
@@ -66,19 +80,24 @@ class Certifiable:
 
 def read(model):
     """`Certifiable` of a model. Softmax at its end is left out, with a note."""
-    graph, notes = trace(model), ()
+    graph = trace(model)
+    shares, notes, ending = (), _augmentation_note(graph), 1.0
     makers = {i: step for step in graph.steps for i in step.outputs}
     last, output = makers.get(graph.output), graph.output
     while last is not None and _only_orders(last):
+        shares = (last, *shares)
         notes += (
             f"The model ends in softmax (layer '{last.name}'). It keeps the order of the logits: "
             "those in front of it are certified, and its predictions with them.",
         )
         if getattr(last.operation, "activation", None) and len(last.operation.weights):
             break  # a Dense layer with softmax as its activation is the head itself
+        ending *= _stretch(last)
         output = last.inputs[0]
         last = makers.get(output)
     head = last if last is not None and _is_head(last) else None
+    if head:
+        ending *= _stretch(head)
     needed, steps = {head.inputs[0] if head else output}, []
     for step in reversed(graph.steps):
         if step is not head and not needed.isdisjoint(step.outputs):
@@ -87,7 +106,26 @@ def read(model):
     body = dataclasses.replace(
         graph, steps=tuple(reversed(steps)), output=head.inputs[0] if head else output
     )
-    return Certifiable(graph, body, head, notes)
+    return Certifiable(graph, body, head, notes, shares, ending)
+
+
+def _augmentation_note(graph):
+    """Layers that act on a plain call, too, unless it says that it is none of training."""
+    names = [
+        f"'{step.name}'"
+        for step in graph.steps
+        if isinstance(step.operation, keras.layers.Layer)
+        and acts_by_default(step.operation)
+        and type(step.operation) in layer_rules.IDENTITIES
+    ]
+    if not names:
+        return ()
+    which = "Layer " + names[0] if len(names) == 1 else "Layers " + ", ".join(names)
+    return (
+        f"{which}: augmentation, which counts as the identity. That is so in `predict` and "
+        "`model(x, training=False)`; `model(x)` alone changes its inputs at random, and no "
+        "certificate speaks of that.",
+    )
 
 
 def _only_orders(step):
@@ -97,11 +135,23 @@ def _only_orders(step):
         return False
     if unusual_arguments(operation, step.args, step.kwargs) or replaced(operation):
         return False
-    if type(operation) in (keras.layers.Activation, keras.layers.Dense):
+    if type(operation) in (keras.layers.Activation, keras.layers.Dense, layers.OrthogonalDense):
         return is_softmax(operation.activation)
     named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
     keras_own = type(operation).__module__.startswith("keras.src.")
     return named and keras_own
+
+
+def _stretch(step):
+    """Lipschitz constant of softmax, at most 1, or of log_softmax.
+
+    The derivative of the latter is I - 1 p^T for shares p, of norm sqrt(n) ||p|| <= sqrt(n).
+    """
+    function = getattr(step.operation, "activation", None)
+    stretching = (keras.activations.log_softmax, keras.ops.log_softmax)
+    if step.kind != "LogSoftmax" and not any(function is f for f in stretching):
+        return 1.0
+    return math.sqrt(size(step.output_shapes[0][1:])) * _UP
 
 
 def _is_head(step):
@@ -121,7 +171,10 @@ def _is_head(step):
 
 
 def lipschitz_bound(model, verbose="auto", lipschitz="product"):
-    """Proves an upper bound of the model's l2 Lipschitz constant from its stored weights.
+    """Proves upper bounds of a model's l2 Lipschitz constant from its stored weights.
+
+    `constant` of the answer is the model's, from its input to its output; `body_constant` that of
+    what is in front of its head, from which `certify` derives radii.
 
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
@@ -148,7 +201,7 @@ def lipschitz_bound(model, verbose="auto", lipschitz="product"):
     bound = bound_of(certifiable, *measured(certifiable.body, progress=progress))
     if method is None:
         return bound
-    return dataclasses.replace(bound, **by_method(method, method.function(model)[0]))
+    return dataclasses.replace(bound, **by_method(method, certifiable, *method.function(model)[:2]))
 
 
 class _Progress:
@@ -166,13 +219,17 @@ class _Progress:
             self._bar.update(self._done)
 
 
-def by_method(method, constant):
-    """Fields of `LipschitzBound` for a constant that a `Method` proved; ValueError if unusable."""
-    if not 2.0**-500 < constant < 2.0**500:
+def by_method(method, certifiable, constant, body_constant):
+    """Fields of `LipschitzBound` for constants that a `Method` proved; ValueError if unusable."""
+    if not 2.0**-500 < body_constant < 2.0**500:
         raise ValueError(
-            f"The Lipschitz constant by {method.title} is {constant}: no radius follows."
+            f"The Lipschitz constant by {method.title} is {body_constant}: no radius follows."
         )
-    return {"method": dataclasses.replace(method, function=None), "constant": constant}
+    return {
+        "method": dataclasses.replace(method, function=None),
+        "constant": constant if certifiable.ending == 1 else constant * certifiable.ending * _UP,
+        "body_constant": body_constant,
+    }
 
 
 def _check_built_shape(step):
@@ -251,12 +308,26 @@ def _normalised(body):
 
 
 def bound_of(certifiable, bounds, joint=None):
-    """`LipschitzBound` of a model, from the `Bound`s of the steps of its body and their `Joint`s.
+    """`LipschitzBound` of a model, from the `Bound`s of its body's steps and their `Joint`s."""
+    total, constants = _combined_along(certifiable.body, bounds, joint)
+    head, whole = certifiable.head, total
+    if head:
+        norm = spectral_norm_bound(Context(head).array(head.operation.kernel))
+        # A head of zeros makes the model constant; a product that underflows is not 0.
+        whole = max(total * norm * _UP, 2.0**-1000) if norm else 0.0
+    if certifiable.ending != 1:
+        whole *= certifiable.ending * _UP
+    return LipschitzBound(
+        float(whole), total, constants, head.name if head else None, certifiable.notes
+    )
+
+
+def _combined_along(body, bounds, joint=None):
+    """(constant, tuple of `LayerConstant`) of a graph, from its steps' `Bound`s and `Joint`s.
 
     A `Joint` counts where it is less than both layers' constants, one after the other.
     """
     joint = joint or {}
-    body = certifiable.body
     totals, names, constants, zeros = {0: 1.0}, {0: "input"}, [], []
     for position, (step, parts) in enumerate(zip(body.steps, bounds)):
         constant, joined = 1.0, ""
@@ -291,17 +362,16 @@ def bound_of(certifiable, bounds, joint=None):
             f"{zeros[0].title} has an all-zero kernel or factor: the model is constant, and no "
             "radius follows, or its weights were not loaded."
         )
-    head = certifiable.head.name if certifiable.head else None
-    return LipschitzBound(total, tuple(constants), head, certifiable.notes)
+    return total, tuple(constants)
 
 
 def nominal_constant(certifiable):
-    """Lipschitz constant by construction: every marked kernel counts as exactly orthogonal.
+    """The body's constant by construction: every marked kernel counts as exactly orthogonal.
 
     For losses and metrics in training. A layer whose norm training can change has none: an error.
     """
     bounds = [step_bounds(step, NominalContext(step)) for step in certifiable.body.steps]
-    return bound_of(certifiable, bounds).constant
+    return _combined_along(certifiable.body, bounds)[0]
 
 
 def required_rule(step):

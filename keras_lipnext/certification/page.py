@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from keras_lipnext.certification import plots, wording
+from keras_lipnext.installation import installing
 
 # Longer tables are folded.
 _LONG = 24
@@ -21,7 +22,7 @@ def html(certificate):
     try:
         import jinja2
     except ImportError as error:
-        raise ImportError("The page needs jinja2: pip install 'keras_lipnext[plot]'") from error
+        raise ImportError(f"The page needs jinja2: {installing('plot')}") from error
     # Names of models and layers come from the file under examination: all is escaped.
     environment = jinja2.Environment(
         autoescape=True,
@@ -38,13 +39,15 @@ def html(certificate):
         labelled=certificate.labels is not None,
         declared=", ".join(wording.declared(certificate)),
         numbers=wording.rows(certificate),
+        explanation=wording.explanation(certificate),
         promise=wording.promise(certificate),
         facts=wording.facts(certificate),
         classes=(wording.per_class_header(certificate), wording.per_class_rows(certificate)),
         layers=_layers(evidence.bound) if evidence else None,
         head=evidence.bound.head if evidence else None,
         method=evidence.bound.method.title if evidence and evidence.bound.method else None,
-        k=f"{certificate.lipschitz_bound:.10g}",
+        k=f"{certificate.body_constant:.10g}",
+        constant=f"{certificate.constant:.10g}",
         long=_LONG,
         **_figures(certificate),
         **_samples(certificate),

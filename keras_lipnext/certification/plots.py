@@ -2,8 +2,12 @@
 
 import numpy as np
 
+from keras_lipnext.installation import installing
+
 # 900 x 600 pixels; drawn small, so that text stays readable where 330 pixels are all there is.
 _SIZE, _DPI = (5, 10 / 3), 180
+# Width and height of a label with its distance from the point, as shares of the axes.
+_LABEL = (0.18, 0.1)
 
 
 def save(figure, target, format=None):
@@ -17,30 +21,46 @@ def accuracy_curve(certificate):
     counted = radii[certificate.correct] if labelled else radii
     label = "certified robust accuracy" if labelled else "predictions certified"
     finite = counted[np.isfinite(counted)]
-    limit = max([*finite, *certificate.epsilons, 1e-12]) * 1.02
+    shares = certificate.certified_accuracy or certificate.certified_share
+    # Room for the label of the last epsilon, to the right of its point.
+    last = max(certificate.epsilons, default=0.0) / (1 - _LABEL[0])
+    limit = max([*finite, last, 1e-12]) * 1.02
     edges = np.concatenate([[0.0], np.sort(finite), [limit]])
     counts = len(counted) - np.searchsorted(np.sort(counted), edges, side="right")
     figure, axes = _figure()
     axes.step(edges, 100 * counts / len(radii), where="post", color="black", label=label)
+    clean = 100 * certificate.clean_accuracy if labelled else None
     if labelled:
-        clean = 100 * certificate.clean_accuracy
         axes.axhline(clean, color="0.5", linestyle="--", label=f"clean accuracy {clean:.1f} %")
-    shares = certificate.certified_accuracy or certificate.certified_share
     for epsilon, share in shares.items():
-        axes.plot(epsilon, 100 * share, "o", color="black")
-        axes.annotate(
-            f"{100 * share:.1f} %",
-            (epsilon, 100 * share),
-            xytext=(6, 4),
-            textcoords="offset points",
-        )
+        axes.plot(epsilon, 100 * share, "o", color="black", clip_on=False)
+    for (epsilon, height), text in _labels(shares, clean, limit).items():
+        axes.annotate(text, (epsilon, height), xytext=(6, 4), textcoords="offset points")
     axes.set(
         xlabel="epsilon: l2 norm of the perturbation, in units of the inputs",
         ylabel=f"{label} (%)",
         xlim=(0, limit),
-        ylim=(0, 104),
+        ylim=(0, 112),
+        yticks=range(0, 101, 20),
     )
     return _with_legend(figure)
+
+
+def _labels(shares, clean, limit):
+    """{(x, y): text} of labels that meet neither a line nor each other.
+
+    A falling curve leaves the place above and to the right of each of its points free. Labels that
+    would stand on the line of clean accuracy stand above it, and where two meet the first stays.
+    """
+    width, height = limit * _LABEL[0], 100 * _LABEL[1]
+    placed = {}
+    for epsilon, share in shares.items():
+        y = 100 * share
+        if clean is not None and clean - y < height:
+            y = clean
+        if all(abs(epsilon - x) >= width or abs(y - z) >= height for x, z in placed):
+            placed[epsilon, y] = f"{100 * share:.1f} %"
+    return placed
 
 
 def radius_histogram(certificate, bins=40):
@@ -93,7 +113,7 @@ def _figure():
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'keras_lipnext[plot]'") from error
+        raise ImportError(f"Figures need matplotlib: {installing('plot')}") from error
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)

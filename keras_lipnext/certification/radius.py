@@ -11,6 +11,8 @@ prediction i for every perturbation of norm below
 import numpy as np
 from keras import ops
 
+from keras_lipnext import backend
+
 
 def pairwise_distances(kernel):
     """`||w_i - w_j||_2` for the columns of `kernel`, shape (d, classes): shape (classes, classes).
@@ -18,13 +20,54 @@ def pairwise_distances(kernel):
     Differentiable, with gradient zero on the diagonal; for training. Certificates use
     `pairwise_distances_float64`.
     """
-    gram = ops.matmul(ops.transpose(kernel), kernel)
+    gram = backend.matmul(ops.transpose(kernel), kernel)
     squares = ops.diagonal(gram)
     distances = squares[:, None] + squares[None, :] - 2 * gram
     distances = ops.maximum(distances, 0) * (1 - ops.eye(kernel.shape[-1], dtype=kernel.dtype))
     # sqrt has an infinite slope at 0: there the gradient is cut, not infinite.
     positive = distances > 0
     return ops.where(positive, ops.sqrt(ops.where(positive, distances, 1)), 0)
+
+
+def check_head(head):
+    """Raises unless `head` is a built layer that makes the logits of two classes or more."""
+    name = getattr(head, "name", head)
+    kernel = getattr(head, "kernel", None)
+    if kernel is None or len(kernel.shape) != 2:
+        state = "" if getattr(head, "built", True) else ", which is not built yet"
+        raise ValueError(
+            "`bind(head)` takes the layer that makes the logits, built, with a `kernel` of shape "
+            "(d, classes): keras_lipnext.layers.NormalizedDense as a rule. Received: "
+            f"{name!r} of type {type(head).__name__}{state}"
+        )
+    if kernel.shape[1] < 2:
+        raise ValueError(
+            f"Layer '{name}' makes one logit, and certified losses and metrics compare the "
+            "logits of at least two classes. Give the head two classes, NormalizedDense(2), or "
+            "train the one logit with keras.losses.BinaryCrossentropy(from_logits=True)."
+        )
+
+
+def unbound(part, call):
+    """The error of a loss or metric that has no head, and how to give it one."""
+    return ValueError(
+        f"{type(part).__name__} '{part.name}' needs the pairwise constants ||w_i - w_j|| of the "
+        "classification head. Compile it in a keras_lipnext.CertifiableModel, which binds a copy, "
+        f"and answers in its logs, or call `{call}` with the model's NormalizedDense layer before "
+        "`compile`. (keras.models.clone_model makes an ordinary model of a LipNeXt or SLLNet: "
+        "type(model).from_config(model.get_config()) makes one of the kind.)"
+    )
+
+
+def head_distances(head, lipschitz_constant):
+    """`K ||w_i - w_j||` of a head's kernel as it is now, a tensor of shape (classes, classes)."""
+    if not backend.has_value(head.kernel):
+        raise RuntimeError(
+            f"The kernel of layer '{head.name}' cannot be read here: while a step runs on JAX the "
+            "model's weights are arguments of the step. Take the loss inside "
+            "`model.stateless_compute_loss`, or let the model be a keras_lipnext.CertifiableModel."
+        )
+    return lipschitz_constant * pairwise_distances(ops.convert_to_tensor(head.kernel))
 
 
 def pairwise_distances_float64(kernel):
@@ -72,7 +115,7 @@ def certified_radii(logits, distances):
     own = ops.one_hot(predictions, logits.shape[-1], dtype="bool")
     # Equal weight vectors: a margin between them cannot be told from rounding.
     ratios = ops.where(needed > 0, margins / ops.where(needed > 0, needed, 1), 0)
-    radii = ops.min(ops.where(own, np.inf, ratios), axis=-1)
+    radii = ops.min(ops.where(own, ops.max(ratios, axis=-1, keepdims=True), ratios), axis=-1)
     finite = ops.all(ops.isfinite(logits), axis=-1)
     return ops.where(finite & (radii > 0), radii, 0)
 

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from keras_lipnext.certification import page, plots, wording
-from keras_lipnext.certification.evidence import Evidence
+from keras_lipnext.certification.evidence import Evidence, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,36 +16,53 @@ class Certificate:
     """Certified predictions of a model on data. `print` shows it as a table.
 
     Attributes:
-        predictions: Integers, shape (n,); -1 where a logit was not finite.
+        predictions: Integers, shape (n,); -1 where an input or a logit was not finite.
         radii: Float64, shape (n,): proven l2 radius of each prediction, in units of the inputs.
         labels: Integers, shape (n,), or None.
         epsilons: Tuple of floats, the radii reported.
-        lipschitz_bound: Float, the Lipschitz constant K of the model's body: proven, but for the
-            layers that `evidence.bound.declared` names.
+        constant: Float, the Lipschitz constant of the whole model, from its input to its output.
+        body_constant: Float, the Lipschitz constant K of the model's body, from its input to that
+            of its head; the radii follow from it. `constant` if there is no head. Both are proven,
+            but for the layers that `evidence.bound.declared` names.
         error_allowances: Float64, shape (n,), or None: what rounding can have done to the
             difference of logits that decides each radius, in units of the logits. It is subtracted.
         low_precision_differences: On how many samples the model's own prediction, computed in
             bfloat16 or float16, is another one. None for a model that computes in float32 or above.
         evidence: `Evidence`: the model's hash, its layers' constants, versions; or None.
         extremes: Tuple of `Sample`, those of smallest and largest radii, by increasing radius.
-        input_range: (smallest, largest) entry of all inputs, or None.
+        input_range: (smallest, largest) finite entry of all inputs, or None.
+        inputs_not_finite: Number of samples whose input holds NaN or infinity.
+        source: `Source`, files, date and command, if the command line made it; or None.
     """
 
     predictions: np.ndarray
     radii: np.ndarray
     labels: np.ndarray | None
     epsilons: tuple
-    lipschitz_bound: float
+    constant: float
+    body_constant: float
     error_allowances: np.ndarray | None = None
     low_precision_differences: int | None = None
     evidence: Evidence | None = None
     extremes: tuple = ()
     input_range: tuple | None = None
+    inputs_not_finite: int = 0
+    source: Source | None = None
+
+    @property
+    def lipschitz_bound(self):
+        """K of the radius formula, `body_constant`, by the name that version 0.1 files have."""
+        return self.body_constant
 
     @property
     def correct(self):
         """Whether each prediction is right; None without labels."""
         return None if self.labels is None else self.predictions == self.labels
+
+    @property
+    def unanswered(self):
+        """Number of samples with prediction -1 and radius 0: an input or logit is not finite."""
+        return int((self.predictions < 0).sum())
 
     @property
     def clean_accuracy(self):
@@ -83,7 +100,7 @@ class Certificate:
 
         Keys: "class", "samples", "clean_accuracy" (None without labels), "certified_accuracy"
         (shares of the class by epsilon; of its predictions, right or wrong, without labels) and
-        "median_radius". Class -1 holds predictions from logits that were not finite.
+        "median_radius". Class -1 holds predictions from inputs or logits that were not finite.
         """
         groups = self.predictions if self.labels is None else self.labels
         right = np.ones(len(groups), bool) if self.labels is None else self.correct
@@ -104,34 +121,47 @@ class Certificate:
             )
         return rows
 
-    def to_dict(self):
-        """Everything but the arrays, in built-in types. Floats can be infinite or NaN."""
+    def to_dict(self, samples=False):
+        """Everything in built-in types; the arrays with `samples`. Floats can be infinite or NaN.
+
+        Args:
+            samples: Whether to add, as "per_sample", lists of predictions, radii and labels.
+        """
+        arrays = {"predictions": self.predictions, "radii": self.radii, "labels": self.labels}
+        lists = {name: None if a is None else a.tolist() for name, a in arrays.items()}
         return {
             "samples": len(self.radii),
+            "unanswered": self.unanswered,
+            "inputs_not_finite": self.inputs_not_finite,
             "clean_accuracy": self.clean_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "certified_share": self.certified_share,
             "mean_radius": float(self.radii.mean()),
             "median_radius": float(np.median(self.radii)),
             "lipschitz_bound": float(self.lipschitz_bound),
+            "constant": float(self.constant),
+            "body_constant": float(self.body_constant),
             "error_allowance": self.error_allowance,
             "low_precision_differences": self.low_precision_differences,
             "per_class": self.per_class,
             "input_range": None if self.input_range is None else list(self.input_range),
             "evidence": None if self.evidence is None else evidence_dict(self.evidence),
+            "source": None if self.source is None else dataclasses.asdict(self.source),
             "promise": list(wording.promise(self)),
+            **({"per_sample": lists} if samples else {}),
         }
 
-    def to_json(self, path):
-        """Writes `to_dict()` as JSON.
+    def to_json(self, path, samples=False):
+        """Writes `to_dict(samples)` as JSON.
 
         JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan". Keys are
         strings, epsilons too.
 
         Args:
             path: File name.
+            samples: As for `to_dict`.
         """
-        write_json(self.to_dict(), path)
+        write_json(self.to_dict(samples), path)
 
     def __str__(self):
         return wording.text(self)

@@ -73,18 +73,19 @@ def combined(how, values):
     return np.sqrt(sum(x * x for x in ratios)) * scale * _UP
 
 
-def forward_errors(graph, bounds, norms):
+def forward_errors(graph, bounds, norms, errors=None):
     """(r, D) of every value, arrays of shape (samples,).
 
     Args:
         graph: `Graph`.
         bounds: For each step, the sequence of `Bound` of its parts, with known shapes.
         norms: Upper bounds of the inputs' norms, shape (samples,).
+        errors: How far off the inputs themselves are, shape (samples,); None if they are exact.
 
     Returns:
         {index of the value: (r, D)}.
     """
-    state = {0: (norms, np.zeros_like(norms))}
+    state = {0: (norms, np.zeros_like(norms) if errors is None else errors)}
     for step, parts in zip(graph.steps, bounds):
         r, d = (combined(parts[0].combine, [state[i][k] for i in step.inputs]) for k in (0, 1))
         for part in parts:

@@ -8,6 +8,8 @@ import numpy as np
 def rows(certificate):
     """(quantity, value) pairs of the headline numbers."""
     found = [("samples", str(len(certificate.radii)))]
+    if certificate.unanswered:
+        found.append(("samples without an answer, radius 0", str(certificate.unanswered)))
     if certificate.labels is not None:
         found.append(("clean accuracy", f"{certificate.clean_accuracy:.2%}"))
         shares, name = certificate.certified_accuracy, "certified robust accuracy"
@@ -16,7 +18,16 @@ def rows(certificate):
     found += [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
     found.append(("median radius", f"{np.median(certificate.radii):.4g}"))
     proof = "partly declared" if declared(certificate) else "proven"
-    found.append((f"Lipschitz constant K, {proof}", f"{certificate.lipschitz_bound:.9f}"))
+    head = certificate.evidence.bound.head if certificate.evidence else None
+    if certificate.constant == certificate.body_constant and not head:
+        found.append(
+            (f"Lipschitz constant K of the model, {proof}", _constant(certificate.constant))
+        )
+    else:
+        found += [
+            (f"Lipschitz constant K, input to head, {proof}", _constant(certificate.body_constant)),
+            (f"Lipschitz constant, input to output, {proof}", _constant(certificate.constant)),
+        ]
     allowance = certificate.error_allowance
     if allowance:
         found += [
@@ -27,6 +38,25 @@ def rows(certificate):
         differences = str(certificate.low_precision_differences)
         found.append((f"predictions that differ in {low_precision(certificate)}", differences))
     return found
+
+
+def _constant(value):
+    """Ten digits."""
+    return f"{value:#.10g}"
+
+
+def explanation(certificate):
+    """What the headline shares are, as a sentence."""
+    kept = "every perturbation of the input of l2 norm up to epsilon"
+    if certificate.labels is None:
+        return (
+            "Certified at epsilon: the share of samples whose prediction, right or wrong, provably "
+            f"stays the same under {kept}."
+        )
+    return (
+        "Certified robust accuracy (CRA) at epsilon: the share of samples that are classified "
+        f"correctly and provably stay so under {kept}."
+    )
 
 
 def printable(text):
@@ -82,10 +112,57 @@ def facts(certificate):
         ("dtype", ", ".join(evidence.dtypes) or "that of its inputs"),
         ("weights", f"sha256 {evidence.weights_hash}"),
         *([("inputs", units(certificate.input_range))] if certificate.input_range else []),
+        *_unanswered(certificate),
         ("evaluated", f"in float64 on {evidence.backend}, {versions}"),
+        *source_facts(certificate.source),
         *(("note", note) for note in evidence.bound.notes),
     ]
     return [(name, printable(sentence)) for name, sentence in found]
+
+
+def source_facts(source):
+    """(name, sentence) pairs: the files, the date and the command; none without a `Source`."""
+    if source is None:
+        return []
+    files = [
+        (
+            f"{file.role} file",
+            f"{file.name}{''.join(f', {name}' for name in file.arrays)}, sha256 {file.sha256}",
+        )
+        for file in source.files
+    ]
+    return [*files, ("made", f"{source.date} by: {source.command}")]
+
+
+def _unanswered(certificate):
+    count, inputs = certificate.unanswered, certificate.inputs_not_finite
+    if not count:
+        return []
+    return [
+        (
+            "no answer",
+            f"to {count} of {len(certificate.radii)} samples: NaN or infinity in the inputs of "
+            f"{inputs}, in the logits of {count - inputs} more. Their prediction is -1, which "
+            "counts as wrong, and their radius 0",
+        )
+    ]
+
+
+def range_warning(input_range, epsilons):
+    """What epsilon means for inputs that leave [0, 1]; None for inputs within, or without a range.
+
+    Args:
+        input_range: (smallest, largest) entry, or None.
+        epsilons: The radii of interest.
+    """
+    if input_range is None or (input_range[0] >= 0 and input_range[1] <= 1):
+        return None
+    (low, high), epsilon = input_range, max(epsilons, default=0.0)
+    return (
+        f"Inputs range from {low:.6g} to {high:.6g}, not within [0, 1]. Radii and epsilons are in "
+        f"these units: {epsilon:.4g} here is {epsilon / ((high - low) or 1.0):.2g} of the range. "
+        "Is this the scale the model was trained on, and the one you mean?"
+    )
 
 
 def units(input_range):
@@ -129,7 +206,7 @@ def text(certificate):
     width = max(len(name) for name, _ in numbers)
     lines = [f"{name:<{width}}  {value:>12}" for name, value in numbers]
     lines += [f"{name}: {sentence}" for name, sentence in grounds]
-    return "\n".join([*lines, *promise(certificate)])
+    return "\n".join([*lines, explanation(certificate), *promise(certificate)])
 
 
 def per_class_header(certificate):
@@ -163,6 +240,7 @@ def markdown(certificate):
     classes = per_class_header(certificate)
     parts = [
         _table(["quantity", "value"], rows(certificate), ["---", "---:"]),
+        explanation(certificate),
         _table(classes, per_class_rows(certificate), ["---:"] * len(classes)),
         "\n".join(f"- {name}: {_cell(sentence)}" for name, sentence in facts(certificate)),
         *map(_cell, promise(certificate)),

@@ -38,12 +38,16 @@ class BetaAbs(keras.layers.Layer):
         self.axis = axis
 
     def build(self, input_shape):
-        channels_of(self, input_shape, self.axis)
+        channels = channels_of(self, input_shape, self.axis)
+        rank = len(input_shape)
+        # In a traced call sizes may be tensors.
+        self.rectified = round(self.beta * channels)
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
 
     def call(self, inputs):
-        channels = inputs.shape[self.axis]
-        rectified = np.arange(channels) < round(self.beta * channels)
-        return ops.where(along(rectified, self.axis, len(inputs.shape)), ops.abs(inputs), inputs)
+        channels = self.input_spec.axes[self.axis % self.input_spec.ndim]
+        mask = along(np.arange(channels) < self.rectified, self.axis, self.input_spec.ndim)
+        return ops.where(mask, ops.abs(inputs), inputs)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -37,6 +37,8 @@ class LipNeXtBlock(keras.layers.Layer):
     Output shape:
         The input's.
 
+    Parts can be frozen apart, `block.mixing.trainable = False`, and stay so in saved files.
+
     Raises:
         ValueError: for another `mixing`, and as its parts do.
 
@@ -69,19 +71,34 @@ class LipNeXtBlock(keras.layers.Layer):
         self.positional_bias = PositionalBias(name="positional_bias", **shared)
         self.mixing = MIXINGS[mixing](shift_ratio, padding, name="mixing", **shared)
         self.activation = BetaAbs(beta, axis=self._axis, name="activation", dtype=self.dtype_policy)
+        self.dense = None  # until the number of channels is known
+        if not self.trainable:
+            self.trainable = False  # reaches the parts, which were not there when it was set
+        self._frozen = None  # names of the parts that are to be frozen once they are there
 
     @property
     def parts(self):
-        """The layers applied, in order."""
-        return (self.positional_bias, self.mixing, self.dense, self.activation)
+        """The layers applied, in order; without the dense one before the block is built."""
+        parts = (self.positional_bias, self.mixing, self.dense, self.activation)
+        return tuple(part for part in parts if part is not None)
 
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)
         self.dense = OrthogonalDense(
             channels, axis=self._axis, name="dense", dtype=self.dtype_policy
         )
+        frozen = self._names_of_frozen()
         for part in self.parts:
             part.build(input_shape)
+            part.trainable = part.name not in frozen
+        self._frozen = None
+
+    def _names_of_frozen(self):
+        """Keras saves and sets only what a layer itself is: parts keep count of theirs here."""
+        if self._frozen is not None:
+            return list(self._frozen)
+        frozen = [part.name for part in self.parts if not part.trainable]
+        return frozen + ["dense"] * (not self.built and not self.trainable)
 
     def call(self, inputs):
         x = inputs
@@ -100,4 +117,13 @@ class LipNeXtBlock(keras.layers.Layer):
             "padding": self.padding,
             "mixing": self._mixing,
             "data_format": self.data_format,
+            "frozen": self._names_of_frozen(),
         }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen", None)
+        block = cls(**config)
+        block._frozen = None if frozen is None else tuple(frozen)
+        return block

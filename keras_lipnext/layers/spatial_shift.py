@@ -46,11 +46,11 @@ def check_shift(ratio, padding):
 def shift_groups(x, group, padding, data_format):
     """Moves channels [0, g) up, [g, 2g) down, [2g, 3g) left, [3g, 4g) right; the others stay."""
     axis = channel_axis(data_format)
-    *moving, rest = ops.split(x, [group, 2 * group, 3 * group, 4 * group], axis=axis)
-    moved = _moved(moving, padding, data_format)
-    if x.shape[axis] > 4 * group:
-        moved.append(rest)
-    return ops.concatenate(moved, axis=axis)
+    # A split at given places is one at data-dependent places to `torch.export`.
+    before = (slice(None),) * (axis % 4)
+    moving = ops.split(x[(*before, slice(4 * group))], 4, axis=axis)
+    rest = x[(*before, slice(4 * group, None))]
+    return ops.concatenate([*_moved(moving, padding, data_format), rest], axis=axis)
 
 
 def shift_changes(x, padding, data_format):
@@ -122,11 +122,13 @@ class SpatialShift(keras.layers.Layer):
 
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)
-        group_size(self, channels)
+        # In a traced call sizes may be tensors.
+        self.group = group_size(self, channels)
+        axes = {channel_axis(self.data_format) % 4: channels}
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
 
     def call(self, inputs):
-        group = group_size(self, inputs.shape[channel_axis(self.data_format)])
-        return shift_groups(inputs, group, self.padding, self.data_format)
+        return shift_groups(inputs, self.group, self.padding, self.data_format)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 
+from keras_lipnext.installation import installing
 from keras_lipnext.layers._channels import number
 
 VARIANTS = ("neuron", "layer")
@@ -160,7 +161,7 @@ def _cvxpy():
         import cvxpy
     except ImportError as error:
         raise ImportError(
-            f"Semidefinite programs need cvxpy: pip install 'keras_lipnext[lmi]'. {_OTHERS}."
+            f"Semidefinite programs need cvxpy: {installing('lmi')}. {_OTHERS}."
         ) from error
     return cvxpy
 
@@ -172,7 +173,7 @@ def _solver(cvxpy, solver, side, time_limit):
         order = ("CLARABEL", "SCS") if side <= _CLARABEL_SIDE else ("SCS", "CLARABEL")
         name = next((n for n in order if n in installed), None)
         if name is None:
-            raise ImportError("No solver is installed: pip install 'keras_lipnext[lmi]'.")
+            raise ImportError(f"No solver is installed: {installing('lmi')}.")
     else:
         name = str(solver).upper()
         if name not in installed:

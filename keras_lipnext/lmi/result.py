@@ -103,7 +103,7 @@ def proven_bound(model, part, method, candidates):
 
 
 def certified_by(bound):
-    """What `certify` takes: a function from a model to (constant of the body, pair constants).
+    """What `certify` takes: a function from a model to its constant, the body's and the pairs'.
 
     Args:
         bound: Function of a model and `part` that answers with a `LipschitzResult`.
@@ -112,7 +112,8 @@ def certified_by(bound):
     def constants(model):
         # The logits first: what does not fit is refused by its own name.
         logits, body = bound(model, part="logits"), bound(model, part="body")
-        return body.constant, pair_constants(model, body.multipliers, logits.multipliers)
+        pairs = pair_constants(model, body.multipliers, logits.multipliers)
+        return logits.constant, body.constant, pairs
 
     return constants
 

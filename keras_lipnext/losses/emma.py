@@ -1,8 +1,7 @@
 import keras
-import numpy as np
 from keras import ops
 
-from keras_lipnext.certification.radius import pairwise_distances
+from keras_lipnext.certification.radius import check_head, head_distances, unbound
 from keras_lipnext.layers._channels import number
 
 
@@ -25,7 +24,8 @@ class CertifiedLoss(keras.losses.Loss):
 
     Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes):
     one-hot, smoothed or mixed. With probabilities p, y is the most probable class and the
-    cross-entropy is taken against p.
+    cross-entropy is taken against p. Of an integer outside the classes the loss is NaN;
+    `CertifiableModel` refuses it before a step is taken.
     """
 
     def __init__(self, epsilon, temperature=1.0, ramp=0.5, start=0.1, **kwargs):
@@ -53,9 +53,8 @@ class CertifiedLoss(keras.losses.Loss):
             lipschitz_constant: Nominal Lipschitz constant K of what comes before the head.
             progress: Function that returns the share of the training done, a scalar in [0, 1].
         """
-        self._distances = lambda: (
-            lipschitz_constant * pairwise_distances(ops.convert_to_tensor(head.kernel))
-        )
+        check_head(head)
+        self._distances = lambda: head_distances(head, lipschitz_constant)
         self._progress = progress
         return self
 
@@ -69,11 +68,7 @@ class CertifiedLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         if self._distances is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the pairwise constants ||w_i - w_j|| of the "
-                "classification head. Compile it in a keras_lipnext.CertifiableModel, or call "
-                "`loss.bind(head)` with the model's NormalizedDense layer before training."
-            )
+            raise unbound(self, "loss.bind(head)")
         classes = y_pred.shape[-1]
         if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
             raise ValueError(
@@ -86,10 +81,11 @@ class CertifiedLoss(keras.losses.Loss):
         else:
             given = ops.cast(ops.reshape(y_true, (-1,)), "int32")
             labels = ops.clip(given, 0, classes - 1)
-            # A label outside the classes is a NaN to be seen, not a sample to be skipped.
-            known = ops.where(given == labels, 1.0, np.nan)
             probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
-            probabilities = probabilities * ops.cast(known, y_pred.dtype)[:, None]
+            # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a
+            # division: a NaN that stands ready for it would stop those who search for NaNs.
+            known = ops.cast(given == labels, y_pred.dtype)[:, None]
+            probabilities = probabilities / known
         own = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(own * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)

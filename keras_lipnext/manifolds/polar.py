@@ -12,7 +12,6 @@ least squared by each step. All functions accept leading batch dimensions and ei
 import functools
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
@@ -117,7 +116,7 @@ def _threshold(steps, dtype):
 
 
 # Of (1 + e)^(-1/2) in powers of e: with five terms p, (1 + e) p^2 - 1 is 63/128 e^5 + ...
-_SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
+SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
 
 
 def _far(x, defect):
@@ -133,7 +132,7 @@ def _far(x, defect):
 
 
 def _by_series(x, defect, squared):
-    _, c1, c2, c3, c4 = _SERIES
+    _, c1, c2, c3, c4 = SERIES
     tail = matmul(squared, c2 * ops.eye(x.shape[-1], dtype=x.dtype) + c3 * defect + c4 * squared)
     return newton_schulz(x + matmul(x, c1 * defect + tail), 1)
 
@@ -157,9 +156,9 @@ def _iterated(x, *_):
 
 
 def _decomposed(x):
-    """Polar factors by SVD; NaN where a member is not finite: routines raise or hang on those."""
+    """Polar factors by SVD, but of a member that is not finite: routines raise or hang on those."""
     finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
-    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), np.nan)
+    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), x)
 
 
 def _counted_step(i, x, defect):

@@ -47,14 +47,11 @@ def rotate(x, d, norm=None, period=None):
     """
     d2 = matmul(d, d)
     # The eigenvalues of a skew-symmetric matrix come in pairs: ||D^2||_2^2 <= ||D^2||_F^2 / 2.
-    squares = ops.sum(ops.square(d2), axis=(-2, -1))
-    trace = -ops.trace(d2, axis1=-2, axis2=-1)
-    ratio = ops.where(trace > 0, squares / ops.where(trace > 0, trace, 1), 0)
+    squares, ratio = _squares_and_ratio(d2)
     if norm is None:
         fourth = largest_finite(squares) / 2
     else:
         fourth = ops.square(ops.square(ops.cast(norm, x.dtype)))
-    ratio = ops.minimum(ratio, 0.5)  # beyond, another polynomial is taken anyway
     b = 1 / (1 + ops.sqrt(1 - ratio))
     largest = ops.sqrt(fourth)
     # The largest and smallest value of s (s - r) on [0, largest].
@@ -72,6 +69,19 @@ def rotate(x, d, norm=None, period=None):
     branch = ops.where(enough, 0, ops.where(few, 1, 2))
     branches = (_quadratic, _quartic, _squarings)
     return ops.switch(branch, branches, x, d, d2, b[..., None, None], fourth)
+
+
+def _squares_and_ratio(d2):
+    """tr(s^2) and r of each matrix."""
+    squares = ops.sum(ops.square(d2), axis=(-2, -1))
+    trace = -ops.trace(d2, axis1=-2, axis2=-1)
+    ratio = ops.where(trace > 0, squares / ops.where(trace > 0, trace, 1), 0)
+    return squares, ops.minimum(ratio, 0.5)  # beyond, another polynomial is taken anyway
+
+
+def quadratic_coefficient(d2):
+    """b of each matrix of a stack, of D^2."""
+    return 1 / (1 + ops.sqrt(1 - _squares_and_ratio(d2)[1]))
 
 
 def _quadratic(x, d, d2, b, _):

@@ -34,9 +34,12 @@ def projx(x):
 
 
 @tall
-def proju(x, u):
-    """Orthogonal projection of `u` onto the tangent space { U : X^T U skew } at `x`."""
-    return u - matmul(x, sym(matmul(transpose(x), u)))
+def proju(x, u, *, precision="exact"):
+    """Orthogonal projection of `u` onto the tangent space { U : X^T U skew } at `x`.
+
+    `precision`: of the products on accelerators, as in `orthogonalize`.
+    """
+    return u - matmul(x, sym(matmul(transpose(x), u, precision)), precision)
 
 
 @tall

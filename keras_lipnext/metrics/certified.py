@@ -1,42 +1,89 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import certified_radii
+from keras_lipnext.certification.radius import (
+    certified_radii,
+    check_head,
+    head_distances,
+    unbound,
+)
 from keras_lipnext.layers._channels import number
 
 
 class CertifiedMetric(keras.metrics.Mean):
     """Weighted mean, over samples, of a quantity derived from the certified radius.
 
-    The pairwise constants come from the model: `CertifiableModel.compile` binds its metrics.
-    They are nominal (training) constants, computed in float32: a figure to watch, not a
-    certificate; `keras_lipnext.certify` proves. Subclasses define `values(radii, correct)`, the
-    quantity averaged, shape (batch,).
+    The pairwise constants come from the model: `CertifiableModel.compile` binds copies of its
+    metrics, so that models can share them, and keeps their constants those of the weights that
+    made the predictions. In other models call `metric.bind(head)` before `compile`, with `head` the
+    model's `NormalizedDense` layer; the constants are then those of the head when the metric was
+    last reset, which Keras does when an epoch or an evaluation begins.
+
+    They are computed in float32: a figure to watch, not a certificate; `keras_lipnext.certify`
+    proves. Subclasses define `values(radii, correct)`, the quantity averaged, shape (batch,), and
+    return their arguments in `get_config`.
     """
 
     def __init__(self, name, dtype=None):
         super().__init__(name=name, dtype=dtype)
-        self._distances = None
+        self._constants = None
 
-    def bind(self, distances):
-        """Sets the function that returns `K ||w_i - w_j||`, shape (classes, classes)."""
-        self._distances = distances
+    def bind(self, head, lipschitz_constant=1.0):
+        """Takes the pairwise constants from `head`.
+
+        The binding is not saved: in a model that is no `CertifiableModel`, bind again after
+        loading.
+
+        Args:
+            head: Built layer whose `kernel`, shape (d, classes), makes the logits.
+            lipschitz_constant: Lipschitz constant K of what comes before the head, or a function
+                that returns it, called whenever the constants are read.
+        """
+        check_head(head)
+        classes = head.kernel.shape[1]
+        if self._constants is None:
+            # Where all constants are 0 nothing is certified. "mean" reads one value from equal
+            # replicas under tf.distribute.
+            self._distances = self.add_variable(
+                (classes, classes), "zeros", aggregation="mean", name="distances"
+            )
+        if tuple(self._distances.shape) != (classes, classes):
+            raise ValueError(
+                f"{type(self).__name__} '{self.name}' is bound to a head of "
+                f"{self._distances.shape[0]} classes. Received: one of {classes}. Make a new metric"
+            )
+        known = lipschitz_constant if callable(lipschitz_constant) else lambda: lipschitz_constant
+        self._constants = lambda: head_distances(head, known())
+        self.read_constants()
         return self
 
+    def read_constants(self):
+        """Takes the pairwise constants of the weights as they are now."""
+        if self._constants is not None:
+            distances = ops.stop_gradient(self._constants())
+            self._distances.assign(ops.cast(distances, self._distances.dtype))
+
+    def reset_state(self):
+        super().reset_state()
+        self.read_constants()
+
     def update_state(self, y_true, y_pred, sample_weight=None):
-        if self._distances is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the pairwise constants K ||w_i - w_j|| of the "
-                "classification head. Compile it in a keras_lipnext.CertifiableModel, or call "
-                "`metric.bind(function that returns them)`."
-            )
+        self._check_bound()
         y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true = ops.convert_to_tensor(y_true)
         one_hot = len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1] > 1
         labels = ops.argmax(y_true, axis=-1) if one_hot else ops.reshape(y_true, (-1,))
-        radii = certified_radii(y_pred, ops.cast(self._distances(), self.dtype))
+        radii = certified_radii(y_pred, ops.cast(self._distances, self.dtype))
         correct = ops.cast(labels, "int32") == ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         super().update_state(self.values(radii, correct), sample_weight=sample_weight)
+
+    def result(self):
+        self._check_bound()
+        return super().result()
+
+    def _check_bound(self):
+        if self._constants is None:
+            raise unbound(self, "metric.bind(head)")
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")

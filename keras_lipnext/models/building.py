@@ -1,7 +1,11 @@
 """What the model builders share: checks of their arguments, and EMMA's default temperature."""
 
 import math
+import warnings
 
+import numpy as np
+
+from keras_lipnext.certification.wording import range_warning
 from keras_lipnext.layers._channels import number, positive_integer
 from keras_lipnext.models.presets import PRESETS
 
@@ -25,6 +29,32 @@ def check_training(epsilon, temperature, learning_rate, remat):
         raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
 
 
+def warn_of_range(x, epsilon):
+    """Warns of images that leave [0, 1], and says what epsilon means there.
+
+    Args:
+        x: What `fit` takes. Of arrays the first images are looked at; of a tf.data.Dataset the
+            dtype alone, since reading a batch would change what is read next.
+        epsilon: The model's.
+    """
+    found = None
+    if len(getattr(x, "shape", ())):
+        first = x[:256]
+        first = np.asarray(first.detach().cpu() if hasattr(first, "detach") else first)
+        if first.dtype.kind in "biuf" and first.size:
+            found = range_warning((float(first.min()), float(first.max())), [epsilon])
+    elif hasattr(x, "element_spec"):
+        images = x.element_spec[0] if isinstance(x.element_spec, tuple) else x.element_spec
+        dtype = getattr(getattr(images, "dtype", None), "name", "")
+        if "int" in dtype:
+            found = (
+                f"The data set yields images of dtype {dtype}. If they go up to 255, epsilon = "
+                f"{epsilon:.4g} is {epsilon / 255:.2g} of their range."
+            )
+    if found:
+        warnings.warn(f"{found} The model takes images in [0, 1]: divide by 255?", stacklevel=3)
+
+
 def check_classes(num_classes):
     if positive_integer("num_classes", num_classes) < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
@@ -43,6 +73,19 @@ def image_sizes(input_shape, data_format):
             f"Received: input_shape={input_shape}"
         )
     first, *others = input_shape
+    last = others[-1]
+    ends = (first, last) if data_format == "channels_last" else (last, first)
+    if ends[0] in (1, 3) and ends[1] not in (1, 2, 3, 4):
+        if data_format == "channels_last":
+            likely, moved = "channels_first", (*others, first)
+        else:
+            likely, moved = "channels_last", (last, first, others[0])
+        warnings.warn(
+            f"`input_shape={tuple(input_shape)}` looks like {likely}: as {data_format} these are "
+            f"images of {ends[1]} channels. Pass data_format='{likely}', or "
+            f"input_shape={moved}.",
+            stacklevel=3,
+        )
     return (first, *others) if data_format == "channels_last" else (*others, first)
 
 

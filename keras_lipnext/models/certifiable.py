@@ -1,15 +1,25 @@
+import contextlib
+import functools
 import inspect
+import itertools
+import threading
 
 import keras
 from keras import ops
 
+from keras_lipnext import backend
 from keras_lipnext.certification.certify import certify
 from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
-from keras_lipnext.certification.radius import pairwise_distances
 from keras_lipnext.distribution import check_batches, check_distribution, check_fit
 from keras_lipnext.losses.emma import CertifiedLoss
+from keras_lipnext.manifolds.constraint import Stiefel
+from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
-from keras_lipnext.models.training_state import Schedule, TrainingState
+from keras_lipnext.models.labels import check_labels, check_labels_in_graph
+from keras_lipnext.models.training_state import PutBack, Schedule, TrainingState
+
+# What JAX's trainer hands a step: all of these, a test step no optimizer's.
+JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables")
 
 
 def reject_unknown(model, kwargs, known):
@@ -21,6 +31,33 @@ def reject_unknown(model, kwargs, known):
             f"{name} does not know the arguments {unknown}. See help(keras_lipnext.{name}) for "
             "those it takes."
         )
+
+
+def step_of(method, training):
+    """`train_step` or `test_step`, Keras' or one's own, with what certified parts must know.
+
+    Before a step in training its progress is counted, and metrics take the constants of the
+    weights that will make its predictions. On JAX, where a step gets the model's state as an
+    argument, that state is changed; and what the loss reads of the model holds its traced value
+    as long as the step runs: guides compute the loss outside any scope.
+    """
+
+    @functools.wraps(method)
+    def step(self, *args):
+        if getattr(self._thread, "in_step", False):  # `super().train_step` of one's own step
+            return method(self, *args)
+        self._thread.in_step = True
+        try:
+            if keras.backend.backend() == "jax":
+                return self._jax_step(method, training, *args)
+            if keras.backend.backend() == "tensorflow":
+                self._check_labels(keras.utils.unpack_x_y_sample_weight(args[0])[1], in_graph=True)
+            self._begin_step(training)
+            return method(self, *args)
+        finally:
+            self._thread.in_step = False
+
+    return step
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -63,7 +100,7 @@ class CertifiableModel(keras.Model):
         check_distribution()
         super().__init__(*args, **kwargs)
         certifiable = read(self)
-        if certifiable.head is None or certifiable.notes:
+        if certifiable.head is None or certifiable.shares:
             last = self.outputs[0]._keras_history.operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
@@ -74,9 +111,20 @@ class CertifiableModel(keras.Model):
         self._nominal_constant = nominal_constant(certifiable)
         head = certifiable.head.operation
         self._find_head = lambda: head  # as an attribute Keras would track and save it twice
+        body = [step.operation for step in certifiable.body.steps]
+        self._find_body = lambda: body
+        self._find_metrics = lambda: []
         self._cosine = False
-        self._in_training = False
-        self._state = TrainingState(head.units)
+        self._evaluating = False
+        self._labels_in_batches = True  # not checked before the first step
+        self._thread = threading.local()  # replicas of tf.distribute run in threads
+        self._state = TrainingState()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, training in (("train_step", True), ("test_step", False)):
+            if name in vars(cls):
+                setattr(cls, name, step_of(vars(cls)[name], training))
 
     @property
     def head(self):
@@ -94,60 +142,212 @@ class CertifiableModel(keras.Model):
     def compile(self, *args, **kwargs):
         """Configures training, as `keras.Model.compile`, and binds certified losses and metrics.
 
-        A certified loss is copied before it is bound, so that models can share one.
+        Each is copied before it is bound, so that models can share them.
         """
         arguments = inspect.signature(super().compile).bind(*args, **kwargs)
         config = arguments.arguments
-        if "loss" in config:
-            config["loss"] = keras.tree.map_structure(self._bound_copy, config["loss"])
-        for key in ("metrics", "weighted_metrics"):
-            for metric in keras.tree.flatten(config.get(key)):
-                if isinstance(metric, CertifiedMetric):
-                    metric.bind(lambda: self._state.distances.value)
+        metrics = []  # Keras shows those that it was given only once it has built them
+        self._find_metrics = lambda: metrics
+        for key in ("loss", "metrics", "weighted_metrics"):
+            if key in config:
+                config[key] = keras.tree.map_structure(self._bound_copy, config[key])
         super().compile(*arguments.args, **arguments.kwargs)
         self._cosine = False
         self._requested_jit = config.get("jit_compile", "auto")
 
-    def _bound_copy(self, loss):
-        if not isinstance(loss, CertifiedLoss):
-            return loss
+    def _bound_copy(self, part):
+        if isinstance(part, CertifiedMetric):
+            copy = type(part).from_config(part.get_config())
+            self._find_metrics().append(copy.bind(self.head, self._metrics_constant))
+            return copy
+        if not isinstance(part, CertifiedLoss):
+            return part
         # Not copy.copy: Keras' objects copy by serialisation, which drops the dtype.
-        copy = object.__new__(type(loss))
-        vars(copy).update(vars(loss))
+        copy = object.__new__(type(part))
+        vars(copy).update(vars(part))
         return copy.bind(self.head, self._nominal_constant, self._training_progress)
 
     def _training_progress(self):
         """Share of the training done: 1, the full demand, in evaluation."""
-        return self._state.progress.value if self._in_training else ops.ones(())
+        return ops.ones(()) if self._evaluating else self._state.progress.value
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        distances = self._nominal_constant * pairwise_distances(
-            ops.convert_to_tensor(self.head.kernel)
+    def _metrics_constant(self):
+        """K for metrics: in evaluation at least what the weights' distances from manifolds add.
+
+        Every marked kernel W counts as orthogonal in the nominal constant. With E = W^T W - I its
+        layer's constant is at most 1 + 2 ||E|| times that; so is, of weights that are visibly off,
+        what `lipschitz_bound` proves. Where it refuses the weights nothing is certified.
+        """
+        if not self._evaluating:
+            return self._nominal_constant
+        marked = [
+            weight
+            for operation in self._find_body()
+            for weight in getattr(operation, "weights", ())
+            if isinstance(weight.constraint, Stiefel)
+        ]
+        if not marked:
+            return self._nominal_constant
+        with backend.inference_scope():
+            kernels = [ops.cast(backend.value(weight), "float32") for weight in marked]
+            tall = [w if w.shape[-2] >= w.shape[-1] else transpose(w) for w in kernels]
+            squares = ops.stack([ops.sum(ops.square(gram_defect(w))) for w in tall])
+            growth = float(ops.prod(1 + 2 * ops.sqrt(squares)))
+        if growth < 1.001:
+            return self._nominal_constant * growth
+        try:
+            return lipschitz_bound(self, verbose=0).body_constant
+        except (ValueError, RuntimeError):
+            return 0.0
+
+    def _read_constants(self):
+        attached = [metric for metric in self.metrics if isinstance(metric, CertifiedMetric)]
+        for metric in (*self._find_metrics(), *attached):
+            metric.read_constants()
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self._read_constants()  # of metrics that Keras has yet to build, too
+
+    @functools.partial(step_of, training=True)
+    def train_step(self, *args):
+        return super().train_step(*args)
+
+    @functools.partial(step_of, training=False)
+    def test_step(self, *args):
+        return super().test_step(*args)
+
+    def _begin_step(self, training):
+        if training:
+            self._state.advance()
+            self._read_constants()
+
+    def _jax_step(self, method, training, state, data):
+        weights = [*self.trainable_variables, *self.non_trainable_variables]
+        values = [*state[0], *state[1], *state[-1]]
+        mapping = list(zip([*weights, *self.metrics_variables], values))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self._begin_step(training)
+        metrics = [scope.get_current_value(v) for v in self.metrics_variables]
+        held = {"kernel": (self.head.kernel, scope.get_current_value(self.head.kernel))}
+        # A model whose `metrics` leave the state out cannot count: full demand.
+        counted = any(metric is self._state for metric in self.metrics)
+        progress = self._state.progress
+        held["progress"] = (
+            progress,
+            scope.get_current_value(progress) if counted else ops.ones(()),
         )
-        self._state.update_state(distances, advance=training)
-        self._in_training = training
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        before = [(variable, variable._value) for variable, _ in held.values()]
+        try:
+            for variable, value in held.values():
+                variable._value = value
+            return method(self, (*state[:-1], metrics), data)
+        finally:
+            for variable, value in before:
+                variable._value = value
+
+    def stateless_call(self, trainable_variables, *args, **kwargs):
+        if getattr(self._thread, "in_step", False):
+            # Of these variables a step differentiates the loss: of this kernel, too.
+            for variable, value in zip(self.trainable_variables, trainable_variables):
+                if variable is self.head.kernel:
+                    variable._value = value
+        return super().stateless_call(trainable_variables, *args, **kwargs)
+
+    def make_train_function(self, force=False):
+        self._with_labels_checked("train_function", super().make_train_function, force)
+
+    def make_test_function(self, force=False):
+        self._with_labels_checked("test_function", super().make_test_function, force)
+
+    def _with_labels_checked(self, name, make, force):
+        known = getattr(self, name)
+        make(force)
+        function = getattr(self, name)
+        if function is not known and keras.backend.backend() != "tensorflow":
+            setattr(self, name, functools.partial(self._run_on_checked, function))
+
+    def _run_on_checked(self, function, *args):
+        """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""
+        *state, batches = args
+        try:
+            batches = list(itertools.islice(batches, self.steps_per_execution))
+            if self._labels_in_batches:
+                for batch in batches:
+                    self._check_labels(keras.utils.unpack_x_y_sample_weight(batch)[1])
+        except Exception:
+            if state:
+                # Keras has taken the state away from the model: else it would be lost.
+                *others, metrics = state[0]
+                self._jax_state = {**dict(zip(JAX_STATE, others)), "metrics_variables": metrics}
+                self._jax_state_synced = False
+                self.jax_state_sync()
+            raise
+        return function(*state, iter(batches) if state else batches)
+
+    def _check_labels(self, y, in_graph=False):
+        if any(isinstance(loss, CertifiedLoss) for loss in keras.tree.flatten(self.loss)):
+            (check_labels_in_graph if in_graph else check_labels)(y, self.output_shape[-1])
 
     def fit(self, *args, **kwargs):
-        """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps."""
+        """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps.
+
+        Labels outside the classes are an error of certified losses: before the first step where
+        they are arrays, at the first bad batch elsewhere. Weights that averaging (`use_ema`) has
+        moved off their constraints are put back.
+        """
         check_distribution()
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
-        check_fit(**arguments.arguments)
+        given = arguments.arguments
+        check_fit(**given)
         schedule = Schedule(self._state, self._cosine)
-        callbacks = arguments.arguments.get("callbacks")
+        callbacks = given.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         elif not isinstance(callbacks, (list, tuple)):
             callbacks = [] if callbacks is None else [callbacks]
-        arguments.arguments["callbacks"] = [schedule, *callbacks]
+        given["callbacks"] = [schedule]
+        for callback in callbacks:
+            given["callbacks"].append(callback)
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                given["callbacks"].append(PutBack())
+        validation = given.get("validation_data")
+        if isinstance(validation, (list, tuple)):
+            self._check_labels(validation[1])
         try:
-            return super().fit(*arguments.args, **arguments.kwargs)
+            with self._labels_of(given.get("y")):
+                return super().fit(*arguments.args, **arguments.kwargs)
         finally:
             schedule.finish()
 
     def evaluate(self, *args, **kwargs):
         """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices."""
-        return self._checked(super().evaluate, *args, **kwargs)
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        with self._labels_of(given.get("y")), self._evaluation():
+            return self._checked(super().evaluate, *args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        with self._evaluation():
+            return super().test_on_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluation(self):
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    @contextlib.contextmanager
+    def _labels_of(self, y):
+        """Checks labels given as an array; batches of them need no look then."""
+        if y is not None:
+            self._check_labels(y)
+        before, self._labels_in_batches = self._labels_in_batches, y is None
+        try:
+            yield
+        finally:
+            self._labels_in_batches = before
 
     def predict(self, *args, **kwargs):
         """Predicts, as `keras.Model.predict`; first checks that batches fit the devices."""
@@ -158,6 +358,22 @@ class CertifiableModel(keras.Model):
         given = inspect.signature(method).bind(*args, **kwargs).arguments
         check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
         return method(*args, **kwargs)
+
+    def save(self, filepath, *args, **kwargs):
+        """Saves, as `keras.Model.save`, to a .keras file.
+
+        A program that loads it imports keras_lipnext first.
+
+        Raises:
+            ValueError: for HDF5, which Keras writes, but cannot load such models from.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"Keras cannot load a {type(self).__name__} from an HDF5 file: save it as "
+                "model.save('name.keras'), or its weights by model.save_weights("
+                f"'name.weights.h5'). Received: filepath={str(filepath)!r}"
+            )
+        return super().save(filepath, *args, **kwargs)
 
     def get_compile_config(self):
         # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.

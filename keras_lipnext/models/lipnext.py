@@ -10,7 +10,12 @@ from keras_lipnext.distribution import check_distribution, lipnext_layout_map
 from keras_lipnext.layers._channels import resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.building import check_training, default_temperature, resolved
+from keras_lipnext.models.building import (
+    check_training,
+    default_temperature,
+    resolved,
+    warn_of_range,
+)
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.estimate import estimate
 from keras_lipnext.optimizers import ManifoldMuon
@@ -237,6 +242,11 @@ class LipNeXt(CertifiableModel):
             if isinstance(layer, layers.LipNeXtBlock):
                 parts |= {f"{layer.name}/{part.name}": part for part in layer.parts}
         return parts
+
+    def fit(self, x=None, *args, **kwargs):
+        """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
+        warn_of_range(x, self._config["epsilon"])
+        return super().fit(x, *args, **kwargs)
 
     def get_config(self):
         return {

@@ -9,6 +9,7 @@ from keras_lipnext.models.building import (
     check_positive,
     default_temperature,
     image_sizes,
+    warn_of_range,
 )
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import SLL_PRESETS
@@ -173,6 +174,11 @@ class SLLNet(CertifiableModel):
                 metrics=["accuracy", CertifiedAccuracy(epsilon)],
             )
             self._cosine = True
+
+    def fit(self, x=None, *args, **kwargs):
+        """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
+        warn_of_range(x, self._config["epsilon"])
+        return super().fit(x, *args, **kwargs)
 
     def get_config(self):
         return {

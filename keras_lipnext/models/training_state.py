@@ -1,36 +1,33 @@
-"""What losses and metrics must know of the model, and the callback that keeps it up to date."""
+"""The share of the training done, the callback that keeps count of it, and weights put back."""
 
 import math
 
 import keras
 from keras import ops
 
+from keras_lipnext import backend
+
 
 class TrainingState(keras.metrics.Metric):
-    """Pairwise constants and training progress, held as metric state.
+    """The share of the training done, held as metric state.
 
-    On JAX a jitted step hands losses and metrics explicit state: of the model's own variables,
-    metrics see none. The state of a tracked metric reaches both, is not a weight of the model and
-    is not saved with it. It adds no entry to the logs.
+    On JAX a jitted step hands its parts explicit state. That of a tracked metric is part of it,
+    is not a weight of the model and is not saved with it. It adds no entry to the logs.
     """
 
-    def __init__(self, classes):
+    def __init__(self):
         super().__init__(name="training_state")
-        # Infinite until the first step: nothing is certified before the constants are known.
         # "mean" reads one value from equal replicas under tf.distribute.
-        unknown = keras.initializers.Constant(float("inf"))
-        self.distances = self.add_variable(
-            (classes, classes), unknown, aggregation="mean", name="distances"
-        )
         self.progress = self.add_variable((), "ones", aggregation="mean", name="progress")
         self.increment = self.add_variable((), "zeros", aggregation="mean", name="increment")
         self.steps = None  # of an epoch, once one has shown it
 
-    def update_state(self, distances, advance):
-        """Takes the constants of the current weights; `advance` counts one training step."""
-        self.distances.assign(ops.cast(ops.stop_gradient(distances), self.distances.dtype))
-        if advance:
-            self.progress.assign(ops.minimum(self.progress + self.increment, 1.0))
+    def advance(self):
+        """Counts one training step."""
+        self.progress.assign(ops.minimum(self.progress + self.increment, 1.0))
+
+    def update_state(self, *args, **kwargs):
+        """Learns nothing from labels and predictions, which steps hand to every metric."""
 
     def result(self):
         return {}
@@ -77,13 +74,56 @@ class Schedule(keras.callbacks.Callback):
         self.state.steps = max(self._batches, default=-1) + 1
         self._batches = []
 
+    def on_train_end(self, logs=None):
+        self.finish()  # before other callbacks look at the weights
+
     def finish(self):
-        """Full progress, and no decay; also after an interrupted training."""
+        """Full progress, no decay, weights put back; also after an interrupted training."""
         self.state.progress.assign(1.0)
         self.state.increment.assign(0.0)
-        if self.cosine and self.model is not None:
+        if self.model is None:
+            return
+        if self.cosine:
             self._set_decay(1.0)
+        put_back(self.model)
 
     def _set_decay(self, factor):
         optimizer = self.model.optimizer
         getattr(optimizer, "inner_optimizer", optimizer).decay.assign(factor)
+
+
+class PutBack(keras.callbacks.Callback):
+    """Puts weights back that the callback in front of it, SwapEMAWeights, has moved."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        put_back(self.model)
+
+    def on_test_begin(self, logs=None):
+        put_back(self.model)
+
+
+def put_back(model):
+    """Puts trainable weights back where their constraints keep them, if they are off visibly.
+
+    Averages of weights are: `use_ema=True` leaves them in the model when `fit` ends. Keras'
+    optimizers apply constraints after their steps only.
+    """
+    state = model.optimizer.variables if model.optimizer else ()
+    shared = {id(v._value) for v in state}
+    for variable in model.trainable_variables:
+        if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
+            continue
+        value = backend.value(variable)
+        if variable.constraint is not None:
+            with backend.inference_scope():
+                kept = ops.cast(variable.constraint(value), variable.dtype)
+                moved = ops.max(ops.abs(ops.cast(kept, "float32") - ops.cast(value, "float32")))
+            # Rounding alone moves entries by less.
+            half = keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
+            if float(moved) > (2**-6 if half else 1e-4):
+                variable.assign(kept)
+                continue
+        if id(variable._value) in shared:
+            # JAX: an average that has become the weight shares its buffer, and one that is given
+            # to a step twice is an error.
+            variable.assign(ops.copy(value))

@@ -3,7 +3,7 @@ import functools
 import keras
 
 from keras_lipnext.backend import matmul
-from keras_lipnext.manifolds import fast_exp, rotate, stiefel
+from keras_lipnext.manifolds import branchless, fast_exp, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import PROJECTION_PERIOD, ManifoldOptimizer
 
@@ -43,14 +43,20 @@ class ManifoldAdam(ManifoldOptimizer):
         learning_rate: Float, `LearningRateSchedule` or callable. On the manifold it is about the
             rotation, in radians, of each plane of coordinates in one step.
         retraction: "polynomial", `keras_lipnext.manifolds.rotate`, or "exponential", LipNeXt's
-            geodesic step `X exp(D)` by `keras_lipnext.manifolds.fast_exp`, which costs more. Of
-            square kernels only.
+            geodesic step `X exp(D)` by `keras_lipnext.manifolds.fast_exp`, which costs more
+            and waits for the host. Of square kernels only.
         euclidean_learning_rate: Float or `LearningRateSchedule` for the other variables. None uses
             `learning_rate`. A float is constant: callbacks that change `learning_rate` do not
             change it; the cosine of `LipNeXt.fit` multiplies both.
         beta_1, beta_2, epsilon: As in `keras.optimizers.Adam`.
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
+        precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
+            a square kernel's step is one bfloat16 product, three in TF32, an eighth of one in TF32
+            and in float32, and never waits for the host; it turns no plane by more than about 1
+            radian, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
+            which projects in float32. "float32": the products and branches of a step on CPUs,
+            several times slower.
         **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
             `gradient_accumulation_steps`, `loss_scale_factor`, ...).
 
@@ -71,13 +77,17 @@ class ManifoldAdam(ManifoldOptimizer):
         self.retraction = retraction
 
     def manifold_step(self, x, gradient, learning_rate, moments):
+        rough, precision = self.rough(x), self.direction_precision(x)
         if x.shape[-1] == x.shape[-2]:
-            tangent = skew(matmul(transpose(x), gradient))
+            tangent = skew(matmul(transpose(x), gradient, precision))
             direction, moments = self.adam(tangent, learning_rate, moments)
+            if rough and self.retraction == "polynomial":
+                return branchless.turn(x, -direction), moments
             return RETRACTIONS[self.retraction](x, -direction), moments
-        tangent = stiefel.proju(x, gradient)
+        tangent = stiefel.proju(x, gradient, precision=precision)
         direction, moments = self.adam(tangent, learning_rate, moments)
-        return stiefel.retr(x, stiefel.proju(x, -direction)), moments
+        retract = branchless.retract if rough else stiefel.retr
+        return retract(x, stiefel.proju(x, -direction, precision=precision)), moments
 
     def get_config(self):
         return {**super().get_config(), "retraction": self.retraction}

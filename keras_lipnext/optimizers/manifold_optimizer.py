@@ -13,7 +13,7 @@ from keras import ops
 from keras_lipnext import backend
 from keras_lipnext.distribution import check_distribution
 from keras_lipnext.layers._channels import number, share
-from keras_lipnext.manifolds import stiefel
+from keras_lipnext.manifolds import branchless, stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
 
@@ -23,6 +23,9 @@ PROJECTION_PERIOD = 8
 # Entries of a stack: larger variables are stepped one by one, which needs less memory and, where a
 # stack would not fit into the caches, is faster.
 STACK_ENTRIES = 2**20
+# On accelerators each stack costs the starts of its kernels; 512 MiB in float32, and a step needs
+# about eight times that beside it.
+ACCELERATOR_STACK_ENTRIES = 2**27
 
 
 class ManifoldOptimizer(keras.optimizers.Optimizer):
@@ -46,6 +49,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         epsilon=1e-7,
         lookahead_period=None,
         lookahead_step=0.5,
+        precision="auto",
         **kwargs,
     ):
         if isinstance(lookahead_period, bool) or not (
@@ -68,6 +72,11 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             share(name, value)
         if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
+        if precision not in ("auto", "float32"):
+            raise ValueError(
+                "`precision` must be 'auto', as each product needs it, or 'float32'. Received: "
+                f"precision={precision!r}"
+            )
         super().__init__(learning_rate, **kwargs)
         # Multiplies both learning rates. A training loop's schedule sets it: unlike changing
         # `learning_rate`, that survives an interruption and leaves the user's rate alone.
@@ -80,6 +89,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.lookahead_period = lookahead_period
         self.lookahead_step = lookahead_step
+        self.precision = precision
 
     def build(self, variables):
         if self.built:
@@ -109,9 +119,12 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 [self.add_variable_from_reference(variable, name=name) for name in names]
             )
         if self.lookahead_period:
-            # Not a number until the first step of the variable, whenever that is taken.
-            unknown = keras.initializers.Constant(float("nan"))
-            self._slow = self.add_optimizer_variables(variables, "slow", initializer=unknown)
+            self._slow = self.add_optimizer_variables(variables, "slow")
+            # 1 for variables that have taken a step: their slow weights begin with the first one,
+            # whenever that is.
+            self._started = self.add_variable(
+                (len(variables),), aggregation="only_first_replica", name="started"
+            )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         super()._backend_apply_gradients(grads, trainable_variables)
@@ -133,7 +146,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             index = self._get_variable_index(variable)
             stacks.setdefault(self._kinds[index], []).append((gradient, variable, index))
         for (_, shape, _, sharding), members in stacks.items():
-            count = max(1, STACK_ENTRIES // max(1, math.prod(shape)))
+            entries = STACK_ENTRIES if backend.on_cpu() else ACCELERATOR_STACK_ENTRIES
+            count = max(1, entries // max(1, math.prod(shape)))
             count *= backend.devices_of(sharding)
             for first in range(0, len(members), count):
                 self._step(members[first : first + count], learning_rate)
@@ -170,12 +184,28 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         new, gradient, learning_rate = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
         moments = [ops.cast(m, dtype) for m in moments]
         new, moments = self.manifold_step(new, gradient, learning_rate, moments)
-        if x.shape[-1] == x.shape[-2]:
+        if x.shape[-1] != x.shape[-2]:
+            return ops.cast(new, x.dtype), moments
+        if self.rough(new):
+            new = branchless.remove_drift(new, ops.cast(self.iterations, "int32"))
+        else:
             due = ops.logical_or(self.iterations % PROJECTION_PERIOD == 0, _has_left(new))
             new = _applied_if(due, self.remove_drift, new)
         return ops.cast(new, x.dtype), moments
 
     remove_drift = staticmethod(stiefel.projx)
+
+    def rough(self, x):
+        """Whether a step of `x` takes the ways of accelerators, in less than float32 where it may.
+
+        Steps of variables in half precision are computed in float32; float64 was asked for.
+        """
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return self.precision == "auto" and dtype == "float32" and not backend.on_cpu()
+
+    def direction_precision(self, x):
+        """What the products of a direction may lose; see `backend.matmul`."""
+        return "direction" if self.rough(x) else "exact"
 
     def adam(self, gradient, learning_rate, moments):
         """(what Adam subtracts, its new moments), in the order of Keras' operations.
@@ -207,7 +237,10 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         """
         variables = [self._slow[i] for i in indices]
         slow = backend.stacked(variables, sharding)
-        slow = ops.where(ops.isnan(slow), old, slow)
+        before = ops.take(backend.value(self._started), np.array(indices), axis=0) > 0
+        slow = ops.where(ops.reshape(before, (-1,) + (1,) * (len(slow.shape) - 1)), slow, old)
+        now = np.isin(np.arange(len(self._slow)), indices)
+        self.assign(self._started, ops.maximum(self._started, now.astype("float32")))
         due = (self.iterations + 1) % self.lookahead_period == 0
         moved = slow + self.lookahead_step * (fast - slow)
         if self._on_manifold[indices[0]]:
@@ -253,6 +286,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             "epsilon": self.epsilon,
             "lookahead_period": self.lookahead_period,
             "lookahead_step": self.lookahead_step,
+            "precision": self.precision,
         }
 
     @classmethod

@@ -83,6 +83,26 @@ def test_a_last_step_that_spoils_the_weights_leaves_no_checkpoint(digits, tmp_pa
     assert np.isfinite(history.history["loss"]).all()
 
 
+def test_weights_that_are_not_finite_stop_training_whatever_the_loss(digits):
+    """A relu that makes 0 of NaN, as TensorFlow's does, keeps the loss finite."""
+    (x, y), _ = digits
+
+    def relu(t):
+        return keras.ops.where(t > 0, t, keras.ops.zeros_like(t))
+
+    layers = [keras.layers.Dense(4, relu, name="spoilt"), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    model.layers[0].kernel.assign(np.full((64, 4), np.nan))
+    flat = x[:64].reshape(64, 64)
+    assert np.isfinite(model.evaluate(flat, y[:64], verbose=0))
+    with pytest.raises(
+        DivergenceError, match="spoilt/kernel is not finite at the end of the epoch"
+    ):
+        model.fit(flat, y[:64], callbacks=[StopOnDivergence()], verbose=0)
+
+
 def test_the_last_good_checkpoint_is_kept(digits, tmp_path):
     (x, y), _ = digits
     x = np.array(x[:96])

@@ -115,7 +115,7 @@ def slopes(model, x=None):
     """Gradients of logit differences never exceed K times the distance of the weight vectors."""
     if x is None:
         x = np.random.default_rng(1).normal(size=(8, *model.input_shape[1:]))
-    constant = lip.lipschitz_bound(model).constant
+    constant = lip.lipschitz_bound(model).body_constant
     kernel = np.asarray(to_numpy(model.layers[-1].kernel), "float64")
     for (i, j), norms in gradient_norms(model, x).items():
         limit = constant * np.linalg.norm(kernel[:, i] - kernel[:, j])

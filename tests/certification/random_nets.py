@@ -249,7 +249,7 @@ def check(model, seed=0, samples=6):
 
         slope = twin.call(gradient_of(twin, difference), x)
         lengths = np.linalg.norm(slope.reshape(samples, -1), axis=1)
-        needed = bound.constant * pairs[i, j]
+        needed = bound.body_constant * pairs[i, j]
         if needed > 0:
             assert (lengths <= needed * (1 + 1e-9)).all(), "a slope exceeds K"
             steepest = max(steepest, float(lengths.max() / needed))

@@ -148,3 +148,48 @@ def test_not_a_classifier():
     model = keras.Sequential([keras.Input((4,)), lip.layers.NormalizedDense(1)])
     with pytest.raises(ValueError, match=r"two classes at least"):
         lip.certify(model, np.zeros((1, 4)), verbose=0)
+
+
+# What one array, one sample and a fixed batch size are.
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", "longdouble"])
+def test_arrays_of_other_byte_orders_and_widths(dtype):
+    model, x = dense_model(), np.arange(-12, 12).reshape(4, 6) / 2
+    x = x // 1 if ">i" in dtype else x
+    y = np.arange(4)
+    expected = lip.certify(model, x, y, verbose=0)
+    actual = lip.certify(model, x.astype(dtype), y.astype(">i4"), verbose=0)
+    np.testing.assert_array_equal(actual.radii, expected.radii)
+    assert actual.input_range == expected.input_range
+    (actual,) = [lip.certify(model, iter([(x.astype(dtype), y.astype(">i4"))]), verbose=0)]
+    np.testing.assert_array_equal(actual.radii, expected.radii)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="longdouble is float64 here")
+def test_numbers_wider_than_float64_are_refused():
+    x = np.ones((2, 6), np.longdouble)
+    x[0, 0] += np.finfo(np.longdouble).eps
+    with pytest.raises(ValueError, match="that float64 does not hold: round them"):
+        lip.certify(dense_model(), x, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(X[0], np.int64(1)), (X[0],), (X[0], np.eye(4)[0]), (X, np.int64(1)), (iter([(X[0], 1)]),)],
+)
+def test_one_sample_without_batch_axis(arguments):
+    with pytest.raises(ValueError, match=r"for one sample pass `x\[None\]` and `y\[None\]`.*Rec"):
+        lip.certify(dense_model(), *arguments, verbose=0)
+
+
+def test_a_model_of_fixed_batch_size_takes_any_number_of_samples():
+    model = dense_model()
+    inputs = keras.Input(batch_shape=(4, 6))
+    fixed = keras.Model(inputs, model(inputs))
+    x = np.random.default_rng(0).normal(size=(10, 6))
+    expected = lip.certify(model, x, verbose=0).radii
+    np.testing.assert_allclose(lip.certify(fixed, x, verbose=0).radii, expected, rtol=1e-10)
+    np.testing.assert_allclose(lip.certify(fixed, x[:3], verbose=0).radii, expected[:3], rtol=1e-10)
+    with pytest.raises(ValueError, match=r"built for batches of 4 samples. Received: a batch of 5"):
+        lip.certify(fixed, iter([x[:5]]), verbose=0)

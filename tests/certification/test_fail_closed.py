@@ -122,3 +122,102 @@ def test_a_model_of_another_hash():
     assert lip.certify(model, X, verbose=0, expected_hash=right).radii.max() > 0
     with pytest.raises(ValueError, match=rf"The model's hash is {right}, not the 00ff expected"):
         lip.certify(model, X, verbose=0, expected_hash="00ff")
+
+
+# Layers that cannot be evaluated in float64: their rules say why, as in `lipschitz_bound`.
+
+
+def lambda_activation(model, layer):
+    layer.activation = lambda x: x * 2
+
+
+def quantized(mode):
+    return lambda model, layer: model.quantize(mode)
+
+
+def lora(model, layer):
+    layer.enable_lora(2)
+
+
+UNFIT = {
+    "lambda": (lambda_activation, "no Lipschitz constant is known for its activation '<lambda>'"),
+    "int8": (quantized("int8"), r"it is quantized \(int8\)"),
+    "int4": (quantized("int4"), r"it is quantized \(int4\)"),
+    "float8": (quantized("float8"), r"it is quantized \(float8\)"),
+    "lora": (lora, "it holds a LoRA beside its kernel"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_layers_changed_after_building_are_refused_by_their_rules(name, place):
+    change, reason = UNFIT[name]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6), keras.layers.Dense(4)])
+    change(model, model.layers[place])
+    with pytest.raises(ValueError, match=rf"\(Dense\) cannot be certified: {reason}"):
+        lip.certify(model, X, verbose=0)
+
+
+def test_a_lambda_in_a_model_of_unknown_size_is_refused_by_its_rule():
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(3, 3, activation=lambda t: 2 * t)(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalMaxPooling2D()(x))
+    with pytest.raises(ValueError, match=r"known for its activation '<lambda>'"):
+        lip.certify(model, np.zeros((2, 4, 4, 1)), verbose=0)
+
+
+class Unsaved(keras.layers.Layer):
+    """Its configuration does not give its argument."""
+
+    lipschitz_constant = 1.0
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        return inputs
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_layer_without_a_configuration_is_named():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(Unsaved(2.0, name="mine")(inputs)))
+    with pytest.raises(ValueError, match=r"'mine' \(Unsaved\) cannot be built in float64"):
+        lip.certify(model, X, verbose=0)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_bias_switched_after_building(place, before):
+    model = keras.Sequential([keras.Input((6,)), *(dense(6, before) for _ in range(2))])
+    model.layers[place].use_bias = not before
+    with pytest.raises(ValueError, match=r"\(Dense\) was changed after it was built: it holds"):
+        lip.certify(model, X, verbose=0)
+
+
+def dense(units, use_bias):
+    return keras.layers.Dense(units, use_bias=use_bias)
+
+
+def test_a_model_changed_while_it_is_certified():
+    model = dense_model()
+
+    def batches():
+        yield X
+        model.layers[1].bias.assign(np.ones(6))
+        yield X
+
+    with pytest.raises(ValueError, match="changed while it was certified"):
+        lip.certify(model, batches(), verbose=0)
+
+
+@pytest.mark.parametrize("given", [lambda t: t, lambda t: [t], lambda t: {t.name: t}])
+def test_one_input_and_one_output_by_name(given):
+    model = dense_model()
+    named = keras.Model(given(model.inputs[0]), {"logits": model.outputs[0]})
+    expected = lip.certify(model, X, verbose=0).radii
+    np.testing.assert_array_equal(lip.certify(named, X, verbose=0).radii, expected)

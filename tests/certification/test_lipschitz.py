@@ -27,14 +27,15 @@ def functional(*layers, shape=(6, 6, 8)):
 
 def test_an_orthogonal_network_has_constant_one():
     bound = small_lipnext().lipschitz_bound()
-    assert 1 <= bound.constant < 1 + 1e-4
+    assert 1 <= bound.body_constant < 1 + 1e-4
     assert bound.head == "head"
     blocks = [f"block_{i}/{p}" for i in (0, 1) for p in PARTS]
     assert [c.name for c in bound.layers] == ["centre", "patch_embedding", *blocks, "pool"]
     assert all(c.proven for c in bound.layers)
     assert bound.declared == ()
     assert "block_1/mixing" in str(bound)
-    assert "head: head" in str(bound)
+    assert f"from the input to head 'head': {bound.body_constant:.12g}" in str(bound)
+    assert f"of the model, input to output: {bound.constant:.12g}" in str(bound)
 
 
 def test_products_of_known_norms():
@@ -58,7 +59,55 @@ def test_a_linear_last_layer_is_the_head():
     for head in (keras.layers.Dense(3), lip.layers.OrthogonalDense(3)):
         bound = lipschitz_bound(functional(lip.layers.OrthogonalDense(7), head, shape=(6,)))
         assert bound.head == head.name
-        assert bound.constant < 1 + 1e-5
+        assert bound.body_constant < 1 + 1e-5
+
+
+def test_the_constant_is_that_of_the_whole_model():
+    """A critic's last layer counts: 100 ||(1, ..., 1)|| for eight inputs."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    model.set_weights([np.full((8, 1), 100.0), np.zeros(1)])
+    bound = lipschitz_bound(model)
+    assert 100 * 8**0.5 <= bound.constant < 100 * 8**0.5 * (1 + 1e-8)
+    assert bound.body_constant == 1
+    assert bound.head == model.layers[-1].name
+    certificate = lip.certify(functional(keras.layers.Dense(3), shape=(8,)), np.ones((2, 8)))
+    assert certificate.constant == certificate.evidence.bound.constant != certificate.body_constant
+
+
+@pytest.mark.parametrize("units, end", [(1, None), (3, None), (3, "softmax"), (3, "log_softmax")])
+def test_no_pair_of_inputs_is_stretched_by_more_than_the_constant(units, end):
+    model = functional(keras.layers.Dense(6, "tanh"), keras.layers.Dense(units, end), shape=(4,))
+    model.layers[-1].kernel.assign(3 * model.layers[-1].get_weights()[0])
+    bound = lipschitz_bound(model)
+    norms = [np.linalg.norm(np.asarray(w, "float64"), 2) for w in model.get_weights()[::2]]
+    ending = units**0.5 if end == "log_softmax" else 1.0
+    assert bound.constant == pytest.approx(norms[0] * norms[1] * ending, rel=1e-8)
+    assert bound.body_constant == pytest.approx(norms[0], rel=1e-8)
+    x = np.random.default_rng(0).normal(size=(2, 400, 4))
+    (a, b), steps = (model.predict(z, verbose=0) for z in x), np.linalg.norm(x[0] - x[1], axis=1)
+    assert (np.linalg.norm(a - b, axis=1) <= bound.constant * steps).all()
+
+
+@pytest.mark.parametrize("kind", ["activation", "layer", "operation"])
+def test_log_softmax_stretches(kind):
+    """Beside a large logit it maps e_1 to -(0, 1, 1, 1): the logits' own constant is too small."""
+    inputs = keras.Input((4,))
+    head = keras.layers.Dense(4, activation="log_softmax" if kind == "activation" else None)
+    ends = {"layer": keras.layers.Activation("log_softmax"), "operation": keras.ops.log_softmax}
+    model = keras.Model(inputs, ends.get(kind, lambda x: x)(head(inputs)))
+    model.set_weights([np.eye(4), np.zeros(4)])
+    x = np.array([[50.0, 0, 0, 0], [51.0, 0, 0, 0]])
+    a, b = model.predict(x, verbose=0)
+    assert np.linalg.norm(a - b) == pytest.approx(3**0.5, rel=1e-5)
+    assert lipschitz_bound(model).constant == pytest.approx(2)
+
+
+def test_a_head_of_zeros_makes_the_model_constant():
+    model = functional(lip.layers.OrthogonalDense(4), keras.layers.Dense(3), shape=(4,))
+    model.layers[-1].kernel.assign(np.zeros((4, 3)))
+    bound = lipschitz_bound(model)
+    assert bound.constant == 0
+    assert bound.body_constant == pytest.approx(1, abs=1e-5)
 
 
 def test_shift_mixing_with_a_drifted_kernel():
@@ -101,7 +150,7 @@ def test_nested_models():
     model = functional(inner, lip.layers.MaxMin(), lip.layers.NormalizedDense(3), shape=(6,))
     bound = lipschitz_bound(model)
     norm = np.linalg.norm(np.asarray(inner.layers[-1].get_weights()[0], "float64"), 2)
-    assert bound.constant == pytest.approx(norm, rel=1e-4)
+    assert bound.body_constant == pytest.approx(norm, rel=1e-4)
     assert "inside" in [c.name.rpartition("/")[2] for c in bound.layers]
 
 
@@ -164,7 +213,7 @@ class Declared(keras.layers.Layer):
 def test_a_layer_may_declare_its_constant():
     model = functional(Declared(2.0, 2), lip.layers.NormalizedDense(3), shape=(4,))
     bound = lipschitz_bound(model)
-    assert bound.constant == pytest.approx(2)
+    assert bound.body_constant == pytest.approx(2)
     assert len(bound.declared) == 1
     certificate = lip.certify(model, np.random.default_rng(0).normal(size=(5, 4)), verbose=0)
     assert "declared, not proven" in str(certificate)
@@ -230,15 +279,34 @@ def test_models_without_a_graph():
         def call(self, inputs):
             return inputs
 
-    with pytest.raises(ValueError, match=r"has no graph to certify.*functional model"):
+    with pytest.raises(ValueError, match=r"no graph to certify.*keras.Model\(i, model.call\(i\)\)"):
         lipschitz_bound(Subclassed())
     with pytest.raises(ValueError, match=r"has no graph to certify.*Sequential model on data"):
         lipschitz_bound(keras.Sequential([keras.layers.Dense(3)]))
     with pytest.raises(ValueError, match=r"Expected a keras.Model. Received"):
         lipschitz_bound("model.keras")
     inputs = keras.Input((6,))
-    with pytest.raises(ValueError, match=r"1 inputs and 2 outputs"):
-        lipschitz_bound(keras.Model(inputs, [keras.layers.ReLU()(inputs), inputs]))
+    several = keras.Model(inputs, [keras.layers.ReLU()(inputs), inputs])
+    with pytest.raises(ValueError, match=r"1 inputs and 2 outputs.*model.inputs, model.outputs\[0"):
+        lipschitz_bound(several)
+
+
+def test_the_ways_out_that_errors_name_are_ways_out():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = lip.layers.OrthogonalDense(6), lip.layers.NormalizedDense(3)
+
+        def call(self, inputs):
+            return self.head(self.first(inputs))
+
+    model, i = Subclassed(), keras.Input((6,))
+    functional = keras.Model(i, model.call(i))
+    constant = lipschitz_bound(functional).constant
+    assert functional.layers[-1] is model.head
+    model = keras.Model(i, {"a": model.call(i), "b": keras.layers.Rescaling(3.0)(i)})
+    found = [lipschitz_bound(keras.Model(model.inputs, o)).constant for o in model.outputs]
+    assert found == pytest.approx([constant, 3], rel=1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -291,7 +359,7 @@ def test_softmax_at_the_end_is_left_out_and_said(kind):
     model = keras.Model(inputs, ends[kind](outputs) if kind in ends else outputs)
     bound = lipschitz_bound(model)
     assert bound.head == logits.name
-    assert bound.constant < 1 + 1e-5
+    assert bound.body_constant < 1 + 1e-5
     assert "ends in softmax" in bound.notes[0]
     data = np.random.default_rng(0).normal(size=(9, 4))
     certificate = lip.certify(model, data, verbose=0)
@@ -364,7 +432,7 @@ def test_a_constant_branch_adds_nothing(name):
     head = keras.layers.Dense(3)
     model = keras.Model(inputs, head(zero_branches()[name](inputs)))
     bound = lipschitz_bound(model)
-    assert bound.constant == pytest.approx(1, rel=1e-12)
+    assert bound.body_constant == pytest.approx(1, rel=1e-12)
     assert 0 in [layer.total for layer in bound.layers]
     x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
     certificate = lip.certify(model, x, verbose=0)
@@ -449,10 +517,10 @@ def test_batch_normalisation_is_bounded_together_with_the_linear_layer_in_front(
         model = randomised(keras.Model(inputs, normalisation(linear(inputs))), seed)
         bound = lipschitz_bound(model)
         truth = operator_norm(model)
-        assert truth * (1 - 1e-13) <= bound.constant <= truth * (1 + 1e-8)
+        assert truth * (1 - 1e-13) <= bound.body_constant <= truth * (1 + 1e-8)
         first, second = bound.layers
         assert second.joined == first.name
-        assert bound.constant < 0.999 * first.constant * second.constant
+        assert bound.body_constant < 0.999 * first.constant * second.constant
         assert f"bounded together with {first.name}" in str(bound)
 
 
@@ -462,9 +530,9 @@ def test_a_transposed_convolution_and_the_normalisation_behind_it():
         linear = keras.layers.Conv2DTranspose(4, 3, strides=2, padding=padding)
         model = keras.Model(inputs, keras.layers.BatchNormalization()(linear(inputs)))
         bound = lipschitz_bound(randomised(model))
-        assert operator_norm(model) * (1 - 1e-13) <= bound.constant
+        assert operator_norm(model) * (1 - 1e-13) <= bound.body_constant
         assert bound.layers[1].joined
-        assert bound.constant < 0.99 * bound.layers[0].constant * bound.layers[1].constant
+        assert bound.body_constant < 0.99 * bound.layers[0].constant * bound.layers[1].constant
 
 
 def test_five_pairs_gain_much():
@@ -475,7 +543,7 @@ def test_five_pairs_gain_much():
         x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
     bound = lipschitz_bound(randomised(keras.Model(inputs, x)))
     product = np.prod([layer.constant for layer in bound.layers])
-    assert bound.constant < product / 1.9
+    assert bound.body_constant < product / 1.9
 
 
 @pytest.mark.parametrize("kind", ["activation", "axis", "between", "declared"])
@@ -495,7 +563,7 @@ def test_what_is_no_linear_layer_alone_is_not_bounded_together(kind):
         _LAYERS[keras.layers.Dense] = rule
     assert not any(layer.joined for layer in bound.layers)
     product = np.prod([layer.constant for layer in bound.layers])
-    assert bound.constant == pytest.approx(product, rel=1e-12)
+    assert bound.body_constant == pytest.approx(product, rel=1e-12)
 
 
 def test_a_linear_layer_that_others_read_keeps_its_own_tight_constant():
@@ -526,7 +594,7 @@ def test_a_normalisation_of_factors_that_are_alike():
         bound = lipschitz_bound(model)
         truth = np.linalg.norm(np.asarray(linear.get_weights()[0], "float64"), 2)
         assert truth * (1 - 1e-13) <= bound.layers[0].constant <= 1.26 * truth
-        assert operator_norm(model) * (1 - 1e-13) <= bound.constant
+        assert operator_norm(model) * (1 - 1e-13) <= bound.body_constant
 
 
 def test_the_rounding_of_the_scaled_kernel_is_covered():
@@ -560,7 +628,7 @@ def test_certificates_use_what_is_bounded_together():
     bound = lipschitz_bound(model)
     data = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
     certificate = lip.certify(model, data, verbose=0)
-    assert certificate.lipschitz_bound == bound.constant
+    assert certificate.body_constant == bound.body_constant
     assert certificate.evidence.bound.layers[1].joined == bound.layers[0].name
     assert "batch normalisation bounded together" in str(certificate)
     written = certificate.to_dict()["evidence"]["layers"]

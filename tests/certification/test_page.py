@@ -93,7 +93,9 @@ def test_sections(page):
     for words in (
         "clean accuracy 75.00%",
         "certified robust accuracy at epsilon = 0.4 25.00%",
-        "Lipschitz constant K, proven 1.000000500",
+        "Lipschitz constant K, input to head, proven 1.000000500",
+        "Lipschitz constant, input to output, proven 1.250000000",
+        "the constant 1.25.",
         "error allowance E of the logits, largest 3e-12",
         "Not promised: that execution in float32",
         "product over 2 layers, proven from the stored weights",
@@ -277,3 +279,12 @@ def test_the_wheel_holds_the_template(tmp_path):
         assert archive.read("keras_lipnext/certification/page.html") == template.read_bytes()
         (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "lipnext = keras_lipnext.cli:main" in archive.read(points).decode()
+
+
+def test_numbers_do_not_break_and_shares_are_explained_before_they_stand(tmp_path, page):
+    found = page(full())
+    assert found.text.index("Certified robust accuracy (CRA) at epsilon: the share") < (
+        found.text.index("certified robust accuracy at epsilon = 0.1")
+    )
+    (rule,) = re.findall(r"\.numbers dd \{(.*)\}", (tmp_path / "page.html").read_text())
+    assert "white-space: nowrap" in rule and "overflow-wrap" not in rule

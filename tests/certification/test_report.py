@@ -2,7 +2,9 @@ import builtins
 import dataclasses
 import json
 import math
+import warnings
 
+import keras
 import numpy as np
 import pytest
 from data import dense_model
@@ -20,7 +22,8 @@ def certificate(labels=True, radii=(0.5, 0.2, 0.0, 0.9), **kwargs):
         radii=np.array(radii),
         labels=np.array([0, 1, 2, 0]) if labels else None,
         epsilons=(0.1, 0.4),
-        lipschitz_bound=1.0000005,
+        constant=1.25,
+        body_constant=1.0000005,
         **kwargs,
     )
 
@@ -38,7 +41,7 @@ def evidence(names=("stem", "dense"), declared=(), dtypes=("float32",), branch=F
         "input_shape": (None, 8, 8, 1),
         "backend": "torch",
         "versions": {"keras_lipnext": "0.1.0", "keras": "3.15.1"},
-        "bound": LipschitzBound(1.0000005, constants, "head", ("A note on softmax.",)),
+        "bound": LipschitzBound(1.25, 1.0000005, constants, "head", ("A note on softmax.",)),
     }
     return Evidence(**(found | kwargs))
 
@@ -110,7 +113,7 @@ def test_table():
     assert "75.00%" in text
     assert "certified robust accuracy at epsilon = 0.4" in text
     assert "25.00%" in text
-    assert "Lipschitz constant K, proven" in text
+    assert "Lipschitz constant K, input to head, proven" in text
     assert "1.000000500" in text
     assert "Promised:" in text
     assert "Not promised:" in text
@@ -152,7 +155,7 @@ def test_how_the_constant_was_proven(bound, sentence):
 
 def test_declared_constants_are_not_called_proven():
     text = str(full(evidence=evidence(declared=("dense",))))
-    assert "Lipschitz constant K, partly declared" in text
+    assert "Lipschitz constant K, input to head, partly declared" in text
     assert "if what was declared, not proven, for dense is true" in text
     assert "proven from the weights" not in text
     assert "proven from the stored weights" not in text
@@ -183,7 +186,7 @@ def test_dictionary_is_json():
     summary = json.loads(json.dumps(certificate().to_dict()))
     assert summary["clean_accuracy"] == 0.75
     assert summary["certified_accuracy"] == {"0.1": 0.5, "0.4": 0.25}
-    assert summary["lipschitz_bound"] == 1.0000005
+    assert (summary["constant"], summary["body_constant"]) == (1.25, 1.0000005)
     assert summary["samples"] == 4
     assert certificate(labels=False).to_dict()["certified_accuracy"] is None
 
@@ -300,3 +303,110 @@ def test_the_range_of_the_inputs_is_said():
     assert found.input_range == (-7.5, 255.0)
     assert "inputs: from -7.5 to 255; radii and epsilons are in their units" in str(found)
     assert found.to_dict()["input_range"] == [-7.5, 255.0]
+
+
+def with_nan(x, *places):
+    x = np.array(x, "float64")
+    for place, value in places:
+        x[place] = value
+    return x
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_hide_the_range(batch_size, bad):
+    """min(inf, nan) is inf: one NaN left its whole batch out."""
+    x = with_nan(np.linspace(0.1, 0.9, 24).reshape(4, 6), ((0, 2), bad))
+    model = dense_model()
+    found = lip.certify(model, x, np.zeros(4, int), batch_size=batch_size, verbose=0)
+    assert found.input_range == (0.1, 0.9)
+    assert found.predictions[0] == -1 and found.radii[0] == 0 and not found.correct[0]
+    assert (found.predictions[1:] >= 0).all() and (found.radii[1:] > 0).all()
+    assert (found.unanswered, found.inputs_not_finite) == (1, 1)
+    assert found.to_dict()["unanswered"] == found.to_dict()["inputs_not_finite"] == 1
+    for text in (str(found), found.to_markdown()):
+        assert "samples without an answer, radius 0" in text
+        assert "to 1 of 4 samples: NaN or infinity in the inputs of 1, in the logits of 0" in text
+
+
+def test_no_finite_input_has_no_range():
+    found = lip.certify(dense_model(), np.full((2, 6), np.nan), verbose=0)
+    assert found.input_range is None
+    assert found.unanswered == 2
+    assert "nan" not in str(found.to_dict()["input_range"])
+
+
+def test_layers_that_answer_to_infinity_do_not_make_an_answer_of_it():
+    """tanh maps infinity to 1, and TensorFlow's relu NaN to 0."""
+    inputs = keras.Input((3,))
+    x = keras.layers.Activation("tanh")(inputs)
+    model = keras.Model(inputs, lip.layers.NormalizedDense(2)(keras.layers.ReLU()(x)))
+    x = [[np.inf, 0.1, 0.2], [np.nan, 0.1, 0.2], [0.3, 0.1, 0.2]]
+    found = lip.certify(model, np.array(x), verbose=0)
+    assert found.predictions.tolist()[:2] == [-1, -1]
+    assert found.inputs_not_finite == 2
+
+
+def test_logits_that_are_not_finite_are_counted_apart():
+    model = dense_model()
+    model.head.bias.assign(np.array([np.inf, 0, 0, 0]))
+    found = lip.certify(model, np.full((3, 6), 0.5), verbose=0)
+    assert (found.unanswered, found.inputs_not_finite) == (3, 0)
+    assert "in the inputs of 0, in the logits of 3 more" in str(found)
+    assert "no answer" not in str(full())
+
+
+def test_inputs_outside_0_1_are_warned_of_once():
+    x = np.linspace(0, 255, 60).reshape(10, 6)
+    with pytest.warns(UserWarning, match="0.5 here is 0.002 of the range") as record:
+        lip.certify(dense_model(), x, epsilons=0.5, batch_size=2, verbose=0)
+    (warning,) = [w for w in record if w.category is UserWarning]  # NumPy has others
+    assert warning.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        lip.certify(dense_model(), x / 255, epsilons=0.5, verbose=0)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize(
+    "epsilons", [(0.1, 0.4), (0.0, 0.05, 0.9), (0.1, 0.101, 0.11), (2.0,), (0.88,), ()]
+)
+def test_labels_stay_off_lines_off_each_other_and_inside_the_axes(labels, epsilons):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from keras_lipnext.certification.plots import accuracy_curve
+
+    whole = dataclasses.replace(certificate(labels), epsilons=epsilons)
+    figure = accuracy_curve(whole)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    frame = axes.get_window_extent(renderer)
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert bool(boxes) == bool(epsilons)
+    for box in boxes:
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+        assert sum(box.overlaps(other) for other in boxes) == 1  # itself
+        if labels:
+            line = axes.transData.transform((0, 100 * whole.clean_accuracy))[1]
+            assert not box.y0 <= line <= box.y1
+        # The curve falls: the lower left corner is above it.
+        x, y = axes.transData.inverted().transform((box.x0, box.y0))
+        counted = whole.radii[whole.correct] if labels else whole.radii
+        assert 100 * (counted > x).sum() / 4 <= y
+
+
+def test_certified_robust_accuracy_is_explained():
+    for text in (str(certificate()), certificate().to_markdown()):
+        assert text.count("provably stay so under every perturbation of the input of l2 norm") == 1
+        assert text.index("Certified robust accuracy (CRA) at") < text.index("Promised")
+    assert "whose prediction, right or wrong, provably stays" in str(certificate(labels=False))
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [(1.0000005, "1.000000500"), (14.303122955, "14.30312295"), (3.5e12, "3.500000000e+12")],
+)
+def test_constants_have_ten_digits(value, shown):
+    assert f" {shown}\n" in str(dataclasses.replace(certificate(), body_constant=value))

@@ -10,7 +10,9 @@ from keras_lipnext import backend
 from keras_lipnext.layers import (
     BetaAbs,
     FullShiftMixing,
+    L2Pool,
     LipNeXtBlock,
+    NormalizedDense,
     ShiftMixing,
     SpatialShift,
 )
@@ -66,6 +68,66 @@ def test_mixing_chooses_the_layer():
 def test_channels_not_divisible():
     with pytest.raises(ValueError, match=r"multiples of 8 channels work"):
         LipNeXtBlock(1 / 8)(np.ones((1, 4, 4, 20)))
+
+
+def freeze_block(block):
+    block.trainable = False
+
+
+def freeze_mixing(block):
+    block.mixing.trainable = False
+
+
+def freeze_dense(block):
+    block.dense.trainable = False
+
+
+def freeze_all_but_dense(block):
+    block.trainable = False
+    block.dense.trainable = True
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
+@pytest.mark.parametrize(
+    "freeze", [freeze_block, freeze_mixing, freeze_dense, freeze_all_but_dense]
+)
+def test_what_is_frozen_stays_so_in_files(freeze, nested, tmp_path):
+    """A part that came back trainable would also cost the optimizer its state, with a warning."""
+    images = keras.Input((4, 4, 8))
+    block = LipNeXtBlock(name="block")
+    if nested:
+        x = keras.Model(images, block(images))(images)
+    else:
+        x = block(images)
+    model = keras.Model(images, NormalizedDense(3)(L2Pool()(x)))
+    freeze(block)
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(random_input((2, 4, 4, 8)), random_input((2, 3)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [v.path for v in loaded.trainable_variables] == [
+        v.path for v in model.trainable_variables
+    ]
+    assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+    for ours, theirs in zip(model.optimizer.variables, loaded.optimizer.variables):
+        np.testing.assert_array_equal(to_numpy(theirs), to_numpy(ours))
+
+
+@pytest.mark.parametrize("when", ["constructor", "before building", "after building"])
+def test_a_frozen_block_has_no_trainable_part_whenever_it_was_frozen(when):
+    block = LipNeXtBlock(trainable=when != "constructor")
+    if when == "before building":
+        block.trainable = False
+    block.build((None, 4, 4, 8))
+    if when == "after building":
+        block.trainable = False
+    assert not any(v.trainable for v in block.variables)
+    copy = LipNeXtBlock.from_config(block.get_config())
+    assert copy.get_config() == block.get_config()
+    copy.build((None, 4, 4, 8))
+    copy.trainable = True
+    assert all(v.trainable for v in copy.variables)
+    assert copy.get_config()["frozen"] == []
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers with jax")

@@ -30,7 +30,7 @@ def test_radii_grow_and_no_attack_breaks_them(plain, name):
     model, x, product = plain
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=name)
     assert np.array_equal(certificate.predictions, product.predictions)
-    gain = product.lipschitz_bound / certificate.lipschitz_bound
+    gain = product.body_constant / certificate.body_constant
     assert gain > 1.2
     # Not smaller than by the body's constant, and larger where the pair has a better one.
     assert (certificate.radii >= gain * product.radii * (1 - 1e-9)).all()
@@ -42,7 +42,21 @@ def test_radii_grow_and_no_attack_breaks_them(plain, name):
 def test_the_constant_is_the_bodys(plain):
     model, x, _ = plain
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz="eclipse_fast")
-    assert certificate.lipschitz_bound == lip.lmi.eclipse_fast(model, part="body").constant
+    assert certificate.body_constant == lip.lmi.eclipse_fast(model, part="body").constant
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_models_constant_is_the_same_by_every_way(plain, name):
+    model, x, _ = plain
+    found = getattr(lip.lmi, name)(model)
+    bound = lip.lipschitz_bound(model, lipschitz=name)
+    assert bound.constant == pytest.approx(found.constant, rel=1e-6)
+    if name == "eclipse_fast":  # no solver, so that it repeats itself
+        assert bound.constant == found.constant
+    certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=name)
+    assert certificate.constant == pytest.approx(found.constant, rel=1e-6)
+    assert bound.body_constant == pytest.approx(certificate.body_constant, rel=1e-6)
+    assert bound.constant < lip.lipschitz_bound(model).constant
 
 
 def test_without_a_head_it_covers_the_logits():
@@ -51,7 +65,7 @@ def test_without_a_head_it_covers_the_logits():
     model = keras.Model(inputs, keras.layers.Dense(3, "tanh")(x))
     x = np.random.default_rng(0).normal(size=(20, 5))
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz="eclipse_fast")
-    assert certificate.lipschitz_bound == lip.lmi.eclipse_fast(model).constant
+    assert certificate.body_constant == lip.lmi.eclipse_fast(model).constant
     flipped, _ = lip.certification.pgd(model, x, certificate.predictions, 0.999 * certificate.radii)
     assert not flipped.any()
 
@@ -60,7 +74,7 @@ def test_without_a_head_it_covers_the_logits():
 def test_every_report_names_the_method(plain, name, tmp_path):
     model, x, product = plain
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz=name)
-    title, layers = METHODS[name], f"{product.lipschitz_bound:.9g}"
+    title, layers = METHODS[name], f"{product.body_constant:.9g}"
     certificate.to_html(tmp_path / "page.html")
     texts = (str(certificate), certificate.to_markdown(), (tmp_path / "page.html").read_text())
     for text in texts:
@@ -116,7 +130,7 @@ def test_a_result_is_proven_again(plain):
 def test_pairs_take_the_better_of_both_multipliers(plain):
     model, _, _ = plain
     body, logits = (lip.lmi.lipsdp(model, part=part).multipliers for part in ("body", "logits"))
-    _, pairs = lip.certification.bounds.METHODS["lipsdp"].function(model)
+    *_, pairs = lip.certification.bounds.METHODS["lipsdp"].function(model)
     ones = [pair_constants(model, multipliers) for multipliers in (body, logits)]
     assert (ones[1] < ones[0] * (1 - 1e-6)).any()
     np.testing.assert_allclose(pairs, np.minimum(*ones), rtol=1e-6)
@@ -199,8 +213,11 @@ def test_the_command(plain, tmp_path, monkeypatch, capsys):
     assert main([*words, "--lipschitz", "eclipse_fast"]) == 0
     assert "ECLipsE-Fast over 3 layers" in capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["lipschitz_bound"] < product.lipschitz_bound
+    assert written["body_constant"] < product.body_constant
     assert main(["inspect", "model.keras", "--lipschitz", "eclipse_fast"]) == 0
-    assert f"K        {written['lipschitz_bound']:.10g}, ECLipsE-Fast" in capsys.readouterr().out
+    assert (
+        f"K          {written['body_constant']:.10g} from input to head, ECLipsE-Fast"
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit):
         main([*words, "--lipschitz", "guess"])

@@ -1,10 +1,9 @@
 import keras
 import numpy as np
 import pytest
-from data import small_lipnext, to_numpy
+from data import small_lipnext
 
 import keras_lipnext as lip
-from keras_lipnext.certification.radius import pairwise_distances
 from keras_lipnext.metrics import CertifiedAccuracy, CertifiedRadius
 
 CLASSES, SAMPLES = 4, 60
@@ -28,8 +27,15 @@ def numpy_radii(kernel, logits):
     return np.array(radii)
 
 
+def head_of(kernel):
+    head = keras.layers.Dense(kernel.shape[1])
+    head.build((None, kernel.shape[0]))
+    head.set_weights([kernel, np.zeros(kernel.shape[1])])
+    return head
+
+
 def bound(metric, kernel):
-    return metric.bind(lambda: pairwise_distances(keras.ops.convert_to_tensor(kernel)))
+    return metric.bind(head_of(kernel))
 
 
 def expected_values(kind, kernel, logits, labels):
@@ -98,12 +104,86 @@ def test_bad_epsilon():
         CertifiedAccuracy(-1)
 
 
-def test_nothing_is_certified_before_the_constants_are_known():
-    model = small_lipnext()
-    metric = CertifiedAccuracy(0.0)
-    model.compile("sgd", lip.losses.EMMA(0.5), metrics=[metric])
-    metric.update_state(np.zeros(2), np.eye(10)[:2])
-    assert float(metric.result()) == 0
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+def test_an_unbound_metric_has_no_result(kind):
+    """Models bind copies: the one given to them must not answer 0."""
+    metric = make(kind)
+    small_lipnext().compile("sgd", lip.losses.EMMA(0.5), metrics=[metric])
+    with pytest.raises(ValueError, match="binds a copy, and answers in its logs"):
+        metric.result()
+
+
+def test_binding_takes_the_constants_of_the_head_at_each_reset():
+    kernel, logits, labels = samples()
+    head = head_of(kernel)
+    metric = CertifiedRadius().bind(head, lipschitz_constant=2.0)
+    metric.update_state(labels, logits)
+    expected = expected_values(CertifiedRadius, kernel, logits, labels).mean()
+    assert float(metric.result()) == pytest.approx(expected / 2, rel=1e-5)
+    head.kernel.assign(3 * kernel)
+    metric.reset_state()
+    metric.update_state(labels, logits)
+    assert float(metric.result()) == pytest.approx(expected / 6, rel=1e-5)
+
+
+def test_binding_to_what_is_no_head():
+    unbuilt = lip.layers.NormalizedDense(3)
+    for head in (unbuilt, keras.layers.ReLU(), lambda: np.zeros((3, 3))):
+        for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
+            with pytest.raises(
+                ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type"
+            ):
+                part.bind(head)
+    with pytest.raises(ValueError, match=r"bound to a head of 4 classes. Received: one of 3"):
+        CertifiedRadius().bind(head_of(np.ones((2, 4)))).bind(head_of(np.ones((2, 3))))
+
+
+def test_one_logit_has_no_pairs():
+    head = head_of(np.ones((2, 1)))
+    for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
+        with pytest.raises(
+            ValueError, match=r"NormalizedDense\(2\).*BinaryCrossentropy\(from_logits"
+        ):
+            part.bind(head)
+
+
+def plain_model():
+    inputs = keras.Input((4,))
+    x = lip.layers.OrthogonalDense(4)(inputs)
+    return keras.Model(inputs, lip.layers.NormalizedDense(3, name="head")(x))
+
+
+def test_bound_in_an_ordinary_model():
+    """Logs of `evaluate`, under jit, are those of the certificate."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 4)).astype("float32"), rng.integers(0, 3, 90)
+    model = plain_model()
+    head = model.get_layer("head")
+    model.compile(
+        keras.optimizers.SGD(0.5),
+        lip.losses.EMMA(0.5).bind(head),
+        metrics=[CertifiedRadius().bind(head), CertifiedAccuracy(0.2).bind(head)],
+    )
+    model.fit(x, y, epochs=2, verbose=0)
+    logs = model.evaluate(x, y, return_dict=True, verbose=0)
+    certificate = lip.certify(model, x, y, epsilons=[0.2], verbose=0)
+    expected = np.where(certificate.correct, certificate.radii, 0).mean()
+    assert logs["certified_radius"] == pytest.approx(expected, rel=1e-4)
+    assert logs["certified_accuracy"] == pytest.approx(certificate.certified_accuracy[0.2])
+
+
+def test_two_models_can_share_a_metric(digits):
+    (x, y), _ = digits
+    x, y = x[:100], y[:100]
+    metric = CertifiedRadius()
+    models = [small_lipnext(compile=False) for _ in range(2)]
+    for model in models:
+        model.compile("sgd", lip.losses.EMMA(0.5), metrics=[metric])
+    for model in models:
+        logs = model.evaluate(x, y, return_dict=True, verbose=0)
+        certificate = lip.certify(model, x, y, verbose=0)
+        expected = np.where(certificate.correct, certificate.radii, 0).mean()
+        assert 0 < logs["certified_radius"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_evaluate_agrees_with_certify(digits):
@@ -125,4 +205,3 @@ def test_evaluate_agrees_with_certify(digits):
     expected = np.where(certificate.correct, certificate.radii, 0).mean()
     assert logs["certified_radius"] == pytest.approx(expected, rel=1e-3)
     assert 0.1 < certificate.certified_accuracy[0.05] < 0.99
-    assert to_numpy(model._state.distances).max() < 2.1

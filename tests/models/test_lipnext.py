@@ -177,7 +177,7 @@ def test_low_precision(policy, digits):
         assert np.isfinite(to_numpy(keras.ops.cast(weight, "float32"))).all()
     certificate = model.certify(x_test, y_test, verbose=0)
     # Stored in bfloat16, kernels are orthogonal to three digits only: K says so.
-    assert 1 <= certificate.lipschitz_bound < (1.2 if policy == "bfloat16" else 1.0001)
+    assert 1 <= certificate.body_constant < (1.2 if policy == "bfloat16" else 1.0001)
 
 
 def test_global_mixed_precision(digits):

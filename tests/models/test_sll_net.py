@@ -20,7 +20,7 @@ def test_learns_digits_and_certifies(digits, bound):
     certificate = model.certify(x_test, y_test, epsilons=(0.1, 0.25), verbose=0)
     assert certificate.clean_accuracy > 0.85
     assert certificate.certified_accuracy[0.1] > 0.75
-    assert certificate.lipschitz_bound < 1 + 1e-6
+    assert certificate.body_constant < 1 + 1e-6
     assert float(to_numpy(model.optimizer.decay)) == 1
     flipped, _ = lip.certification.pgd(
         model, x_test[:60], certificate.predictions[:60], 0.999 * certificate.radii[:60]

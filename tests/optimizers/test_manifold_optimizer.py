@@ -1,5 +1,6 @@
 import functools
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -594,3 +595,86 @@ def test_bad_lookahead_period(period):
 def test_bad_lookahead_step(step):
     with pytest.raises(ValueError, match=r"in \(0, 1\]. Received: lookahead_step="):
         ManifoldAdam(lookahead_step=step)
+
+
+@every_optimizer
+def test_bad_precision(make):
+    with pytest.raises(ValueError, match=r"'auto', .*, or 'float32'. Received: precision='tf32'"):
+        make(precision="tf32")
+
+
+@every_optimizer
+def test_precision_is_saved_and_changes_nothing_on_a_cpu(make):
+    optimizer = make(0.05, precision="float32")
+    assert type(optimizer).from_config(optimizer.get_config()).precision == "float32"
+    assert make(0.05).get_config()["precision"] == "auto"
+    auto, full = make_variables("float32"), make_variables("float32")
+    train(make(0.05), auto, 3)
+    train(optimizer, full, 3)
+    for a, b in zip(auto, full):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "auto")])
+def test_float32_is_what_is_asked_for_on_an_accelerator(make, dtype, precision, monkeypatch):
+    with backend.float64_scope():
+        expected, variables = make_variables(dtype), make_variables(dtype)
+        train(make(0.05), expected, 9)
+        accelerated.round_products(monkeypatch)
+        train(make(0.05, precision=precision), variables, 9)
+        for a, b in zip(expected, variables):
+            np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=2e-6)
+
+
+@every_optimizer
+def test_an_accelerator_takes_the_same_steps_roughly_and_without_a_branch(make, monkeypatch):
+    expected, variables = make_variables("float32"), make_variables("float32")
+    train(make(0.01), expected, 9)
+    accelerated.round_products(monkeypatch)
+    optimizer = make(0.01)
+    optimizer.build(variables)
+    with monkeypatch.context() as strict:
+        accelerated.forbid_branches(strict)
+        train(optimizer, variables, 9)
+    for a, b in zip(expected, variables):
+        difference = np.abs(to_numpy(a) - to_numpy(b)).max()
+        assert difference < 0.01  # of 0.09 radians, where rounding tips small singular values
+    for variable in variables[:MATRICES]:
+        assert float(stiefel.defect(variable)) < 2e-5
+    optimizer.finalize_variable_values(variables)
+    for variable in variables[:MATRICES]:
+        assert float(stiefel.defect(variable)) < 8e-7
+
+
+@every_optimizer
+def test_no_drift_on_an_accelerator(make, monkeypatch):
+    """Nothing gathers in 300 steps of noise beyond what one round of drift removal leaves."""
+    accelerated.round_products(monkeypatch)
+    shapes = [(32, 32), (32, 16), (8, 32)]
+    variables = [keras.Variable(RandomStiefel(i)(shape)) for i, shape in enumerate(shapes)]
+    for variable in variables:
+        variable.constraint = Stiefel()
+    optimizer, rng = make(0.01), np.random.default_rng(0)
+    optimizer.build(variables)
+    for _ in range(300):
+        noise = [rng.normal(size=shape) for shape in shapes]
+        optimizer.apply([keras.ops.convert_to_tensor(g, "float32") for g in noise], variables)
+    for variable in variables:
+        assert float(stiefel.defect(variable)) < 3e-5
+
+
+@every_optimizer
+def test_stacks_are_larger_on_an_accelerator(make, monkeypatch):
+    monkeypatch.setattr(manifold_optimizer, "STACK_ENTRIES", 36)
+    seen = []
+    real = make.manifold_step
+    monkeypatch.setattr(
+        make, "manifold_step", lambda self, x, *a: seen.append(tuple(x.shape)) or real(self, x, *a)
+    )
+    train(make(0.05), make_variables("float32"), 1)
+    assert seen.count((1, 6, 6)) == 2
+    accelerated.pretend(monkeypatch)
+    seen.clear()
+    train(make(0.05), make_variables("float32"), 1)
+    assert seen.count((2, 6, 6)) == 1

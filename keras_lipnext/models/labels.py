@@ -1,0 +1,51 @@
+"""Labels that certified losses take, checked before a step is taken with them."""
+
+import keras
+from keras import ops
+
+from keras_lipnext import backend
+from keras_lipnext.certification.batches import class_labels, to_numpy
+
+
+def check_labels(y, classes):
+    """Raises for labels that are not of the classes.
+
+    Args:
+        y: Integers, shape (n,) or (n, 1), or probabilities, shape (n, classes); alone, or the only
+            array in a list or dictionary. None and structures of several arrays are not looked at.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: saying which labels were received.
+    """
+    labels = _only_array(y)
+    if labels is None:
+        return
+    labels = to_numpy(labels)
+    class_labels(labels, classes)
+    if labels.dtype.kind == "f" and not (labels >= 0).all():
+        raise ValueError("Probabilities as labels are at least 0. Received: negative ones or NaN")
+
+
+def check_labels_in_graph(y, classes):
+    """As `check_labels`, of the labels of a step on TensorFlow, whose program raises the error.
+
+    XLA leaves such checks out: there the loss is NaN.
+    """
+    labels = _only_array(y)
+    if labels is None:
+        return
+    if len(labels.shape) == 2 and labels.shape[1] == classes:
+        backend.check_in_step(ops.all(labels >= 0), "Probabilities as labels are at least 0.")
+        return
+    whole = ops.cast(labels, "int32")
+    known = (ops.cast(whole, labels.dtype) == labels) & (whole >= 0) & (whole < classes)
+    backend.check_in_step(
+        ops.all(known),
+        f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}.",
+    )
+
+
+def _only_array(y):
+    arrays = [a for a in keras.tree.flatten(y) if a is not None]
+    return arrays[0] if len(arrays) == 1 and hasattr(arrays[0], "shape") else None

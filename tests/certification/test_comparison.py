@@ -1,0 +1,119 @@
+"""The model's own answers beside the certificate's: what differs is found, what does not passes."""
+
+import keras
+import numpy as np
+import pytest
+from data import to_numpy
+
+import keras_lipnext as lip
+from keras_lipnext import layers
+from keras_lipnext.certification import evaluation, float64
+
+kl = keras.layers
+
+
+def model_of(*parts, shape=(4, 4, 1), dtype=None):
+    inputs = keras.Input(shape, dtype=dtype)
+    x = inputs
+    for part in parts:
+        x = part(x)
+    return keras.Model(inputs, x)
+
+
+def pooled(policy):
+    pool = kl.MaxPooling2D(2, dtype=policy)
+    model = model_of(pool, kl.Flatten(dtype=policy), kl.Dense(3, dtype=policy))
+    model.layers[-1].set_weights([np.eye(4, 3), np.arange(3) / 8])
+    return model, pool
+
+
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_attribute_that_no_configuration_shows(policy):
+    model, pool = pooled(policy)
+    x = np.ones((3, 4, 4, 1))  # on which max and average agree
+    assert lip.certify(model, x, verbose=0).radii.max() > 0
+    pool.pool_mode = "average"
+    with pytest.raises(ValueError, match="`pool_mode` is 'average', by its configuration 'max'"):
+        lip.certify(model, x, verbose=0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_layer_that_differs_only_elsewhere_is_found(policy, monkeypatch):
+    """By inputs of the library's own, in every precision: nothing looks at attributes here."""
+    monkeypatch.setattr(float64, "_check_attributes", lambda *arguments: None)
+    model, pool = pooled(policy)
+    pool.pool_mode = "average"
+    with pytest.raises(ValueError, match="own predictions are not those of its evaluation"):
+        lip.certify(model, np.ones((3, 4, 4, 1)), verbose=0)
+    monkeypatch.setattr(evaluation, "probes", lambda shape, dtype: np.ones(shape))
+    assert lip.certify(model, np.ones((3, 4, 4, 1)), verbose=0).radii.max() > 0
+
+
+def softmaxed(*parts):
+    return model_of(*parts, shape=(6,))
+
+
+SOUND = {
+    "OrthogonalDense with softmax": lambda: softmaxed(layers.OrthogonalDense(4, "softmax")),
+    "Dense with log_softmax": lambda: softmaxed(kl.Dense(4, activation="log_softmax")),
+    "softmax twice": lambda: softmaxed(kl.Dense(4), kl.Softmax(), kl.Softmax()),
+    "softmax of softmax": lambda: softmaxed(kl.Dense(4, activation="softmax"), kl.Softmax()),
+    "log_softmax of softmax": lambda: softmaxed(kl.Dense(4), kl.Softmax(), keras.ops.log_softmax),
+    "float16 inside": lambda: softmaxed(
+        kl.Dense(6),
+        lambda x: keras.ops.cast(keras.ops.cast(x, "float16"), "float32"),
+        kl.Dense(4),
+    ),
+    "bfloat16 inside": lambda: softmaxed(
+        lambda x: keras.ops.relu(keras.ops.cast(x, "bfloat16")),
+        lambda x: keras.ops.cast(x, "float32"),
+        kl.Dense(4),
+    ),
+    "a layer in bfloat16": lambda: softmaxed(kl.Dense(6, dtype="bfloat16"), kl.Dense(4)),
+    "an activation that is a layer": lambda: softmaxed(kl.Dense(4), kl.LeakyReLU(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_models_raise_no_alarm(name):
+    model = SOUND[name]()
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    certificate = lip.certify(model, x, verbose=0)
+    assert (certificate.radii > 0).sum() >= 7  # relu may leave a tie
+    assert (certificate.low_precision_differences is None) == ("float16" not in name)
+    own = to_numpy(keras.ops.cast(model.predict(x, verbose=0), "float32"))
+    agreeing = (own.argmax(axis=1) == certificate.predictions).sum()
+    assert agreeing == 8 - (certificate.low_precision_differences or 0)
+
+
+def test_softmax_in_an_orthogonal_head_is_left_out():
+    model = SOUND["OrthogonalDense with softmax"]()
+    plain = softmaxed(layers.OrthogonalDense(4))
+    plain.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(8, 6))
+    certificate, expected = (lip.certify(m, x, verbose=0) for m in (model, plain))
+    np.testing.assert_allclose(certificate.radii, expected.radii, rtol=1e-12)
+    assert "ends in softmax" in certificate.evidence.bound.notes[0]
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-40, 1e-44])
+@pytest.mark.parametrize("place", [0, 1])
+def test_weights_too_small_for_float32_raise_no_alarm(scale, place):
+    """The model's float32 loses digits of such weights, or all; float64 does not."""
+    model = softmaxed(kl.Dense(6, use_bias=False), kl.Dense(4, use_bias=False))
+    kernel = model.layers[1 + place].kernel
+    kernel.assign(scale * np.random.default_rng(0).normal(size=kernel.shape))
+    x = np.random.default_rng(1).normal(size=(8, 6))
+    assert (lip.certify(model, x, verbose=0).radii > 0).all()
+
+
+def test_augmentation_is_noted():
+    model = model_of(kl.RandomFlip(name="flip"), kl.Dropout(0.5), kl.Flatten(), kl.Dense(3))
+    x = np.random.default_rng(0).random((4, 4, 4, 1))
+    (note,) = lip.certify(model, x, verbose=0).evidence.bound.notes
+    assert note.startswith("Layer 'flip': augmentation, which counts as the identity")
+    plain = model_of(kl.Dropout(0.5), kl.Flatten(), kl.Dense(3))
+    assert lip.lipschitz_bound(plain).notes == ()
