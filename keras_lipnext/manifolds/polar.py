@@ -12,7 +12,6 @@ least squared by each step. All functions accept leading batch dimensions and ei
 import functools
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
