@@ -107,6 +107,43 @@ def clipped_relu(negative_slope, max_value):
     )
 
 
+def soft_shrink(threshold):
+    """x, nearer to 0 by `threshold`, and 0 within it."""
+    threshold = np.float64(threshold)
+    return Activation(
+        lambda x: ops.maximum(x - threshold, 0) + ops.minimum(x + threshold, 0),
+        ulps=4.0,
+        least=0.0,
+    )
+
+
+def squareplus(b):
+    """(x + sqrt(x^2 + b)) / 2."""
+    b = np.float64(b)
+    return Activation(
+        lambda x: (x + ops.sqrt(x * x + b)) / 2,
+        at_zero=math.sqrt(b) / 2 * (1 + ROUNDING),
+        least=0.0,
+    )
+
+
+def parametric_relu(alpha):
+    """x for positive x, alpha x for others, alpha an array that is broadcast."""
+    return Activation(
+        lambda x: (
+            ops.maximum(x, 0) + ops.minimum(x, 0) * ops.convert_to_tensor(alpha, dtype="float64")
+        ),
+        float(np.abs(alpha).max(initial=1.0)),
+        ulps=4.0,
+        least=float(alpha.min(initial=1.0)),
+    )
+
+
+def _sparse_plus(x):
+    inner = ops.minimum(ops.maximum(x, -1), 1) + 1
+    return inner * inner / 4 + ops.maximum(x - 1, 0)
+
+
 def _softplus(x):
     return ops.maximum(x, 0) + ops.log1p(ops.exp(-ops.abs(x)))
 
@@ -130,11 +167,10 @@ _FUNCTIONS = {
     "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991, least=-0.1125262),
     "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0),
     "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0),
-    "squareplus": Activation(lambda x: (x + ops.sqrt(x * x + 4)) / 2, at_zero=1.0, least=0.0),
+    "squareplus": squareplus(4.0),
+    "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0),
     "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0),
-    "soft_shrink": Activation(
-        lambda x: ops.maximum(x - 0.5, 0) + ops.minimum(x + 0.5, 0), ulps=4.0, least=0.0
-    ),
+    "soft_shrink": soft_shrink(0.5),
     "tanh": Activation(ops.tanh, least=0.0),
     "tanh_shrink": Activation(lambda x: x - ops.tanh(x), least=0.0),
     "hard_tanh": Activation(lambda x: ops.minimum(ops.maximum(x, -1), 1), ulps=0.0, least=0.0),
@@ -170,8 +206,15 @@ OPERATION_ACTIVATIONS = {
     "HardSigmoid": _FUNCTIONS["hard_sigmoid"],
     "SparseSigmoid": _FUNCTIONS["sparse_sigmoid"],
     "HardSilu": _FUNCTIONS["hard_silu"],
+    "ReLU": lambda operation: clipped_relu(operation.negative_slope, operation.max_value),
+    "SoftShrink": lambda operation: soft_shrink(operation.threshold),
+    "Squareplus": lambda operation: squareplus(operation.b),
+    "SparsePlus": _FUNCTIONS["sparse_plus"],
     "Sin": Activation(ops.sin),
+    "Cos": Activation(ops.cos, at_zero=1.0),
     "Arctan": Activation(ops.arctan, least=0.0),
+    "Arcsinh": Activation(ops.arcsinh, least=0.0),
+    "Erf": Activation(ops.erf, 1.1283792, least=0.0),
 }
 
 _ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in _FUNCTIONS.items()}
@@ -186,6 +229,9 @@ def _of_function(function):
     """The `Activation` that a function, or a layer given as one, is; or None."""
     if type(function) in ACTIVATION_LAYERS:  # `Dense(activation=LeakyReLU(0.1))`
         return find_activation(function)
+    if type(function) is keras.layers.PReLU and function.built:
+        alpha = keras.ops.convert_to_numpy(function.alpha)
+        return parametric_relu(np.asarray(alpha, "float64"))
     return _ACTIVATIONS.get(function) if isinstance(function, collections.abc.Hashable) else None
 
 
@@ -198,10 +244,27 @@ ACTIVATION_LAYERS = {
 }
 
 
+def broken(operation):
+    """Why the settings of a layer or operation leave it without a constant; or None."""
+    threshold = getattr(operation, "threshold", 0)
+    if type(operation).__name__ == "SoftShrink":  # continuous, but for negative thresholds
+        threshold = 0 if threshold >= 0 else threshold
+    if threshold != 0:
+        return f"it jumps at its threshold {threshold}"
+    if (getattr(operation, "max_value", None) or 0) < 0:
+        return f"its max_value is {operation.max_value}"
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if not is_layer and not 2.0**-64 <= getattr(operation, "alpha", 1.0) <= 2.0**64:
+        return f"its alpha is {operation.alpha}: it must be positive, and moderate"
+    if not is_layer and not 0 <= getattr(operation, "b", 0) <= 2.0**64:
+        return f"its b is {operation.b}: it must not be negative, and moderate"
+    return None
+
+
 def find_activation(layer):
     """The `Activation` that a layer is or ends in, or None."""
-    if getattr(layer, "threshold", 0) != 0 or (getattr(layer, "max_value", None) or 0) < 0:
-        return None  # a ReLU that jumps, or answers with something else than 0 to 0
+    if broken(layer):
+        return None
     known = ACTIVATION_LAYERS.get(type(layer))
     return known(layer) if known else _of_function(getattr(layer, "activation", None))
 
@@ -209,8 +272,19 @@ def find_activation(layer):
 def activation_of(layer, context):
     """As `find_activation`; ValueError if there is none."""
     activation = find_activation(layer)
-    if activation is None and is_softmax(layer.activation):
+    function = getattr(layer, "activation", None)
+    if isinstance(function, keras.layers.PReLU) and activation is None:
+        raise context.refusal(
+            "its activation, a PReLU, is not built, so that its weights are neither known nor "
+            "saved: use the layer PReLU behind it"
+        )
+    if isinstance(function, keras.layers.PReLU):
+        context.array(function.alpha)  # refuses what is not finite, or free in training
+    if activation is None and is_softmax(function):
         raise context.refusal(INNER_SOFTMAX)
+    if activation is None and getattr(function, "__name__", None) in NO_CONSTANT:
+        name = function.__name__
+        raise context.refusal(f"its activation {name!r} has no constant: it {NO_CONSTANT[name]}")
     if activation is None:
         name = getattr(layer.activation, "__name__", layer.activation)
         raise context.refusal(
@@ -219,6 +293,15 @@ def activation_of(layer, context):
         )
     return activation
 
+
+# Activations that no constant bounds, by their names in keras.activations, and why.
+NO_CONSTANT = {
+    "exponential": "grows ever steeper",
+    "glu": "multiplies one half of its input by shares made from the other, a product of two "
+    "tensors",
+    "hard_shrink": "jumps at its threshold",
+    "threshold": "jumps at its threshold",
+}
 
 INNER_SOFTMAX = (
     "softmax inside a network has no useful constant; at the end of a model, over the classes, it "
@@ -236,5 +319,7 @@ def is_softmax(function):
 
 def operation_activation(operation):
     """The `Activation` that an operation of `keras.ops` is, or None."""
+    if broken(operation):
+        return None
     known = OPERATION_ACTIVATIONS.get(type(operation).__name__)
     return known(operation) if callable(known) else known

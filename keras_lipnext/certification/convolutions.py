@@ -11,7 +11,10 @@ Notes 1 to 5 hold whatever the size of the image is.
    the last window wraps out of step and the bound does not hold.
 3. Symbol. The infinite convolution's norm is the supremum over the torus of `||W^(theta)||_2`,
    `W^(theta) = sum_t W[t] exp(i t . theta)`. A dilation D evaluates it at D theta: the supremum
-   stays.
+   stays. With a stride s, too, if s and D have no factor in common: with t = s q + r,
+   `y[p] = sum_t W[t] x[s p + D t]` is `sum_q W_q X[p + D q]` over the blocks
+   `X[p] = (x[s p + D r])_r`, and D r takes each remainder of s once. A common factor g only leaves
+   out entries: `y` reads none but each g-th of `x`, by a stride s / g and a dilation D / g.
 4. Grid. One axis, taps t = 0..d, N > d points theta_j = 2 pi j / N. Times a phase, the symbol is
    `sum_t W[t] exp(i m theta)` with m = t - d / 2. Let
 
@@ -74,8 +77,8 @@ def convolution_norm_bound(
         kernel: Array of shape (*spatial, in_channels // groups, out_channels), 1 to 3 spatial axes.
         strides: Integer, or one for each spatial axis.
         groups: Integer, divides out_channels.
-        dilation_rate: Integer, or one for each spatial axis. Does not change the bound of images
-            of any size.
+        dilation_rate: Integer, or one for each spatial axis. Changes the bound of images of any
+            size only where it has a factor in common with the strides.
         sides: The spatial sides of the images; None, or one of them None, if any may come.
         padding: "valid", "same" or "causal", as Keras means them; with `sides`.
         excess: What the bound may be too large by, relatively, to be found faster.
@@ -84,8 +87,8 @@ def convolution_norm_bound(
         Float.
 
     Raises:
-        ValueError: for shapes, strides or groups that do not fit, strides together with dilation,
-            non-finite entries, or if the norm may overflow.
+        ValueError: for shapes, strides or groups that do not fit, non-finite entries, or if the
+            norm may overflow.
     """
     w = real_array(kernel)
     if not 3 <= w.ndim <= 5 or 0 in w.shape:
@@ -95,11 +98,6 @@ def convolution_norm_bound(
         )
     strides = _positive("strides", strides, w.ndim - 2)
     dilation_rate = _positive("dilation_rate", dilation_rate, w.ndim - 2)
-    if max(strides) > 1 and max(dilation_rate) > 1:
-        raise ValueError(
-            "Strides and dilation together have no bound here. "
-            f"Received: strides={strides}, dilation_rate={dilation_rate}"
-        )
     (groups,) = _positive("groups", groups, 1)
     if w.shape[-1] % groups:
         raise ValueError(
@@ -110,6 +108,7 @@ def convolution_norm_bound(
     if small is not None:
         name = ("small images", strides, groups, dilation_rate, tuple(sides), padding)
         return remembered(name, w, lambda: scaled(w, small, _largest_norm))
+    strides = tuple(s // math.gcd(s, d) for s, d in zip(strides, dilation_rate))
     taps = [-(-k // s) for k, s in zip(w.shape, strides)]
     if groups == 1 and np.prod(taps) == 1:
         return spectral_norm_bound(w.reshape(-1, w.shape[-1]))

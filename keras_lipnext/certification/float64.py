@@ -13,11 +13,12 @@ from keras_lipnext.certification.activations import (
     is_softmax,
     operation_activation,
 )
+from keras_lipnext.certification.axis_maps import AXIS_MAPS, applied
 from keras_lipnext.certification.calls import plain_settings
 from keras_lipnext.certification.graph import Value
-from keras_lipnext.certification.layer_rules import IDENTITIES
+from keras_lipnext.certification.layer_rules import IDENTITIES, slice_step
 from keras_lipnext.certification.lipschitz import read
-from keras_lipnext.certification.operation_rules import ARITHMETIC
+from keras_lipnext.certification.operation_rules import NUMERIC
 from keras_lipnext.certification.rules import find_rule
 from keras_lipnext.layers._channels import title
 
@@ -143,10 +144,18 @@ def _evaluation(step, is_head, twins):
             return lambda x: x
         if step.kind == "Clip":
             return _clip(operation)
+        if step.kind == "Pad":  # some backends take nothing but a Python number
+            return lambda x, value=None, constant_values=None: operation.call(
+                x, _number(constant_values if value is None else value)
+            )
         activation = operation_activation(operation)
         return activation.function if activation else operation.call
     if type(operation) in IDENTITIES:
         return lambda x, **kwargs: x
+    if type(operation) in AXIS_MAPS:
+        return lambda x, **kwargs: applied(operation, x)
+    if type(operation) is keras.layers.TimeDistributed:
+        return _on_slices(_evaluation(slice_step(step), False, twins))
     # What a layer of someone else's does with an attribute of that name is not known.
     rule = find_rule(step)
     known = is_head or (rule is not None and rule.proven)
@@ -169,6 +178,16 @@ def _evaluation(step, is_head, twins):
     return twin
 
 
+def _on_slices(function):
+    """The function applied to slices along the first axis, which become samples for it."""
+
+    def apply(x, **kwargs):
+        y = function(keras.ops.reshape(x, (-1, *x.shape[2:])))
+        return keras.ops.reshape(y, (-1, x.shape[1], *y.shape[1:]))
+
+    return apply
+
+
 def _float64_layer(step, index, settings, known):
     layer = step.operation
     try:
@@ -187,10 +206,13 @@ def _float64_layer(step, index, settings, known):
         lambda a: inputs[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
     )
     twin(*args, **kwargs)
-    built, stored = ([tuple(w.shape) for w in each.weights] for each in (twin, layer))
+    # A PReLU as an activation has weights of its own, and is evaluated by its formula.
+    apart = {id(w) for w in getattr(getattr(layer, "activation", None), "weights", ())}
+    own = [w for w in layer.weights if id(w) not in apart]
+    built, stored = ([tuple(w.shape) for w in each] for each in (twin.weights, own))
     if built != stored:
         raise _changed(step, f"it holds weights of shapes {stored}, its configuration says {built}")
-    for target, source in zip(twin.weights, layer.weights, strict=True):
+    for target, source in zip(twin.weights, own, strict=True):
         values = keras.ops.convert_to_numpy(source)
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(source.dtype)):
             values = np.asarray(values, "float64")
@@ -251,12 +273,16 @@ def _float64_config(layer, name):
 def _constant(value, kind):
     """A constant of an operation: numbers that are computed with as float64 tensors."""
     tensor = hasattr(value, "shape") and hasattr(value, "dtype")
-    if not tensor and (type(value) is not float and kind not in ARITHMETIC):
+    if not tensor and (type(value) is not float and kind not in NUMERIC):
         return value  # an axis, a shape, a slice
     array = np.asarray(keras.ops.convert_to_numpy(value) if tensor else value)
-    if array.dtype.kind in "iub" and kind not in ARITHMETIC:
+    if array.dtype.kind in "iub" and kind not in NUMERIC:
         return array
     return keras.ops.convert_to_tensor(array.astype("float64"), dtype="float64")
+
+
+def _number(value):
+    return None if value is None else float(keras.ops.convert_to_numpy(value))
 
 
 def _clip(operation):

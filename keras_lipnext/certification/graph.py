@@ -175,6 +175,11 @@ def _collect(model, given, steps, counter, prefix):
             _check_same_shape(operation, "makes outputs of", operation.outputs[0], made_shape)
             values[id(node.output_tensors[0])] = made
             continue
+        if type(operation) is keras.layers.SpectralNormalization and not (
+            unusual or replaced(operation)
+        ):
+            # At inference it is the layer that it wraps, whose kernel it divided in training.
+            operation, kwargs = operation.layer, {}
         parts = (operation,)
         if type(operation) is layers.LipNeXtBlock and not unusual and not replaced(operation):
             parts = operation.parts

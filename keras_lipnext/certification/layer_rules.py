@@ -1,15 +1,29 @@
 """The rules of this library's layers and of those of Keras that have a Lipschitz constant."""
 
+import dataclasses
 import math
 
 import keras
 import numpy as np
 
 from keras_lipnext import layers
-from keras_lipnext.certification.activations import ACTIVATION_LAYERS, INNER_SOFTMAX, activation_of
+from keras_lipnext.certification.activations import (
+    ACTIVATION_LAYERS,
+    INNER_SOFTMAX,
+    activation_of,
+    broken,
+)
+from keras_lipnext.certification.contractions import NoContraction, einsum_axes, matrices
 from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import TINY, added, linear, scaled
-from keras_lipnext.certification.rules import COARSE, ROUNDING, Bound, library_rule, size
+from keras_lipnext.certification.rounding import (
+    TINY,
+    added,
+    block_diagonal,
+    linear,
+    repeated,
+    scaled,
+)
+from keras_lipnext.certification.rules import COARSE, ROUNDING, Bound, find_rule, library_rule, size
 
 kl = keras.layers
 
@@ -138,6 +152,19 @@ def activated(layer, context):
 def dense(layer, context):
     _check_plain(layer, context)
     yield linear(context, linear_norm(layer, context), layer.kernel, layer.kernel.shape[0])
+    yield from _bias_and_activation(layer, context)
+
+
+@library_rule(kl.EinsumDense)
+def einsum_dense(layer, context):
+    _check_plain(layer, context)
+    try:
+        axes = einsum_axes(layer.equation, len(context.input_shape) + 1)
+        weights = context.array(layer.kernel)
+        blocks = matrices(axes, (None, *context.input_shape), weights)
+    except NoContraction as error:
+        raise context.refusal(str(error)) from error
+    yield block_diagonal(context, blocks)
     yield from _bias_and_activation(layer, context)
 
 
@@ -272,10 +299,8 @@ def _check_plain(layer, context):
 
 @library_rule(*ACTIVATION_LAYERS)
 def activation_layer(layer, context):
-    if getattr(layer, "threshold", 0) != 0:
-        raise context.refusal(f"it jumps at its threshold {layer.threshold}")
-    if (getattr(layer, "max_value", None) or 0) < 0:
-        raise context.refusal(f"its max_value is {layer.max_value}")
+    if broken(layer):
+        raise context.refusal(broken(layer))
     return activation_of(layer, context).bound(context.output_shape)
 
 
@@ -283,6 +308,30 @@ def activation_layer(layer, context):
 def parametric_relu(layer, context):
     constant = max(1.0, context.largest(layer.alpha))
     return Bound(constant, relative=4 * ROUNDING * constant)
+
+
+@library_rule(kl.TimeDistributed)
+def time_distributed(layer, context):
+    """The wrapped layer, applied to each slice: together they are one block diagonal map."""
+    step = slice_step(context.step)
+    rule = find_rule(step)
+    if rule is None or not rule.proven:
+        raise context.refusal(f"the library has no rule for the layer it wraps, {step.kind}")
+    answer = rule.function(step.operation, context.of_slices(step))
+    for bound in (answer,) if isinstance(answer, Bound) else answer:
+        yield repeated(bound, size(context.input_shape[:1]))
+
+
+def slice_step(step):
+    """The step of the layer that a `TimeDistributed` wraps, on one slice."""
+    shapes = [
+        tuple((shape[0], *shape[2:]) for shape in shapes)
+        for shapes in (step.input_shapes, step.output_shapes)
+    ]
+    wrapped = step.operation.layer
+    return dataclasses.replace(
+        step, operation=wrapped, kwargs={}, input_shapes=shapes[0], output_shapes=shapes[1]
+    )
 
 
 @library_rule(kl.Softmax)
@@ -296,14 +345,16 @@ def softmax(layer, context):
 @library_rule(kl.Rescaling)
 def rescaling(layer, context):
     scale, offset = np.asarray(layer.scale), np.asarray(layer.offset)
-    # The layer looks the format up, and moves the axis of its numbers accordingly.
-    last = keras.config.image_data_format() == "channels_last"
+    # The layer looks the format up, and moves the axis of its scale, not of its offset.
+    if scale.ndim and keras.config.image_data_format() == "channels_first":
+        scale = scale.reshape(scale.shape + (1,) * (3 - scale.ndim))
+    whole = (1, *context.input_shape)
     for values in (scale, offset):
-        per_entry = values.shape == (1,) * (values.ndim - 1) + context.input_shape[-1:]
-        if values.ndim and not (last and per_entry and values.ndim <= len(context.input_shape) + 1):
+        sides = zip(values.shape[::-1], whole[::-1])
+        if values.ndim > len(whole) or not all(side in (1, n) for side, n in sides):
             raise context.refusal(
                 f"its scale or offset of shape {values.shape} is neither one number nor one for "
-                "each entry of the last axis"
+                f"each entry of some axes of inputs of shape {context.input_shape}"
             )
     yield scaled(context, scale)
     yield added(context, offset)

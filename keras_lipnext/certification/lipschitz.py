@@ -46,6 +46,7 @@ CONVERTING = (
     keras.layers.Permute,
     keras.layers.Cropping1D,
     keras.layers.Cropping2D,
+    keras.layers.CenterCrop,
     keras.layers.ZeroPadding1D,
     keras.layers.ZeroPadding2D,
     *layer_rules.IDENTITIES,
@@ -402,7 +403,7 @@ def step_bounds(step, context):
         raise context.refusal(f"it is called with {unusual}, not as at inference")
     arguments = keras.tree.flatten(step.args[:1] if is_layer else step.args)
     constants = [a for a in arguments if hasattr(a, "shape")]
-    if constants and (is_layer or step.kind not in operation_rules.ARITHMETIC):
+    if constants and (is_layer or step.kind not in operation_rules.READING_CONSTANTS):
         raise context.refusal("it reads a constant: add or multiply constants by keras.ops")
     answer = rule.function(step.operation, context)
     if isinstance(answer, numbers.Real):

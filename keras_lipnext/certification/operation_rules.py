@@ -10,26 +10,43 @@ import numpy as np
 
 from keras_lipnext.certification.activations import (
     INNER_SOFTMAX,
+    NO_CONSTANT,
     OPERATION_ACTIVATIONS,
+    broken,
     operation_activation,
+)
+from keras_lipnext.certification.contractions import (
+    NoContraction,
+    einsum_axes,
+    matmul_axes,
+    matrices,
+    tensordot_axes,
 )
 from keras_lipnext.certification.graph import Value
 from keras_lipnext.certification.merging_rules import merged
 from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import added, scaled
+from keras_lipnext.certification.rounding import added, block_diagonal, scaled
 from keras_lipnext.certification.rules import ROUNDING, Bound, operation_rule, size
 
 
 @operation_rule(*OPERATION_ACTIVATIONS)
 def activation(operation, context):
-    if not 2.0**-64 <= getattr(operation, "alpha", 1.0) <= 2.0**64:
-        raise context.refusal(f"its alpha is {operation.alpha}: it must be positive, and moderate")
+    if broken(operation):
+        raise context.refusal(broken(operation))
     return operation_activation(operation).bound(context.output_shape)
 
 
 @operation_rule("Softmax", "LogSoftmax")
 def softmax(operation, context):
     raise context.refusal(INNER_SOFTMAX)
+
+
+@operation_rule("Glu", "Exp", "HardShrink", "Threshold")
+def without_constant(operation, context):
+    name = {"Glu": "glu", "Exp": "exponential", "HardShrink": "hard_shrink"}
+    raise context.refusal(
+        f"it has no constant: it {NO_CONSTANT[name.get(context.step.kind, 'threshold')]}"
+    )
 
 
 @operation_rule("Negative", "Absolute", "Abs", "Fabs", "Copy", "StopGradient")
@@ -55,6 +72,11 @@ def cast(operation, context):
 
 # Arithmetic between tensors, or of one tensor and a constant.
 ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")
+# Products that sum over axes, likewise.
+PRODUCTS = ("Matmul", "Dot", "Tensordot", "Einsum")
+# Operations whose constants are real numbers that are computed with, and all that may read one.
+NUMERIC = ARITHMETIC + PRODUCTS
+READING_CONSTANTS = (*NUMERIC, "Pad", "Take")
 
 
 def _constant(context):
@@ -109,6 +131,38 @@ def extremum(operation, context):
     return (bound, Bound(1.0, context.offset_norm(constant)))
 
 
+@operation_rule(*PRODUCTS)
+def product(operation, context):
+    """Of a tensor and a constant: a linear map of the samples."""
+    operands = context.step.args
+    tensors = [isinstance(v, Value) for v in operands]
+    if len(operands) != 2 or context.step.kwargs or sum(tensors) != 1:
+        raise context.refusal("a product of several tensors has no Lipschitz constant")
+    first, constant = tensors[0], operands[tensors.index(False)]
+    weights = context.array(_numbers(constant))
+    shape = (None, *context.input_shape)
+    try:
+        axes = _product_axes(operation, context.step.kind, len(shape), weights.ndim, first)
+        blocks = matrices(axes, shape, weights)
+    except NoContraction as error:
+        raise context.refusal(str(error)) from error
+    return block_diagonal(context, blocks)
+
+
+def _product_axes(operation, kind, rank, weights_rank, tensor_first):
+    """(tensor, weights, output), a letter an axis."""
+    if kind == "Einsum":
+        inputs, _, output = operation.subscripts.partition("->")
+        operands = inputs.split(",")[:: 1 if tensor_first else -1]
+        subscripts = ",".join(operands) + ("->" + output if output else "")
+        return einsum_axes(subscripts, rank)
+    if kind == "Matmul" or (kind == "Dot" and tensor_first and weights_rank <= 2):
+        return matmul_axes(rank, weights_rank, tensor_first)
+    if kind == "Tensordot" and tensor_first:
+        return tensordot_axes(rank, weights_rank, operation.axes)
+    raise NoContraction("its constant stands first, or has many axes: use keras.ops.einsum")
+
+
 # Rearrangements.
 
 
@@ -153,8 +207,9 @@ def swapaxes(operation, context):
     return Bound(1.0)
 
 
-@operation_rule("Flip", "Roll", "Squeeze", "Split")
+@operation_rule("Flip", "Roll", "Squeeze", "Split", "Sort")
 def along_axes(operation, context):
+    """Sorting does not increase distances: equal order is what brings two vectors nearest."""
     _axes(context, operation.axis)
     return Bound(1.0)
 
@@ -169,13 +224,79 @@ def along_new_axes(operation, context):
 
 @operation_rule("Pad")
 def pad(operation, context):
-    values = [v for v in context.step.args[1:] if v is not None]
-    if operation.mode != "constant" or values or context.step.kwargs.get("constant_values"):
-        raise context.refusal("it pads with something else than zeros")
+    """Copies entries, or adds a constant: as often as an entry occurs on an axis, it counts."""
     widths = operation.pad_width
     if len(widths) == 1 or any(widths[0]):
         raise context.refusal("it pads the batch axis")
-    return Bound(1.0)
+    given = [*context.step.args[1:], *context.step.kwargs.values()]
+    if any(isinstance(v, Value) for v in given):
+        raise context.refusal("it pads with a tensor, not with one number")
+    value = context.array(_numbers(([v for v in given if v is not None] or [0.0])[0]))
+    if value.ndim:
+        raise context.refusal("it pads with an array, not with one number")
+    if operation.mode == "constant":
+        added = size(context.output_shape) - size(context.input_shape)
+        offset = abs(float(value)) * math.sqrt(added) if value else 0.0
+        return Bound(1.0, offset * (1 + 4 * ROUNDING))
+    largest = max(n for pair in widths for n in pair)
+    if operation.mode != "reflect" and (operation.mode != "symmetric" or largest > 1):
+        raise context.refusal(
+            f"the backends of Keras pad {largest} entries by {operation.mode!r} in different ways: "
+            "use 'reflect'"
+        )
+    return _copies(
+        context,
+        (
+            np.pad(np.arange(_known(context, n)), pair, mode=operation.mode)
+            for n, pair in zip(context.input_shape, widths[1:])
+            if any(pair)
+        ),
+    )
+
+
+def _numbers(value):
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def _known(context, side):
+    """The size of an axis; refuses one that is unknown."""
+    if side is None:
+        raise context.refusal(f"the sizes of its input {context.input_shape} are unknown")
+    return side
+
+
+def _copies(context, indices):
+    """`Bound` of taking entries by these indices on some axes: the most copies of one entry."""
+    copies = math.prod(int(np.unique(i, return_counts=True)[1].max()) for i in indices)
+    return Bound(math.sqrt(copies) * (1 + ROUNDING))
+
+
+@operation_rule("Take")
+def take(operation, context):
+    (axis,) = _axes(context, operation.axis)
+    indices = [*context.step.args[1:], *context.step.kwargs.values()]
+    if len(indices) != 1 or any(isinstance(v, Value) for v in keras.tree.flatten(indices)):
+        raise context.refusal("its indices are not constant")
+    indices = _numbers(indices[0])
+    side = _known(context, context.input_shape[axis - 1])
+    if indices.dtype.kind not in "iu" or not ((-side <= indices) & (indices < side)).all():
+        raise context.refusal(f"not all its indices are whole numbers from {-side} to {side - 1}")
+    return _copies(context, [indices % side])
+
+
+@operation_rule("Repeat")
+def repeat(operation, context):
+    _axes(context, operation.axis)
+    return Bound(math.sqrt(np.max(_numbers(operation.repeats))) * (1 + ROUNDING))
+
+
+@operation_rule("Tile")
+def tile(operation, context):
+    repeats = np.atleast_1d(_numbers(operation.repeats)).tolist()
+    rank = len(context.input_shape) + 1
+    if len(repeats) > rank or (len(repeats) == rank and repeats[0] != 1):
+        raise context.refusal("it works on the batch axis")
+    return Bound(math.sqrt(math.prod(repeats)) * (1 + ROUNDING))
 
 
 @operation_rule("GetItem")
@@ -219,6 +340,57 @@ def mean(operation, context):
         return Bound(1.0, relative=math.inf)  # of one entry at least; known when certifying
     constant = (1 + 2 * ROUNDING) / math.sqrt(count)
     return Bound(constant, relative=2 * gamma(count + 2) * constant)
+
+
+@operation_rule("Cumsum")
+def cumulative_sum(operation, context):
+    """The triangular matrix of n ones has norm 1 / (2 sin(pi / (4 n + 2))).
+
+    The inverse of T^T T is the second difference, with eigenvalues 4 sin^2 of these angles.
+    """
+    (axis,) = _axes(context, operation.axis)
+    if operation.dtype is not None:
+        raise context.refusal(f"it computes in {operation.dtype}: leave its dtype to the input")
+    count = _known(context, context.input_shape[axis - 1])
+    constant = (1 + 16 * ROUNDING) / (2 * math.sin(math.pi / (4 * count + 2)))
+    return Bound(constant, relative=2 * gamma(count + 2) * constant)
+
+
+@operation_rule("Norm")
+def norm(operation, context):
+    """Of vectors, or of matrices as vectors: distances of norms are at most norms of distances."""
+    axes, order = _axes(context, operation.axis), operation.ord
+    if order == math.inf and len(axes) == 1:
+        return Bound(1.0)
+    if order == 1 and len(axes) == 1:
+        return sum_of(operation, context)
+    if not (order is None or order == (2 if len(axes) == 1 else "fro")):
+        raise context.refusal(f"its order {order!r} over {len(axes)} axes has no rule here")
+    count = _count(context, operation)
+    # Half the rounding of the sum; squares that vanish, as in L2Pool.
+    vanishing = math.sqrt(size(context.input_shape)) * 2.0**-500
+    rounding = math.inf if count is None else (count + 8) * ROUNDING
+    return Bound(1.0, relative=rounding, absolute=vanishing)
+
+
+@operation_rule("Logsumexp")
+def log_sum_exp(operation, context):
+    """Its gradient is softmax, of a sum and so a norm of at most 1; log(n) at zero.
+
+    Evaluated as m + log(sum exp(x - m)), m the largest entry: exp's argument is off by the
+    rounding of 2 |x|, the sum relatively by that of n terms, and the result by its own.
+    """
+    count = _count(context, operation)
+    if count is None:
+        raise context.refusal(f"the number of terms of {context.input_shape} is unknown")
+    groups = math.sqrt(size(context.output_shape))
+    offset = (math.log(count) + 2 * ROUNDING) * groups
+    return Bound(
+        1.0,
+        offset,
+        relative=64 * ROUNDING,
+        absolute=ROUNDING * ((2 * count + 64) * groups + 64 * offset),
+    )
 
 
 @operation_rule("Max", "Min", "Amax", "Amin")

@@ -5,7 +5,15 @@ import math
 import keras
 import numpy as np
 
+from keras_lipnext.certification.axis_maps import (
+    AXIS_MAPS,
+    INTERPOLATIONS,
+    adaptive_average,
+    spatial_axes,
+    windows_in_float32,
+)
 from keras_lipnext.certification.norms import gamma
+from keras_lipnext.certification.rounding import mapped
 from keras_lipnext.certification.rules import ROUNDING, Bound, library_rule, size
 
 kl = keras.layers
@@ -59,10 +67,82 @@ def global_average_pooling(layer, context):
     return Bound(constant, relative=2 * gamma(int(positions) + 2) * constant)
 
 
+def _axis_maps(layer, context):
+    """`Bound`s of a layer of `AXIS_MAPS`."""
+    shape = (None, *context.input_shape)
+    if None in (shape[axis] for axis in spatial_axes(layer, len(shape))):
+        raise context.refusal(f"the size of its input of shape {context.input_shape} is unknown")
+    return tuple(mapped(context, AXIS_MAPS[type(layer)](layer, shape)))
+
+
+def _interpolation(layer, context):
+    """Refuses what the backends of Keras do in different ways, or what is not linear."""
+    if layer.interpolation not in INTERPOLATIONS:
+        raise context.refusal(
+            f"its interpolation is {layer.interpolation!r}, which the backends of Keras do in "
+            "different ways: use 'nearest' or 'bilinear'"
+        )
+
+
+@library_rule(kl.AdaptiveAveragePooling1D, kl.AdaptiveAveragePooling2D, kl.AdaptiveAveragePooling3D)
+def adaptive_average_pooling(layer, context):
+    _check_windows(layer, context)
+    return _axis_maps(layer, context)
+
+
+@library_rule(kl.AdaptiveMaxPooling1D, kl.AdaptiveMaxPooling2D, kl.AdaptiveMaxPooling3D)
+def adaptive_max_pooling(layer, context):
+    """As max pooling: an entry counts once a window, on each axis."""
+    times = 1
+    for inputs, outputs in _check_windows(layer, context):
+        times *= int((adaptive_average(inputs, outputs) > 0).sum(axis=1).max())
+    return Bound(math.sqrt(times) * (1 + ROUNDING))
+
+
+def _check_windows(layer, context):
+    """[(inputs, outputs)] of the axes of an adaptive pooling; refuses where backends differ."""
+    shape = (None, *context.input_shape)
+    sides = [
+        (shape[axis], outputs)
+        for axis, outputs in zip(spatial_axes(layer, len(shape)), layer.output_size)
+    ]
+    for inputs, outputs in sides:
+        if inputs is None:
+            raise context.refusal(f"the size of its input of shape {shape[1:]} is unknown")
+        if outputs > inputs or not windows_in_float32(inputs, outputs):
+            raise context.refusal(
+                f"the backends of Keras pool {inputs} entries to {outputs} in different ways; an "
+                "AveragePooling or MaxPooling of known windows has a rule"
+            )
+    return sides
+
+
+@library_rule(kl.Resizing)
+def resizing(layer, context):
+    _interpolation(layer, context)
+    for option in ("antialias", "crop_to_aspect_ratio", "pad_to_aspect_ratio"):
+        if getattr(layer, option):
+            raise context.refusal(f"its {option} is on")
+    return _axis_maps(layer, context)
+
+
+@library_rule(kl.CenterCrop)
+def center_crop(layer, context):
+    shape = (None, *context.input_shape)
+    sides = [shape[axis] for axis in spatial_axes(layer, len(shape))]
+    if None in sides or sides[0] < layer.height or sides[1] < layer.width:
+        raise context.refusal(
+            f"it resizes images that are smaller than {layer.height} x {layer.width}, as those of "
+            f"shape {context.input_shape} may be: use Resizing, or larger images"
+        )
+    return Bound(1.0)
+
+
 @library_rule(kl.UpSampling1D, kl.UpSampling2D, kl.UpSampling3D)
 def up_sampling(layer, context):
     if getattr(layer, "interpolation", "nearest") != "nearest":
-        raise context.refusal(f"its interpolation is {layer.interpolation!r}: use 'nearest'")
+        _interpolation(layer, context)
+        return _axis_maps(layer, context)
     return Bound(math.sqrt(math.prod(np.atleast_1d(layer.size))) * (1 + ROUNDING))
 
 

@@ -9,11 +9,12 @@ since the operation is applied to the computed value, whose norm is at most r + 
 [Higham, Accuracy and Stability of Numerical Algorithms, chapter 3]
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
-from keras_lipnext.certification.norms import gamma
+from keras_lipnext.certification.norms import gamma, spectral_norm_bound
 from keras_lipnext.certification.rules import ROUNDING, Bound, size
 
 # Above every number that underflows, times what one operation may multiply it by: backends may
@@ -37,6 +38,36 @@ def linear(context, norm, kernel, terms):
         relative=2 * gamma(terms + 2) * magnitude + TINY * size(kernel.shape),
         absolute=underflow * size(context.output_shape),
     )
+
+
+def block_diagonal(context, kernels):
+    """As `linear`, of kernels (groups, inputs, outputs) that each act on entries of their own."""
+    norm = context.largest_norm(kernels)
+    bounds = [linear(context, norm, kernel, kernel.shape[0]) for kernel in kernels]
+    return Bound(
+        norm,
+        relative=max(bound.relative for bound in bounds),
+        absolute=max(bound.absolute for bound in bounds),
+    )
+
+
+def mapped(context, maps):
+    """`Bound`s of applying to each axis of `maps`, {axis: matrix}, its matrix of entries >= 0.
+
+    The matrices' entries are rounded, each once, relatively.
+    """
+    for matrix in maps.values():
+        norm = spectral_norm_bound(matrix) * (1 + 2 * ROUNDING)
+        bound = linear(context, norm, matrix, len(matrix))
+        # Between two axes a tensor may be larger than the output.
+        yield dataclasses.replace(bound, absolute=bound.absolute * size(context.input_shape))
+
+
+def repeated(bound, count):
+    """`Bound` of the map applied to each of `count` parts of a tensor, as one tensor."""
+    root = math.sqrt(count) * (1 + ROUNDING)
+    offset, absolute = (root * v if v else 0.0 for v in (bound.offset, bound.absolute))
+    return dataclasses.replace(bound, offset=offset, absolute=absolute)
 
 
 def added(context, values):

@@ -109,7 +109,7 @@ def find_rule(step):
     """The `Rule` for a step of a graph, or None."""
     operation = step.operation
     if not isinstance(operation, keras.layers.Layer):
-        ours = type(operation).__module__.startswith("keras.src.ops.")
+        ours = type(operation).__module__.startswith(("keras.src.ops.", "keras.src.activations."))
         return _OPERATIONS.get(type(operation).__name__) if ours else None
     if replaced(operation):
         return None  # an instance whose methods were replaced is not what its class says
@@ -152,6 +152,12 @@ class Context:
         self.input_shape = self.input_shapes[0]
         self.output_shape = shapes[step.outputs[0]][1:]
 
+    def of_slices(self, step):
+        """The context of a step that works on slices of this one's, along its first axis."""
+        slices = (s[1:] for s in (*self.input_shapes, self.output_shape))
+        indices = (*step.inputs, *step.outputs)
+        return type(self)(step, {i: (None, *s) for i, s in zip(indices, slices)})
+
     def refusal(self, reason):
         return refusal(self.step.title, reason)
 
@@ -185,6 +191,10 @@ class Context:
     def norm(self, kernel):
         """Upper bound of the spectral norm of a matrix."""
         return self._proven(spectral_norm_bound, kernel)
+
+    def largest_norm(self, kernels):
+        """Upper bound of the spectral norms of matrices, shape (count, inputs, outputs)."""
+        return self._proven(lambda values: max(map(spectral_norm_bound, values)), kernels)
 
     def convolution_norm(
         self, kernel, strides=1, groups=1, dilation_rate=1, sides=None, padding=None
@@ -255,6 +265,9 @@ class NominalContext(Context):
         if not isinstance(getattr(kernel, "constraint", None), Stiefel):
             raise self._free()
         return 1.0
+
+    def largest_norm(self, kernels):
+        raise self._free()
 
     def convolution_norm(self, kernel, *arguments):
         raise self._free()

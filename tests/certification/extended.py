@@ -4,7 +4,9 @@ It shares no code with the library or with Keras: what it disagrees with is a fi
 whose longdouble is float64 the tests that need it are skipped.
 """
 
+import fractions
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -47,6 +49,10 @@ def elu(alpha):
     return lambda x: np.where(x > 0, x, c(alpha) * np.expm1(np.minimum(x, 0)))
 
 
+def parametric_relu(layer, x):
+    return np.where(x > 0, x, wide(layer.alpha) * x)
+
+
 def gelu_tanh(x):
     inner = np.sqrt(2 / PI) * (x + c(0.044715) * x**3)
     return x * (1 + np.tanh(inner)) / 2
@@ -69,6 +75,7 @@ ACTIVATIONS = {
         x > 0, (x + np.sqrt(x * x + 4)) / 2, 2 / (np.sqrt(x * x + 4) + abs(x))
     ),
     "softsign": lambda x: x / (1 + abs(x)),
+    "sparse_plus": lambda x: np.where(abs(x) < 1, (x + 1) ** 2 / 4, np.maximum(x, 0)),
     "soft_shrink": lambda x: np.sign(x) * np.maximum(abs(x) - LONG(0.5), 0),
     "tanh": np.tanh,
     "tanh_shrink": lambda x: x - np.tanh(x),
@@ -81,6 +88,8 @@ ACTIVATIONS = {
 
 
 def activated(layer, x):
+    if isinstance(layer.activation, keras.layers.PReLU):
+        return parametric_relu(layer.activation, x)
     name = layer.activation.__name__
     return x if name in ("softmax", "log_softmax") else ACTIVATIONS[name](x)
 
@@ -264,7 +273,86 @@ def cropped(layer, x):
     return x[(slice(None), *(slice(a, n - b) for (a, b), n in zip(crops, x.shape[1:-1])))]
 
 
+def along(x, axis, rows):
+    """Each output entry of an axis a function of the input's entries of that axis."""
+    x = np.moveaxis(x, axis, 0)
+    return np.moveaxis(np.stack([row(x) for row in rows]), 0, axis)
+
+
+def fraction(value):
+    return LONG(value.numerator) / LONG(value.denominator)
+
+
+def interpolating(kind, inputs, outputs):
+    """What each output entry of a resized axis is, from exact positions."""
+    for i in range(outputs):
+        centre = fractions.Fraction(2 * i + 1, 2) * inputs / outputs
+        if kind == "nearest":
+            yield lambda x, k=int(centre): x[k]
+            continue
+        place = min(max(centre - fractions.Fraction(1, 2), 0), inputs - 1)
+        low = int(place)
+        high, part = min(low + 1, inputs - 1), fraction(place - low)
+        yield lambda x, a=low, b=high, t=part: x[a] * (1 - t) + x[b] * t
+
+
+def resized(kind, first_axis, sizes, x):
+    for axis, size in enumerate(sizes, start=first_axis):
+        x = along(x, axis, interpolating(kind, x.shape[axis], size))
+    return x
+
+
+def first_spatial(layer):
+    return 2 if layer.data_format == "channels_first" else 1
+
+
+def resizing(layer, x):
+    return resized(layer.interpolation, first_spatial(layer), (layer.height, layer.width), x)
+
+
+def adaptive_pooling(reduce):
+    def pool(layer, x):
+        for axis, outputs in enumerate(layer.output_size, start=first_spatial(layer)):
+            inputs = x.shape[axis]
+            cuts = [fractions.Fraction(i * inputs, outputs) for i in range(outputs + 1)]
+            slices = [slice(math.floor(a), math.ceil(b)) for a, b in itertools.pairwise(cuts)]
+            x = along(x, axis, [lambda x, s=s: reduce(x[s]) for s in slices])
+        return x
+
+    return pool
+
+
+def centre_cropped(layer, x):
+    first = first_spatial(layer)
+    for axis, size in enumerate((layer.height, layer.width), start=first):
+        start = (x.shape[axis] - size) // 2
+        x = x.take(range(start, start + size), axis=axis)
+    return x
+
+
+def einsum_dense(layer, x):
+    y = np.einsum(layer.equation, x, wide(layer.kernel))
+    return activated(layer, y if layer.bias is None else y + wide(layer.bias))
+
+
+def time_distributed(layer, x):
+    inner = layer.layer
+    slices = [LAYERS[type(inner).__name__](inner, x[:, t]) for t in range(x.shape[1])]
+    return np.stack(slices, axis=1)
+
+
+def rescaled(layer, x):
+    scale, offset = (np.asarray(v, "float64").astype(LONG) for v in (layer.scale, layer.offset))
+    if scale.ndim == 1 and keras.config.image_data_format() == "channels_first":
+        scale = scale[:, None, None]
+    return x * scale + offset
+
+
 def upsampled(layer, x):
+    if getattr(layer, "interpolation", "nearest") == "bilinear":
+        first = first_spatial(layer)
+        sizes = [n * x.shape[a] for a, n in enumerate(layer.size, start=first)]
+        return resized("bilinear", first, sizes, x)
     for axis, times in enumerate(np.atleast_1d(layer.size), start=1):
         x = np.repeat(x, times, axis=axis)
     return x
@@ -411,15 +499,22 @@ LAYERS = {
     "GlobalAveragePooling2D": lambda layer, x: x.mean(axis=(1, 2), keepdims=layer.keepdims),
     "BatchNormalization": batch_normalization,
     "Normalization": normalization,
-    "Rescaling": lambda layer, x: (
-        x * np.asarray(layer.scale, "float64").astype(LONG)
-        + np.asarray(layer.offset, "float64").astype(LONG)
-    ),
+    "Rescaling": rescaled,
+    "Resizing": resizing,
+    "CenterCrop": centre_cropped,
+    "AdaptiveAveragePooling1D": adaptive_pooling(lambda x: x.mean(axis=0)),
+    "AdaptiveAveragePooling2D": adaptive_pooling(lambda x: x.mean(axis=0)),
+    "AdaptiveAveragePooling3D": adaptive_pooling(lambda x: x.mean(axis=0)),
+    "AdaptiveMaxPooling1D": adaptive_pooling(lambda x: x.max(axis=0)),
+    "AdaptiveMaxPooling2D": adaptive_pooling(lambda x: x.max(axis=0)),
+    "AdaptiveMaxPooling3D": adaptive_pooling(lambda x: x.max(axis=0)),
+    "EinsumDense": einsum_dense,
+    "TimeDistributed": time_distributed,
     "Activation": activated,
     "ReLU": relu,
     "LeakyReLU": lambda layer, x: leaky(layer.negative_slope)(x),
     "ELU": lambda layer, x: elu(layer.alpha)(x),
-    "PReLU": lambda layer, x: np.where(x > 0, x, wide(layer.alpha) * x),
+    "PReLU": parametric_relu,
     "Flatten": lambda layer, x: x.reshape(len(x), -1),
     "Reshape": lambda layer, x: x.reshape(len(x), *layer.target_shape),
     "Permute": lambda layer, x: x.transpose(0, *layer.dims),
@@ -450,6 +545,26 @@ def axes(operation):
     return tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
 
+def padded_by(o, x, constant_values=None):
+    if o.mode == "constant":
+        return np.pad(x, o.pad_width, constant_values=c(constant_values or 0))
+    return np.pad(x, o.pad_width, mode=o.mode)
+
+
+def vector_norm(o, x):
+    if o.ord == np.inf:
+        return abs(x).max(axis=axes(o), keepdims=o.keepdims)
+    if o.ord == 1:
+        return abs(x).sum(axis=axes(o), keepdims=o.keepdims)
+    return np.sqrt((x * x).sum(axis=axes(o), keepdims=o.keepdims))
+
+
+def log_sum_exp(o, x):
+    top = x.max(axis=axes(o), keepdims=True)
+    y = top + np.log(np.exp(x - top).sum(axis=axes(o), keepdims=True))
+    return y if o.keepdims else np.squeeze(y, axes(o))
+
+
 OPERATIONS = {
     "Add": lambda o, a, b: a + b,
     "Subtract": lambda o, a, b: a - b,
@@ -476,7 +591,18 @@ OPERATIONS = {
     "Concatenate": lambda o, xs: np.concatenate(xs, axis=o.axis),
     "Stack": lambda o, xs: np.stack(xs, axis=o.axis),
     "Split": lambda o, x: np.split(x, o.indices_or_sections, axis=o.axis),
-    "Pad": lambda o, x, constant_values=None: np.pad(x, o.pad_width),
+    "Pad": padded_by,
+    "Repeat": lambda o, x: np.repeat(x, o.repeats, axis=o.axis),
+    "Tile": lambda o, x: np.tile(x, o.repeats),
+    "Take": lambda o, x, indices: np.take(x, np.asarray(indices, int), axis=o.axis),
+    "Cumsum": lambda o, x: np.cumsum(x, axis=o.axis),
+    "Sort": lambda o, x: np.sort(x, axis=o.axis),
+    "Matmul": lambda o, a, b: np.matmul(a, b),
+    "Dot": lambda o, a, b: np.dot(a, b),
+    "Tensordot": lambda o, a, b: np.tensordot(a, b, o.axes),
+    "Einsum": lambda o, a, b: np.einsum(o.subscripts, a, b),
+    "Norm": vector_norm,
+    "Logsumexp": log_sum_exp,
     "GetItem": lambda o, x, key: x[tuple(key) if isinstance(key, list) else key],
     "Sum": lambda o, x: x.sum(axis=axes(o), keepdims=o.keepdims),
     "Mean": lambda o, x: x.mean(axis=axes(o), keepdims=o.keepdims),
@@ -489,6 +615,14 @@ OPERATIONS = {
     "LeakyRelu": lambda o, x: leaky(o.negative_slope)(x),
     "Elu": lambda o, x: elu(o.alpha)(x),
     "Sin": lambda o, x: np.sin(x),
+    "Cos": lambda o, x: np.cos(x),
+    "Arctan": lambda o, x: np.arctan(x),
+    "Arcsinh": lambda o, x: np.sign(x) * np.arcsinh(abs(x)),
+    "Erf": lambda o, x: erf(x),
+    "ReLU": relu,
+    "SoftShrink": lambda o, x: np.sign(x) * np.maximum(abs(x) - c(o.threshold), 0),
+    "Squareplus": lambda o, x: (x + np.sqrt(x * x + c(o.b))) / 2,
+    "SparsePlus": lambda o, x: ACTIVATIONS["sparse_plus"](x),
 }
 
 

@@ -64,6 +64,34 @@ def on_vectors(x, choose):
             ]
         )()
 
+    def copies():
+        indices = np.arange(n + 2) % n
+        return choose(
+            [
+                lambda: keras.ops.repeat(x, 2, axis=1),
+                lambda: keras.ops.tile(x, (1, 2)),
+                lambda: keras.ops.take(x, indices, axis=1),
+                lambda: keras.ops.pad(x, ((0, 0), (1, 1)), mode="reflect"),
+                lambda: keras.ops.pad(x, ((0, 0), (0, 2)), constant_values=-0.7),
+                lambda: keras.ops.sort(x, axis=1),
+            ]
+        )()
+
+    def sums():
+        matrix = np.random.default_rng(n).normal(size=(n, 3)).astype("float32")
+        return choose(
+            [
+                lambda: keras.ops.cumsum(x, axis=1),
+                lambda: keras.ops.matmul(x, matrix),
+                lambda: keras.ops.einsum("bi,ij->bj", x, matrix),
+                lambda: x - keras.ops.logsumexp(x, axis=1, keepdims=True),
+                lambda: x + keras.ops.norm(x, axis=(1,), keepdims=True),
+                lambda: keras.ops.squareplus(keras.ops.cos(x), b=0.5),
+                lambda: keras.ops.soft_shrink(keras.ops.arctan(x), threshold=0.2),
+                lambda: keras.activations.relu(x, negative_slope=0.3, max_value=2.0),
+            ]
+        )()
+
     options = [
         lambda: kl.Dense(choose([2, 5, 16, 32]), activation=activation())(x),
         lambda: ll.OrthogonalDense(choose([2, 5, 16, 32]), activation=activation())(x),
@@ -79,6 +107,10 @@ def on_vectors(x, choose):
         lambda: choose([kl.Subtract, kl.Average, kl.Maximum, kl.Minimum])()(
             [x, kl.Dense(n, use_bias=False)(x)]
         ),
+        lambda: kl.EinsumDense("ab,bc->ac", 5, bias_axes="c", activation=activation())(x),
+        lambda: kl.SpectralNormalization(kl.Dense(5, activation=activation()))(x),
+        copies,
+        sums,
         residual,
         nested,
         twice,
@@ -127,6 +159,14 @@ def on_images(x, choose):
         lambda: keras.ops.roll(x, 1, axis=1) + x,
         lambda: kl.Concatenate()([x, -x]),
         lambda: kl.Permute((2, 1, 3))(x),
+        lambda: kl.Resizing(choose([2, 3, 5]), 3, interpolation=choose(["nearest", "bilinear"]))(x),
+        lambda: kl.UpSampling2D((1, 2), interpolation="bilinear")(x) if h * w <= 24 else x,
+        lambda: kl.CenterCrop(max(h - 1, 1), w)(x),
+        lambda: kl.AdaptiveAveragePooling2D((-(-h // 2), 1))(x) if min(h, w) >= 3 else x,
+        lambda: kl.AdaptiveMaxPooling2D((-(-h // 2), 1))(x) if min(h, w) >= 3 else x,
+        lambda: kl.TimeDistributed(kl.Conv1D(3, 2, padding="same", activation="relu"))(x),
+        lambda: kl.DepthwiseConv2D(2, strides=2, dilation_rate=2, padding="same")(x),
+        lambda: keras.ops.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)), mode="symmetric"),
     ]
     if c % 4 == 0:
         padding = choose(["circular", "zero"])

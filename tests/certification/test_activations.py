@@ -9,7 +9,16 @@ from data import to_numpy
 
 from keras_lipnext import backend
 from keras_lipnext.certification import activations
-from keras_lipnext.certification.activations import _FUNCTIONS, celu, clipped_relu, elu, leaky_relu
+from keras_lipnext.certification.activations import (
+    _FUNCTIONS,
+    OPERATION_ACTIVATIONS,
+    celu,
+    clipped_relu,
+    elu,
+    leaky_relu,
+    soft_shrink,
+    squareplus,
+)
 
 
 def _step(x, low, high):
@@ -39,6 +48,7 @@ EXACT = {
     "log_sigmoid": lambda x: -_softplus(-x),
     "squareplus": lambda x: (x + mpmath.sqrt(x * x + 4)) / 2,
     "softsign": lambda x: x / (1 + abs(x)),
+    "sparse_plus": lambda x: (x + 1) ** 2 / 4 if abs(x) < 1 else max(x, 0),
     "soft_shrink": lambda x: mpmath.sign(x) * max(abs(x) - mpmath.mpf(0.5), 0),
     "tanh": mpmath.tanh,
     "tanh_shrink": lambda x: x - mpmath.tanh(x),
@@ -54,6 +64,13 @@ EXACT = {
     "celu 0.6": lambda x: x if x > 0 else mpmath.mpf(0.6) * mpmath.expm1(x / mpmath.mpf(0.6)),
     "leaky_relu -1.2": lambda x: x if x > 0 else mpmath.mpf(-1.2) * x,
     "clipped relu": lambda x: min(x, mpmath.mpf(0.7)) if x > 0 else mpmath.mpf(0.1) * x,
+    "squareplus 0.3": lambda x: (x + mpmath.sqrt(x * x + mpmath.mpf(0.3))) / 2,
+    "soft_shrink 1.1": lambda x: mpmath.sign(x) * max(abs(x) - mpmath.mpf(1.1), 0),
+    "sin": mpmath.sin,
+    "cos": mpmath.cos,
+    "arctan": mpmath.atan,
+    "arcsinh": mpmath.asinh,
+    "erf": mpmath.erf,
 }
 TABLE = {
     **_FUNCTIONS,
@@ -62,6 +79,12 @@ TABLE = {
     "celu 0.6": celu(0.6),
     "leaky_relu -1.2": leaky_relu(-1.2),
     "clipped relu": clipped_relu(0.1, 0.7),
+    "squareplus 0.3": squareplus(0.3),
+    "soft_shrink 1.1": soft_shrink(1.1),
+    **{
+        name.lower(): OPERATION_ACTIVATIONS[name]
+        for name in ("Sin", "Cos", "Arctan", "Arcsinh", "Erf")
+    },
 }
 POINTS = np.concatenate(
     [
@@ -97,7 +120,7 @@ def test_constants_are_the_largest_slopes(name):
     """Above the slope everywhere, the least below it, and both reached to a millionth."""
     entry = TABLE[name]
     with mpmath.workprec(200):
-        points = [mpmath.mpf(float(x)) for x in [*np.linspace(-9, 9, 1201), -1e4, 1e4]]
+        points = [mpmath.mpf(float(x)) for x in [*np.linspace(-9, 9, 1201), -1e7, 1e7]]
         tiny = mpmath.mpf(2) ** -60
 
         def slope(x):

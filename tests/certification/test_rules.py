@@ -1,13 +1,18 @@
 """Options and states of layers that a rule must look at, and what it must refuse."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from data import to_numpy
+from test_layer_rules import check, needs_long, samples, whole
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.certification.graph import trace
+from keras_lipnext.certification.lipschitz import step_bounds
+from keras_lipnext.certification.rules import NominalContext
 
 kl, ops = keras.layers, keras.ops
 
@@ -17,16 +22,122 @@ def model_of(function, shape, **options):
     return keras.Model(inputs, function(inputs))
 
 
+@needs_long
 @pytest.mark.parametrize(
-    "layer", [kl.DepthwiseConv2D, kl.DepthwiseConv1D, kl.SeparableConv2D, kl.SeparableConv1D]
+    "layer, shape",
+    [
+        (kl.DepthwiseConv2D(2, strides=2, dilation_rate=3), (7, 6, 1)),
+        (kl.DepthwiseConv1D(3, strides=2, dilation_rate=2, padding="same"), (13, 2)),
+        (kl.SeparableConv2D(2, 2, strides=2, dilation_rate=2), (6, 5, 2)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
 )
-def test_strides_with_dilation_are_refused(layer):
-    """Keras allows both for these; the bound would be too small."""
-    options = {"filters": 1} if "Separable" in layer.__name__ else {}
-    shape = (13,) * int(layer.__name__[-2]) + (1,)
-    model = model_of(layer(kernel_size=3, strides=2, dilation_rate=2, **options), shape)
-    with pytest.raises(ValueError, match="Strides and dilation together"):
+def test_strides_with_dilation(layer, shape):
+    """Keras allows both for these."""
+    model = model_of(layer, shape)
+    x = samples(shape, 6)
+    constant, slope, _ = check(model, x)
+    if "depthwise" in layer.name:
+        assert constant <= 1.1 * slope
+    np.testing.assert_allclose(Float64Twin(whole(model))(x), to_numpy(model(x)), 1e-4, 1e-4)
+
+
+@needs_long
+@pytest.mark.parametrize("offset", [0.3, np.array([0.3, -2.0])[:, None, None]], ids=["one", "each"])
+def test_scales_by_channel_under_channels_first(offset):
+    """Keras moves the scale's axis there, and not the offset's."""
+    keras.config.set_image_data_format("channels_first")
+    try:
+        model = model_of(kl.Rescaling(np.array([0.1, -2.3]), offset), (2, 3, 4))
+        x = samples((2, 3, 4))
+        constant, slope, _ = check(model, x)
+        assert constant == pytest.approx(2.3)
+        assert constant <= 1.001 * slope
+        np.testing.assert_allclose(Float64Twin(whole(model))(x), to_numpy(model(x)), 1e-5, 1e-5)
+        flawed = model_of(kl.Rescaling(0.1, np.array([0.3, 1.0])), (2, 3, 4))
+        with pytest.raises(ValueError, match="neither one number nor one for each entry"):
+            lip.lipschitz_bound(flawed)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@needs_long
+@pytest.mark.parametrize("cls", [kl.Dense, kl.Activation])
+def test_a_parametric_relu_as_activation(cls):
+    """Its weights come with the first call; before, and in training, nothing is known of them."""
+    activation = kl.PReLU()
+    layer = cls(4, activation=activation) if cls is kl.Dense else cls(activation)
+    model = model_of(layer, (4,))
+    behind = keras.Model(model.inputs, kl.ReLU()(model.outputs[0]))
+    with pytest.raises(ValueError, match="a PReLU, is not built"):
+        lip.lipschitz_bound(behind)
+    x = samples((4,))
+    model(x)
+    activation.alpha.assign([-2.0, 0.3, 0.0, 1.5])
+    constant, slope, _ = check(model, x)
+    assert slope <= constant <= 2.0 * 3
+    if cls is kl.Activation:
+        assert constant == pytest.approx(2) == pytest.approx(slope)
+    np.testing.assert_allclose(Float64Twin(whole(model))(x), to_numpy(model(x)), 1e-4, 1e-4)
+    for step in trace(model).steps:
+        with pytest.raises(ValueError, match="free to grow in training"):
+            step_bounds(step, NominalContext(step))
+    activation.alpha.assign([np.nan, 0, 0, 0])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        lip.lipschitz_bound(behind)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [kl.EinsumDense("abc,cd->abd", (None, 2)), kl.TimeDistributed(kl.Dense(2))],
+    ids=["einsum", "slices"],
+)
+def test_wrapped_and_contracted_kernels_are_free_in_training(layer):
+    for step in trace(model_of(layer, (3, 4))).steps:
+        with pytest.raises(ValueError, match="free to grow in training"):
+            step_bounds(step, NominalContext(step))
+
+
+def test_slices_of_kernels_that_stay_orthogonal():
+    model = model_of(kl.TimeDistributed(lip.layers.OrthogonalDense(2)), (3, 4))
+    (step,) = trace(model).steps
+    assert all(part.constant == 1 for part in step_bounds(step, NominalContext(step)))
+
+
+def test_a_wrapped_head():
+    """Spectral normalisation divides its kernel in training only: the stored one counts."""
+    layer = kl.SpectralNormalization(kl.Dense(2, use_bias=False))
+    model = model_of(layer, (2,))
+    layer.layer.kernel.assign([[3.0, 0.0], [0.0, 0.5]])
+    certificate = lip.certify(model, [[1.0, 1.0]], verbose=0)
+    assert certificate.evidence.bound.head == layer.name
+    assert certificate.radii[0] == pytest.approx(2.5 / np.hypot(3, 0.5))
+    layer.lipschitz_constant = 0.1  # of no effect: the class has a rule
+    assert lip.certify(model, [[1.0, 1.0]], verbose=0).radii[0] == certificate.radii[0]
+    with pytest.raises(ValueError, match="SpectralNormalization"):
+        inputs = keras.Input((2,))
+        lip.lipschitz_bound(keras.Model(inputs, kl.ReLU()(layer(inputs, training=True))))
+
+
+def test_sizes_that_data_bring_to_resizing_and_sums():
+    """Refused without data, certified with them."""
+    inputs = keras.Input((None, None, 1))
+    x = ops.cumsum(kl.CenterCrop(2, 2)(kl.Resizing(3, 4)(inputs)), axis=1)
+    model = keras.Model(inputs, kl.Dense(2)(kl.Flatten()(x)))
+    with pytest.raises(ValueError, match="is unknown"):
         lip.lipschitz_bound(model)
+    certificate = lip.certify(model, np.random.default_rng(0).random((3, 5, 6, 1)), verbose=0)
+    assert certificate.radii.max() > 0
+
+
+def test_whole_numbers_may_be_cropped_but_not_resized():
+    def model(layer):
+        inputs = keras.Input((4, 4, 1), dtype="uint8")
+        return keras.Model(inputs, kl.Dense(2)(kl.Flatten()(kl.Rescaling(0.1)(layer(inputs)))))
+
+    assert lip.lipschitz_bound(model(kl.CenterCrop(2, 2))).constant > 0
+    with pytest.raises(ValueError, match="computes in uint8"):
+        lip.lipschitz_bound(model(kl.Resizing(2, 2)))
 
 
 REFUSED = {
@@ -336,3 +447,29 @@ def test_small_logits_behind_softmax_are_not_taken_for_another_function():
     model.layers[-1].set_weights([np.full((3, 2), 1e-4) * [1, -1], np.zeros(2)])
     x = np.random.default_rng(0).normal(size=(9, 3))
     assert lip.certify(model, x, verbose=0).radii.max() > 0
+
+
+def test_the_documentation_lists_what_has_a_rule():
+    from keras_lipnext import certification
+    from keras_lipnext.certification import operation_rules, rules
+    from keras_lipnext.certification.activations import _FUNCTIONS
+    from keras_lipnext.certification.layer_rules import IDENTITIES
+
+    paragraphs = [" ".join(p.split()) for p in certification.__doc__.split("\n\n")]
+    listed = {}
+    for paragraph in paragraphs:
+        head, colon, names = paragraph.partition(": ")
+        if colon:
+            listed[head] = set(names.rstrip(".").split(", "))
+    identities = {cls.__name__ for cls in IDENTITIES}
+    assert listed["Layers that return their input at inference"] == identities
+    keras_own = {cls.__name__ for cls in rules._LAYERS if cls.__module__.startswith("keras.")}
+    assert listed["Layers of Keras"] == keras_own - identities - {"Softmax"}
+    assert listed["Activations, as names, functions or layers"] == set(_FUNCTIONS)
+    refusing = (operation_rules.without_constant, operation_rules.softmax)
+    operations = {n for n, rule in rules._OPERATIONS.items() if rule.function not in refusing}
+    assert {"ReLU", "GetItem"} <= operations  # in the last paragraph, in words
+    names = {re.sub("(?<!^)(?=[A-Z])", "_", n).lower() for n in operations - {"ReLU", "GetItem"}}
+    title = "Operations of keras.ops, with a tensor and a constant where they take two"
+    assert listed[title] == names
+    assert all(hasattr(ops, name) for name in names)
