@@ -144,10 +144,6 @@ def _evaluation(step, is_head, twins):
             return lambda x: x
         if step.kind == "Clip":
             return _clip(operation)
-        if step.kind == "Pad":  # some backends take nothing but a Python number
-            return lambda x, value=None, constant_values=None: operation.call(
-                x, _number(constant_values if value is None else value)
-            )
         activation = operation_activation(operation)
         return activation.function if activation else operation.call
     if type(operation) in IDENTITIES:
@@ -276,13 +272,11 @@ def _constant(value, kind):
     if not tensor and (type(value) is not float and kind not in NUMERIC):
         return value  # an axis, a shape, a slice
     array = np.asarray(keras.ops.convert_to_numpy(value) if tensor else value)
+    if kind == "Pad":  # with a Python number, not with a tensor on each backend
+        return float(array)
     if array.dtype.kind in "iub" and kind not in NUMERIC:
         return array
     return keras.ops.convert_to_tensor(array.astype("float64"), dtype="float64")
-
-
-def _number(value):
-    return None if value is None else float(keras.ops.convert_to_numpy(value))
 
 
 def _clip(operation):

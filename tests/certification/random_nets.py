@@ -125,6 +125,7 @@ def on_images(x, choose):
     """One more step on images, (batch, h, w, c)."""
     _, h, w, c = x.shape
     same = choose(["same", "valid"]) if min(h, w) >= 3 else "same"
+    halves = (-(-h // 2), -(-w // 2))
 
     def convolution():
         groups = 2 if c % 2 == 0 and choose([False, True]) else 1
@@ -162,8 +163,8 @@ def on_images(x, choose):
         lambda: kl.Resizing(choose([2, 3, 5]), 3, interpolation=choose(["nearest", "bilinear"]))(x),
         lambda: kl.UpSampling2D((1, 2), interpolation="bilinear")(x) if h * w <= 24 else x,
         lambda: kl.CenterCrop(max(h - 1, 1), w)(x),
-        lambda: kl.AdaptiveAveragePooling2D((-(-h // 2), 1))(x) if min(h, w) >= 3 else x,
-        lambda: kl.AdaptiveMaxPooling2D((-(-h // 2), 1))(x) if min(h, w) >= 3 else x,
+        lambda: kl.AdaptiveAveragePooling2D(halves)(x) if 3 <= min(h, w) <= max(h, w) <= 12 else x,
+        lambda: kl.AdaptiveMaxPooling2D(halves)(x) if 3 <= min(h, w) <= max(h, w) <= 12 else x,
         lambda: kl.TimeDistributed(kl.Conv1D(3, 2, padding="same", activation="relu"))(x),
         lambda: kl.DepthwiseConv2D(2, strides=2, dilation_rate=2, padding="same")(x),
         lambda: keras.ops.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)), mode="symmetric"),
