@@ -275,20 +275,19 @@ def rows_of_case(backend, case, variants):
     return rows
 
 
-def shares(rows, bfloat16):
+def shares(rows, case, bfloat16):
     """{case: share of the card's rate of forward + backward and of the step, optimizer's share}."""
-    times = {(r["case"], r["variant"]): r for r in rows if "variant" in r}
-    found = {}
-    for case in dict.fromkeys(case for case, _ in times):
-        step, passes = times.get((case, "step")), times.get((case, "forward + backward"))
-        if step and passes:
-            found[case] = {
-                "passes_share": round(passes["tflops"] / bfloat16, 3),
-                "step_share": round(step["tflops"] / bfloat16, 3),
-                "optimizer_share": round(1 - passes["milliseconds"] / step["milliseconds"], 3),
-            }
-            print(json.dumps({case: found[case]}), flush=True)
-    return found
+    found = {r["variant"]: r for r in rows if r["case"] == case and "variant" in r}
+    if not {"step", "forward + backward"} <= found.keys():
+        return {}
+    step, passes = found["step"], found["forward + backward"]
+    answer = {
+        "passes_share": round(passes["tflops"] / bfloat16, 3),
+        "step_share": round(step["tflops"] / bfloat16, 3),
+        "optimizer_share": round(1 - passes["milliseconds"] / step["milliseconds"], 3),
+    }
+    print(json.dumps({case: answer}), flush=True)
+    return {case: answer}
 
 
 def run_tests(backends, workers):
@@ -312,17 +311,15 @@ def main(arguments):
     content = {}
     for backend in arguments.backends:
         (facts,) = rows_of(start(backend, "rates"))
-        rows = []
+        rows, known = [], {}
+        content[backend] = {**facts, "rows": rows, "shares": known, "quickstart": []}
+        name = f"gpu_{facts['card'].lower().replace(' ', '_')}"
         for index, case in enumerate(arguments.cases):
             rows += rows_of_case(backend, case, VARIANTS[: 2 if index else 4])
-        content[backend] = {
-            **facts,
-            "rows": rows,
-            "shares": shares(rows, facts["rates"]["bfloat16"][0]),
-            "quickstart": rows_of(start(backend, "quickstart", arguments.epochs)),
-        }
-        name = facts["card"].lower().replace(" ", "_")
-        measuring.write(f"gpu_{name}", content)
+            known |= shares(rows, case, facts["rates"]["bfloat16"][0])
+            measuring.write(name, content)  # what is known, should the machine be taken away
+        content[backend]["quickstart"] += rows_of(start(backend, "quickstart", arguments.epochs))
+        measuring.write(name, content)
 
 
 def child(kind, *arguments):

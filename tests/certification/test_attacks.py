@@ -242,3 +242,24 @@ def test_foolbox_in_three_lines(trained, digits):
     certified = lip.certify(trained, x, y, epsilons=0.01, verbose=0).certified_accuracy[0.01]
     assert certified <= 1 - broken[0].float().mean() <= clean
     assert 1 - broken[1].float().mean() < 0.2
+
+
+def test_second_derivatives_are_right_or_an_error():
+    """Not 0, as of a linear function."""
+    torch = pytest.importorskip("torch")
+    inputs = keras.Input((2,))
+    head = keras.layers.Dense(2, use_bias=False, kernel_initializer="ones")
+    model = keras.Model(inputs, head(keras.layers.Activation("sigmoid")(inputs)))
+    module = lip.certification.as_torch_module(model)
+    x = torch.ones(1, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    penalised = slope.sum() + x.sum()  # another path, beside which nothing would be missed
+    s = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(slope.detach(), np.full((1, 2), 2 * s * (1 - s)), rtol=1e-5)
+    if keras.backend.backend() == "torch":
+        (second,) = torch.autograd.grad(penalised, x)
+        expected = 1 + 2 * s * (1 - s) * (1 - 2 * s)
+        np.testing.assert_allclose(second, np.full((1, 2), expected), rtol=1e-5)
+    else:
+        with pytest.raises(RuntimeError, match=r"no second derivatives.*KERAS_BACKEND=torch"):
+            torch.autograd.grad(penalised, x)

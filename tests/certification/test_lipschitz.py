@@ -8,11 +8,11 @@ import pytest
 from data import small_lipnext
 
 import keras_lipnext as lip
-from keras_lipnext.certification import lipschitz_bound, lipschitz_rule
+from keras_lipnext.certification import lipschitz, lipschitz_bound, lipschitz_rule
 from keras_lipnext.certification.convolutions import convolution_norm_bound
 from keras_lipnext.certification.layer_rules import normalised_norm
 from keras_lipnext.certification.lipschitz import nominal_constant, read
-from keras_lipnext.certification.rules import _LAYERS, Context
+from keras_lipnext.certification.rules import _LAYERS, Context, UnmeasuredContext
 
 PARTS = ("positional_bias", "mixing", "dense", "activation")
 
@@ -462,9 +462,7 @@ def test_constant_as_a_whole():
 def test_a_product_that_underflows_is_not_zero():
     """Tiny numbers are refused, not taken for a constant branch."""
     inputs = keras.Input((4,))
-    x = inputs
-    for _ in range(4):
-        x = Declared(1.0, 2.0**-400)(x)
+    x = Declared(1.0, 2.0**-1000)(Declared(1.0, 2.0**-400)(inputs))
     model = keras.Model(inputs, keras.layers.Add()([inputs, x]))
     with pytest.raises(ValueError, match="no radius follows"):
         lipschitz_bound(model)
@@ -653,3 +651,26 @@ def test_the_rounding_of_every_entry_may_add_up():
     factor = 1 / np.sqrt(1 + normalisation.epsilon)
     assert found >= 8 * factor + 4.5 * 2.0**-53 * 64 * factor
     assert found <= 8 * factor * (1 + 1e-12)
+
+
+def test_progress_is_shown_of_what_takes_long(capsys):
+    model = functional(keras.layers.Dense(3), keras.layers.ReLU(), shape=(4,))
+    for verbose, patience, shown in ((0, 0, False), ("auto", 60, False), ("auto", 0, True)):
+        with mock.patch.object(lipschitz, "_PATIENCE", patience):
+            lipschitz_bound(model, verbose=verbose)
+        assert ("layer" in capsys.readouterr().out) == shown
+    lipschitz_bound(model, verbose=1)
+    assert "2/2" in capsys.readouterr().out
+
+
+def test_what_is_refused_is_refused_before_norms_are_measured():
+    """A layer without a rule, a rule that refuses, at the very end of the model."""
+    for last in (keras.layers.LayerNormalization(), keras.layers.ReLU(threshold=1.0)):
+        model = functional(keras.layers.Dense(3), last, shape=(4,))
+        with (
+            mock.patch.object(Context, "norm", side_effect=AssertionError("measured")) as norm,
+            mock.patch.object(UnmeasuredContext, "norm", return_value=1.0),
+            pytest.raises(ValueError, match="cannot be certified"),
+        ):
+            lipschitz_bound(model)
+        assert not norm.called

@@ -61,7 +61,7 @@ def test_weights_are_as_they_were_after_a_failure():
 
 
 def test_bounds_of_something_else_are_refused():
-    """A `LipschitzBound` has no multipliers, and a bound of the body says nothing of the rest."""
+    """A `LipschitzBound` has no multipliers; a bound of the body says nothing of the rest."""
     model = network()
     for bound in (lip.lipschitz_bound, lambda model: lmi.eclipse_fast(model, part="body")):
         with pytest.raises(ValueError, match="LipschitzResult of the logits"):
