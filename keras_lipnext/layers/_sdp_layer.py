@@ -21,7 +21,7 @@ from keras_lipnext.layers._channels import (
 SLOPES_IN_0_1 = (
     *("linear", "relu", "relu6", "leaky_relu", "elu", "celu", "softplus", "squareplus"),
     *("softsign", "soft_shrink", "tanh", "tanh_shrink", "hard_tanh", "sigmoid", "hard_sigmoid"),
-    *("sparse_sigmoid", "log_sigmoid"),
+    *("sparse_plus", "sparse_sigmoid", "log_sigmoid"),
 )
 # Of some slope beyond [-1, 1], or with a jump.
 STEEP = (
