@@ -112,11 +112,15 @@ def assign_stacked(optimizer, variables, values, sharding=None):
         optimizer.assign(variable, member)
 
 
-def check_in_step(condition, message):
-    """Makes a program of TensorFlow raise an error where a scalar condition does not hold."""
+def check_in_step(x, condition, message):
+    """`x`, which a program of TensorFlow has only where a scalar condition holds: else an error.
+
+    What does not depend on the answer may have been done before the error.
+    """
     import tensorflow as tf
 
-    tf.debugging.Assert(condition, [message])
+    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+        return tf.identity(x)
 
 
 def rows(x, first, size):

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lipnext.certification.calls import replaced
 from keras_lipnext.certification.rules import ROUNDING, Bound, size
 
 
@@ -227,6 +228,8 @@ _ACTIVATIONS[ops.gelu] = gelu(True)
 
 def _of_function(function):
     """The `Activation` that a function, or a layer given as one, is; or None."""
+    if isinstance(function, keras.layers.Layer) and replaced(function):
+        return None
     if type(function) in ACTIVATION_LAYERS:  # `Dense(activation=LeakyReLU(0.1))`
         return find_activation(function)
     if type(function) is keras.layers.PReLU and function.built:

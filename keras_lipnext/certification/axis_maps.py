@@ -71,18 +71,18 @@ INTERPOLATIONS = {"nearest": nearest, "bilinear": bilinear}
 
 def _resized(layer, shape):
     matrix = INTERPOLATIONS[layer.interpolation]
-    sizes = zip(spatial_axes(layer, len(shape)), (layer.height, layer.width))
+    sizes = zip(spatial_axes(layer, len(shape)), (layer.height, layer.width), strict=True)
     return {axis: matrix(shape[axis], outputs) for axis, outputs in sizes}
 
 
 def _up_sampled(layer, shape):
     matrix = INTERPOLATIONS[layer.interpolation]
-    sizes = zip(spatial_axes(layer, len(shape)), layer.size)
+    sizes = zip(spatial_axes(layer, len(shape)), layer.size, strict=True)
     return {axis: matrix(shape[axis], times * shape[axis]) for axis, times in sizes}
 
 
 def _adaptively_averaged(layer, shape):
-    sizes = zip(spatial_axes(layer, len(shape)), layer.output_size)
+    sizes = zip(spatial_axes(layer, len(shape)), layer.output_size, strict=True)
     return {axis: adaptive_average(shape[axis], outputs) for axis, outputs in sizes}
 
 

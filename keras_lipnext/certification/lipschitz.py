@@ -391,6 +391,9 @@ def required_rule(step):
 def step_bounds(step, context):
     """The `Bound`s of the parts of one step; ValueError if its constant is unknown."""
     rule = required_rule(step)
+    batches = {shape[0] for shape in (*step.input_shapes, *step.output_shapes) if shape}
+    if len(batches) > 1:  # as of a layer that takes samples for the rows of one image
+        raise context.refusal("its output has another number of samples than its input")
     is_layer = isinstance(step.operation, keras.layers.Layer)
     if not ((is_layer and type(step.operation) in CONVERTING) or step.kind == "Cast"):
         whole = [d for d in step.input_dtypes if "float" not in d]

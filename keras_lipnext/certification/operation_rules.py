@@ -267,7 +267,7 @@ def _known(context, side):
 
 def _copies(context, indices):
     """`Bound` of taking entries by these indices on some axes: the most copies of one entry."""
-    copies = math.prod(int(np.unique(i, return_counts=True)[1].max()) for i in indices)
+    copies = math.prod(int(np.unique(i, return_counts=True)[1].max(initial=0)) for i in indices)
     return Bound(math.sqrt(copies) * (1 + ROUNDING))
 
 

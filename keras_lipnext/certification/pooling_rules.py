@@ -104,7 +104,7 @@ def _check_windows(layer, context):
     shape = (None, *context.input_shape)
     sides = [
         (shape[axis], outputs)
-        for axis, outputs in zip(spatial_axes(layer, len(shape)), layer.output_size)
+        for axis, outputs in zip(spatial_axes(layer, len(shape)), layer.output_size, strict=True)
     ]
     for inputs, outputs in sides:
         if inputs is None:
@@ -117,8 +117,18 @@ def _check_windows(layer, context):
     return sides
 
 
+def _check_images(context):
+    """Keras takes a tensor of rank 3 for one image, and its samples for rows of pixels."""
+    if len(context.input_shape) != 3:
+        raise context.refusal(
+            f"it takes samples of shape {context.input_shape} for the rows of one image: give them "
+            "an axis of channels"
+        )
+
+
 @library_rule(kl.Resizing)
 def resizing(layer, context):
+    _check_images(context)
     _interpolation(layer, context)
     for option in ("antialias", "crop_to_aspect_ratio", "pad_to_aspect_ratio"):
         if getattr(layer, option):
@@ -128,6 +138,7 @@ def resizing(layer, context):
 
 @library_rule(kl.CenterCrop)
 def center_crop(layer, context):
+    _check_images(context)
     shape = (None, *context.input_shape)
     sides = [shape[axis] for axis in spatial_axes(layer, len(shape))]
     if None in sides or sides[0] < layer.height or sides[1] < layer.width:

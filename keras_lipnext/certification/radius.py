@@ -48,6 +48,16 @@ def check_head(head):
         )
 
 
+def of_one_head(part, known, head):
+    """`head`; ValueError if a loss or metric is bound to another one, whose models it would fail."""
+    if known is not None and known is not head:
+        raise ValueError(
+            f"{type(part).__name__} '{part.name}' is bound to the head '{known.name}' already. "
+            f"Received: '{head.name}'. Make a new one for each model"
+        )
+    return head
+
+
 def unbound(part, call):
     """The error of a loss or metric that has no head, and how to give it one."""
     return ValueError(
@@ -61,6 +71,7 @@ def unbound(part, call):
 
 def head_distances(head, lipschitz_constant):
     """`K ||w_i - w_j||` of a head's kernel as it is now, a tensor of shape (classes, classes)."""
+    check_head(head)
     if not backend.has_value(head.kernel):
         raise RuntimeError(
             f"The kernel of layer '{head.name}' cannot be read here: while a step runs on JAX the "

@@ -108,11 +108,11 @@ def _register(rules, keys, proven):
 def find_rule(step):
     """The `Rule` for a step of a graph, or None."""
     operation = step.operation
+    if replaced(operation):
+        return None  # an instance whose methods were replaced is not what its class says
     if not isinstance(operation, keras.layers.Layer):
         ours = type(operation).__module__.startswith(("keras.src.ops.", "keras.src.activations."))
         return _OPERATIONS.get(type(operation).__name__) if ours else None
-    if replaced(operation):
-        return None  # an instance whose methods were replaced is not what its class says
     rule = _LAYERS.get(type(operation))
     declared = getattr(operation, "lipschitz_constant", None)
     if rule is None and isinstance(declared, numbers.Real):

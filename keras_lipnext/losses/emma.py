@@ -1,7 +1,12 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import check_head, head_distances, unbound
+from keras_lipnext.certification.radius import (
+    check_head,
+    head_distances,
+    of_one_head,
+    unbound,
+)
 from keras_lipnext.layers._channels import number
 
 
@@ -39,6 +44,7 @@ class CertifiedLoss(keras.losses.Loss):
         self.temperature = temperature
         self.ramp = ramp
         self.start = start
+        self._head = None
         self._distances = None
         self._progress = None
 
@@ -49,11 +55,14 @@ class CertifiedLoss(keras.losses.Loss):
         loading, `model.loss.bind(model.head)`.
 
         Args:
-            head: Built layer whose `kernel`, shape (d, classes), makes the logits.
+            head: Layer whose `kernel`, shape (d, classes), makes the logits; built when the loss is
+                first called.
             lipschitz_constant: Nominal Lipschitz constant K of what comes before the head.
             progress: Function that returns the share of the training done, a scalar in [0, 1].
         """
-        check_head(head)
+        if getattr(head, "built", True):  # else it is looked at when its kernel is read
+            check_head(head)
+        self._head = of_one_head(self, self._head, head)
         self._distances = lambda: head_distances(head, lipschitz_constant)
         self._progress = progress
         return self

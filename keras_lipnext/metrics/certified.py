@@ -5,6 +5,7 @@ from keras_lipnext.certification.radius import (
     certified_radii,
     check_head,
     head_distances,
+    of_one_head,
     unbound,
 )
 from keras_lipnext.layers._channels import number
@@ -26,6 +27,7 @@ class CertifiedMetric(keras.metrics.Mean):
 
     def __init__(self, name, dtype=None):
         super().__init__(name=name, dtype=dtype)
+        self._head = None
         self._constants = None
 
     def bind(self, head, lipschitz_constant=1.0):
@@ -40,17 +42,13 @@ class CertifiedMetric(keras.metrics.Mean):
                 that returns it, called whenever the constants are read.
         """
         check_head(head)
+        self._head = of_one_head(self, self._head, head)
         classes = head.kernel.shape[1]
         if self._constants is None:
             # Where all constants are 0 nothing is certified. "mean" reads one value from equal
             # replicas under tf.distribute.
             self._distances = self.add_variable(
                 (classes, classes), "zeros", aggregation="mean", name="distances"
-            )
-        if tuple(self._distances.shape) != (classes, classes):
-            raise ValueError(
-                f"{type(self).__name__} '{self.name}' is bound to a head of "
-                f"{self._distances.shape[0]} classes. Received: one of {classes}. Make a new metric"
             )
         known = lipschitz_constant if callable(lipschitz_constant) else lambda: lipschitz_constant
         self._constants = lambda: head_distances(head, known())

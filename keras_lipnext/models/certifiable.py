@@ -50,8 +50,10 @@ def step_of(method, training):
         try:
             if keras.backend.backend() == "jax":
                 return self._jax_step(method, training, *args)
-            if keras.backend.backend() == "tensorflow":
-                self._check_labels(keras.utils.unpack_x_y_sample_weight(args[0])[1], in_graph=True)
+            if keras.backend.backend() == "tensorflow" and self._certifies_labels():
+                x, y, weights = keras.utils.unpack_x_y_sample_weight(args[0])
+                y = check_labels_in_graph(y, self.output_shape[-1])
+                args = (keras.utils.pack_x_y_sample_weight(x, y, weights), *args[1:])
             self._begin_step(training)
             return method(self, *args)
         finally:
@@ -164,7 +166,7 @@ class CertifiableModel(keras.Model):
             return part
         # Not copy.copy: Keras' objects copy by serialisation, which drops the dtype.
         copy = object.__new__(type(part))
-        vars(copy).update(vars(part))
+        vars(copy).update(vars(part), _head=None)
         return copy.bind(self.head, self._nominal_constant, self._training_progress)
 
     def _training_progress(self):
@@ -285,9 +287,12 @@ class CertifiableModel(keras.Model):
             raise
         return function(*state, iter(batches) if state else batches)
 
-    def _check_labels(self, y, in_graph=False):
-        if any(isinstance(loss, CertifiedLoss) for loss in keras.tree.flatten(self.loss)):
-            (check_labels_in_graph if in_graph else check_labels)(y, self.output_shape[-1])
+    def _certifies_labels(self):
+        return any(isinstance(loss, CertifiedLoss) for loss in keras.tree.flatten(self.loss))
+
+    def _check_labels(self, y):
+        if self._certifies_labels():
+            check_labels(y, self.output_shape[-1])
 
     def fit(self, *args, **kwargs):
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps.
@@ -365,13 +370,14 @@ class CertifiableModel(keras.Model):
         A program that loads it imports keras_lipnext first.
 
         Raises:
-            ValueError: for HDF5, which Keras writes, but cannot load such models from.
+            ValueError: for HDF5, which Keras writes, but does not load such models from unless
+                `custom_objects` name each class.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
-                f"Keras cannot load a {type(self).__name__} from an HDF5 file: save it as "
-                "model.save('name.keras'), or its weights by model.save_weights("
-                f"'name.weights.h5'). Received: filepath={str(filepath)!r}"
+                f"Keras loads a {type(self).__name__} from an HDF5 file only where "
+                "`custom_objects` name each class of it: save it as model.save('name.keras'), or its weights by "
+                f"model.save_weights('name.weights.h5'). Received: filepath={str(filepath)!r}"
             )
         return super().save(filepath, *args, **kwargs)
 

@@ -30,20 +30,22 @@ def check_labels(y, classes):
 def check_labels_in_graph(y, classes):
     """As `check_labels`, of the labels of a step on TensorFlow, whose program raises the error.
 
-    XLA leaves such checks out: there the loss is NaN.
+    Returns them for the loss to read, so that gradients wait for the check. XLA leaves such checks
+    out: there the loss is NaN.
     """
     labels = _only_array(y)
     if labels is None:
-        return
+        return y
     if len(labels.shape) == 2 and labels.shape[1] == classes:
-        backend.check_in_step(ops.all(labels >= 0), "Probabilities as labels are at least 0.")
-        return
-    whole = ops.cast(labels, "int32")
-    known = (ops.cast(whole, labels.dtype) == labels) & (whole >= 0) & (whole < classes)
-    backend.check_in_step(
-        ops.all(known),
-        f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}.",
-    )
+        known, message = labels >= 0, "Probabilities as labels are at least 0."
+    else:
+        whole = ops.cast(labels, "int32")
+        known = (ops.cast(whole, labels.dtype) == labels) & (whole >= 0) & (whole < classes)
+        message = (
+            f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}."
+        )
+    checked = backend.check_in_step(labels, ops.all(known), message)
+    return keras.tree.map_structure(lambda a: checked if a is labels else a, y)
 
 
 def _only_array(y):

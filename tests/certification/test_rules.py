@@ -473,3 +473,44 @@ def test_the_documentation_lists_what_has_a_rule():
     title = "Operations of keras.ops, with a tensor and a constant where they take two"
     assert listed[title] == names
     assert all(hasattr(ops, name) for name in names)
+
+
+@pytest.mark.parametrize("name", ["abs", "flip", "add", "take"])
+def test_operations_whose_call_was_replaced_are_refused(name):
+    """They exist in memory only, and the twin would run the same."""
+    function = {
+        "abs": ops.abs,
+        "flip": lambda x: ops.flip(x, axis=1),
+        "add": lambda x: ops.add(x, 1.0),
+        "take": lambda x: ops.take(x, np.array([0, 0]), axis=1),
+    }[name]
+    model = model_of(function, (2,))
+    assert lip.lipschitz_bound(model).constant < 1.5
+    operation = model.operations[-1]
+    own = operation.call
+    operation.call = lambda *args: 100 * own(*args)
+    for refused in (lip.lipschitz_bound, lambda m: lip.certify(m, np.ones((1, 2)), verbose=0)):
+        with pytest.raises(ValueError, match=f"'{operation.name}'.*cannot be certified"):
+            refused(model)
+
+
+def test_an_activation_whose_call_was_replaced_is_refused():
+    activation = kl.LeakyReLU(0.1)
+    model = model_of(kl.Dense(3, activation=activation), (2,))
+    lip.lipschitz_bound(model)
+    activation.call = lambda x: 100 * x
+    with pytest.raises(ValueError, match="no Lipschitz constant is known for its activation"):
+        lip.lipschitz_bound(model)
+
+
+@pytest.mark.parametrize("layer", [kl.Resizing(4, 4), kl.Resizing(8, 3), kl.CenterCrop(4, 4)])
+def test_samples_taken_for_rows_of_one_image_are_refused(layer):
+    """Keras resizes the batch axis of a tensor of rank 3."""
+    for function, shape in ((layer, (8, 5)), (kl.TimeDistributed(layer), (3, 8, 5))):
+        with pytest.raises(ValueError, match="another number of samples|rows of one image"):
+            lip.lipschitz_bound(model_of(function, shape))
+
+
+def test_taking_nothing_is_constant():
+    with pytest.raises(ValueError, match="constant"):
+        lip.lipschitz_bound(model_of(lambda x: ops.take(x, np.zeros(0, int), axis=1), (3,)))

@@ -237,3 +237,17 @@ def test_evaluation_uses_the_full_epsilon(digits):
     np.testing.assert_allclose(history["val_loss"], expected, rtol=1e-3)
     logs = model.evaluate(x, y, return_dict=True, verbose=0)
     assert logs["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_head_may_be_bound_before_it_is_built():
+    """As in a subclassed model, which builds its layers in the first step."""
+    logits, labels = samples()
+    late = lip.layers.NormalizedDense(CLASSES)
+    loss = EMMA(0.5).bind(late)
+    with pytest.raises(ValueError, match="not built yet"):
+        loss(labels, logits)
+    late.build((None, 7))
+    answer, expected = (to_numpy(part(labels, logits)) for part in (loss, EMMA(0.5).bind(late)))
+    assert answer == expected
+    with pytest.raises(ValueError, match="bind"):
+        EMMA(0.5).bind("head")

@@ -127,15 +127,26 @@ def test_binding_takes_the_constants_of_the_head_at_each_reset():
 
 
 def test_binding_to_what_is_no_head():
-    unbuilt = lip.layers.NormalizedDense(3)
-    for head in (unbuilt, keras.layers.ReLU(), lambda: np.zeros((3, 3))):
+    refused = pytest.raises(ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type")
+    relu = keras.layers.ReLU()
+    relu.build((None, 3))
+    for head in (relu, lambda: np.zeros((3, 3))):
         for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
-            with pytest.raises(
-                ValueError, match=r"`bind\(head\)` takes the layer that makes.*of type"
-            ):
+            with refused:
                 part.bind(head)
-    with pytest.raises(ValueError, match=r"bound to a head of 4 classes. Received: one of 3"):
-        CertifiedRadius().bind(head_of(np.ones((2, 4)))).bind(head_of(np.ones((2, 3))))
+    with refused:  # a metric holds one constant a pair of classes
+        CertifiedRadius().bind(lip.layers.NormalizedDense(3))
+
+
+def test_one_head_each():
+    """Bound to a second model's head it would answer for the first with the wrong constants."""
+    first, second = (head_of(np.ones((2, 3))) for _ in range(2))
+    for part in (CertifiedRadius(), lip.losses.EMMA(0.5)):
+        assert part.bind(first).bind(first) is part
+        with pytest.raises(
+            ValueError, match=rf"bound to the head '{first.name}' already. Received"
+        ):
+            part.bind(second)
 
 
 def test_one_logit_has_no_pairs():
