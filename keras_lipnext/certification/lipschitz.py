@@ -391,9 +391,6 @@ def required_rule(step):
 def step_bounds(step, context):
     """The `Bound`s of the parts of one step; ValueError if its constant is unknown."""
     rule = required_rule(step)
-    batches = {shape[0] for shape in (*step.input_shapes, *step.output_shapes) if shape}
-    if len(batches) > 1:  # as of a layer that takes samples for the rows of one image
-        raise context.refusal("its output has another number of samples than its input")
     is_layer = isinstance(step.operation, keras.layers.Layer)
     if not ((is_layer and type(step.operation) in CONVERTING) or step.kind == "Cast"):
         whole = [d for d in step.input_dtypes if "float" not in d]
@@ -413,6 +410,9 @@ def step_bounds(step, context):
         # Its rounding is estimated when certifying, and as little proven as the constant.
         answer = Bound(float(answer), offset=None)
     parts = (answer,) if isinstance(answer, Bound) else tuple(answer)
+    batches = {shape[0] for shape in (*step.input_shapes, *step.output_shapes) if shape}
+    if len(batches) > 1:  # as of a layer that takes samples for the rows of one image
+        raise context.refusal("its output has another number of samples than its input")
     for part in parts:
         if not part.constant >= 0:
             raise context.refusal(f"its Lipschitz constant was stated as {part.constant}")

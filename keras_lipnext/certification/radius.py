@@ -49,11 +49,12 @@ def check_head(head):
 
 
 def of_one_head(part, known, head):
-    """`head`; ValueError if a loss or metric is bound to another one, whose models it would fail."""
+    """`head`; ValueError if a loss or metric is bound to another, whose model it would fail."""
     if known is not None and known is not head:
+        known, other = (getattr(layer, "name", layer) for layer in (known, head))
         raise ValueError(
-            f"{type(part).__name__} '{part.name}' is bound to the head '{known.name}' already. "
-            f"Received: '{head.name}'. Make a new one for each model"
+            f"{type(part).__name__} '{part.name}' is bound to the head {known!r} already. "
+            f"Received: {other!r}. Make a new one for each model"
         )
     return head
 

@@ -376,8 +376,9 @@ class CertifiableModel(keras.Model):
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
                 f"Keras loads a {type(self).__name__} from an HDF5 file only where "
-                "`custom_objects` name each class of it: save it as model.save('name.keras'), or its weights by "
-                f"model.save_weights('name.weights.h5'). Received: filepath={str(filepath)!r}"
+                "`custom_objects` name each class of it: save it as model.save('name.keras'), or "
+                "its weights by model.save_weights('name.weights.h5'). Received: "
+                f"filepath={str(filepath)!r}"
             )
         return super().save(filepath, *args, **kwargs)
 

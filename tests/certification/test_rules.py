@@ -507,7 +507,7 @@ def test_an_activation_whose_call_was_replaced_is_refused():
 def test_samples_taken_for_rows_of_one_image_are_refused(layer):
     """Keras resizes the batch axis of a tensor of rank 3."""
     for function, shape in ((layer, (8, 5)), (kl.TimeDistributed(layer), (3, 8, 5))):
-        with pytest.raises(ValueError, match="another number of samples|rows of one image"):
+        with pytest.raises(ValueError, match=r"another number of samples|rows of one image"):
             lip.lipschitz_bound(model_of(function, shape))
 
 
