@@ -17,8 +17,6 @@ import random
 import tempfile
 import zipfile
 
-from keras_lipnext.installation import installing
-
 HELD_OUT = 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -37,9 +35,9 @@ def opened(arguments, make):
     if arguments.tensorboard:
         needs["tensorboard"] = "data"
     for package, extra in needs.items():
-        require(package, installing(extra))
+        require(package, extra)
     if arguments.augmentation == "keras-cv":
-        require("keras_cv", "pip install keras-cv, or choose another --augmentation")
+        require("keras_cv", remedy="pip install keras-cv, or choose another --augmentation")
     with tempfile.TemporaryDirectory() as folder:
         data = arguments.data
         if arguments.smoke and not data:
@@ -54,9 +52,16 @@ def _found(data, dataset, data_dir):
     return Folders(path) if (path / "train").is_dir() else Archive(path, dataset)
 
 
-def require(package, remedy):
+def require(package, extra=None, remedy=None):
+    """SystemExit if a package is missing, with the library's extra that has it, or another way."""
     if importlib.util.find_spec(package) is None:
-        raise SystemExit(f"This example needs {package}, which is not installed: {remedy}")
+        from keras_lipnext.installation import installing  # imports Keras: only to say this
+
+        ways = [installing(extra)] if extra else []
+        ways += [remedy] if remedy else []
+        raise SystemExit(
+            f"This example needs {package}, which is not installed: {', or '.join(ways)}"
+        )
 
 
 class _Listed:
@@ -141,7 +146,7 @@ class Prepared:
     buffer = 16384  # files of images: 2 GB of ImageNet's; tfds has shuffled them once
 
     def __init__(self, name, folder=None):
-        require("tensorflow_datasets", f"{installing('data')}, or read files with --data")
+        require("tensorflow_datasets", "data", "read files with --data")
         root = pathlib.Path(
             folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         ).expanduser()

@@ -97,12 +97,13 @@ def test_two_torch_processes_train_as_one(tmp_path):
     """Over three steps up to rounding; over twenty, while that grows, as each other bit by bit.
 
     Of one process's sums in another order, too, weights differ by 1e-7 after three steps and, once
-    an activation's kink was crossed, by 4e-2 after twenty; in float64 by 1e-15.
+    an activation's kink was crossed, by 4e-2 after twenty; in float64 by 1e-15. With seed 0 one is
+    crossed in the third step, at 2e-5.
     """
     script = EXAMPLES / "torch_ddp.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    run(script, "--steps", 3, "--output", tmp_path / "1")
-    run(*launcher, script, "--steps", 3, "--output", tmp_path / "2")
+    run(script, "--steps", 3, "--seed", 1, "--output", tmp_path / "1")
+    run(*launcher, script, "--steps", 3, "--seed", 1, "--output", tmp_path / "2")
     for a, b in zip(weights(tmp_path / "1"), weights(tmp_path / "2"), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-6)
     text = run(*launcher, script, "--steps", 20, "--output", tmp_path / "3")
