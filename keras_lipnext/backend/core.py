@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
 from keras_lipnext.backend.sharding import collected, dealt
@@ -15,6 +16,16 @@ def processes():
     import jax
 
     return jax.process_count()
+
+
+def of_this_process(x):
+    """What this process holds of an array that lies on several processes' devices, in any order.
+
+    Entries that are held twice come twice; anything else than such a JAX array comes as it is.
+    """
+    if getattr(x, "is_fully_addressable", True):
+        return x
+    return np.concatenate([np.asarray(shard.data) for shard in x.addressable_shards])
 
 
 def inference_scope():

@@ -21,7 +21,7 @@ def check_labels(y, classes):
     labels = _only_array(y)
     if labels is None:
         return
-    labels = to_numpy(labels)
+    labels = to_numpy(backend.of_this_process(labels))
     class_labels(labels, classes)
     if labels.dtype.kind == "f" and not (labels >= 0).all():
         raise ValueError("Probabilities as labels are at least 0. Received: negative ones or NaN")
