@@ -72,8 +72,9 @@ class LipNeXtBlock(keras.layers.Layer):
         self.mixing = MIXINGS[mixing](shift_ratio, padding, name="mixing", **shared)
         self.activation = BetaAbs(beta, axis=self._axis, name="activation", dtype=self.dtype_policy)
         self.dense = None  # until the number of channels is known
-        if not self.trainable:
-            self.trainable = False  # reaches the parts, which were not there when it was set
+        if not self.trainable:  # the parts were not there when it was set
+            for part in self.parts:
+                part.trainable = False
         self._frozen = None  # names of the parts that are to be frozen once they are there
 
     @property
