@@ -45,7 +45,10 @@ def test_two_jax_processes_train_as_one(tmp_path):
     (tests/optimizers/shards.py).
     """
     histories = []
-    for processes, environment in ((1, virtual_devices(2)), (2, {})):
+    one_process = virtual_devices(2)
+    # XLA splits its sums by the size of its pool of threads.
+    same_pool = {"PJRT_NPROC": one_process["PJRT_NPROC"]}
+    for processes, environment in ((1, one_process), (2, same_pool)):
         folder = tmp_path / str(processes)
         script = EXAMPLES / "multi_host.py"
         options = ["--processes", processes, "--epochs", 2, "--output", folder]
