@@ -1,8 +1,16 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# On JAX the suite compiles, everything else waits. Workers and the processes that tests start share
+# what one of them compiled, the next run finds it again, and LLVM does not polish what runs once.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import keras

@@ -237,7 +237,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         """
         variables = [self._slow[i] for i in indices]
         slow = backend.stacked(variables, sharding)
-        before = ops.take(backend.value(self._started), np.array(indices), axis=0) > 0
+        # The stacks repeat their members where they are dealt out to devices.
+        indices = np.resize(indices, slow.shape[0])
+        before = ops.take(backend.value(self._started), indices, axis=0) > 0
         slow = ops.where(ops.reshape(before, (-1,) + (1,) * (len(slow.shape) - 1)), slow, old)
         now = np.isin(np.arange(len(self._slow)), indices)
         self.assign(self._started, ops.maximum(self._started, now.astype("float32")))
@@ -264,10 +266,10 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             super()._apply_weight_decay(decayed)
 
     def finalize_variable_values(self, var_list):
+        if not all(map(backend.has_value, (*var_list, *self.variables))):
+            return  # JAX: given to a step that failed, whose error is to be seen
         super().finalize_variable_values(var_list)
         for variable in var_list:
-            if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
-                continue
             # The last steps have drifted, and an average of points lies inside the manifold. The
             # copy: on JAX variable and average share a buffer, which cannot be donated twice.
             if self.use_ema or isinstance(variable.constraint, Stiefel):

@@ -21,6 +21,7 @@ def with_everything():
     """All that keeps state of variables or steps some of them only."""
     model = network()
     model.get_layer("block_0").trainable = False
+    model.get_layer("head").bias.constraint = keras.constraints.NonNeg()
     optimizer = lip.optimizers.ManifoldAdam(
         1e-2, lookahead_period=3, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
     )
