@@ -7,6 +7,7 @@ import datetime
 import importlib.util
 import os
 import pathlib
+import re
 import shlex
 import sys
 import warnings
@@ -257,8 +258,11 @@ def _number(text):
 
 def _hash(text):
     text = text.lower()
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise argparse.ArgumentTypeError(f"a SHA-256 has 64 hexadecimal digits, got '{text}'")
+    if not re.fullmatch("([0-9]+:)?[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError(
+            "a hash is the version of its format, a colon and 64 hexadecimal digits, "
+            f"'2:0123...', got '{text}'"
+        )
     return text
 
 
@@ -274,7 +278,7 @@ def _parser():
     common.add_argument("model", metavar="model.keras", help="model file, as model.save writes")
     common.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
     common.add_argument(
-        "--expect-hash", type=_hash, metavar="SHA256", help="refuse a model of another hash"
+        "--expect-hash", type=_hash, metavar="HASH", help="refuse a model of another hash"
     )
     common.add_argument(
         "--strict", action="store_true", help="fail if a constant is declared, not proven"

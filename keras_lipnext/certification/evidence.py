@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_lipnext.certification.bounds import LipschitzBound
+from keras_lipnext.certification.graph import HASH_FORMAT
 from keras_lipnext.version import __version__
 
 
@@ -16,7 +17,8 @@ class Evidence:
     Attributes:
         model: Name of the model.
         parameters: Number of its weights.
-        weights_hash: SHA-256 of its layers' configurations and stored weights, in hex.
+        weights_hash: SHA-256 of its layers' configurations and stored weights, in hex, behind the
+            version of the hash's format and a colon: "2:...".
         dtypes: The dtype policies of its layers.
         input_shape: With batch axis.
         backend: Keras backend that evaluated it.
@@ -84,11 +86,22 @@ def check_hash(certifiable, expected):
     if expected is None:
         return
     found = certifiable.graph.digest()
-    if found != expected:
-        raise ValueError(
-            f"The model's hash is {found}, not the {expected} expected: these are other weights or "
-            "another architecture."
+    if found == expected:
+        return
+    reason = ": these are other weights or another architecture."
+    if (given := format_of(expected)) != HASH_FORMAT:
+        reason = (
+            f", which is of format {given}: this version computes format {HASH_FORMAT} alone. "
+            "Whether these are other weights or another architecture only the version of "
+            "keras_lipnext that wrote the old hash can tell; certify the model anew."
         )
+    raise ValueError(f"The model's hash is {found}, not the {expected} expected{reason}")
+
+
+def format_of(weights_hash):
+    """The version of a hash's format, which stands in front of it; the first had none."""
+    version, colon, _ = weights_hash.partition(":")
+    return int(version) if colon and version.isdecimal() else 1
 
 
 def _version(package):

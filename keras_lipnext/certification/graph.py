@@ -21,6 +21,8 @@ from keras_lipnext.certification.calls import (
 )
 from keras_lipnext.layers._channels import title
 
+HASH_FORMAT = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -83,14 +85,16 @@ class Graph:
     input_dtype: str = "float32"
 
     def digest(self):
-        """SHA-256 of what defines the function: steps, configurations and weights, in hex."""
-        digest = hashlib.sha256(repr((self.input_shape, self.output)).encode())
+        """SHA-256 of what defines the function, "2:" and hex: steps, configurations and weights.
+
+        2 is the version of its format: 1 named classes by the modules that defined them.
+        """
+        digest = hashlib.sha256(repr((HASH_FORMAT, self.input_shape, self.output)).encode())
         seen = {}
         for step in self.steps:
             operation = step.operation
             number = seen.setdefault(id(operation), len(seen))
-            cls = type(operation)
-            plain = (cls.__module__, cls.__qualname__, number, _settings(operation))
+            plain = (class_name(type(operation)), number, _settings(operation))
             plain += (step.args, step.kwargs, step.outputs)
             digest.update(json.dumps(plain, sort_keys=True, default=_plain).encode())
             if number == len(seen) - 1:
@@ -99,7 +103,23 @@ class Graph:
                     dtype = keras.backend.standardize_dtype(weight.dtype)
                     digest.update(f"{dtype}{array.shape}".encode())
                     digest.update(np.asarray(array, "float64").astype("<f8").tobytes())
-        return digest.hexdigest()
+        return f"{HASH_FORMAT}:{digest.hexdigest()}"
+
+
+def class_name(cls):
+    """What a hash calls a class: the same wherever the file lies that defines it.
+
+    A registered class by its registered name, "keras_lipnext>BetaAbs"; those of Keras by theirs,
+    a layer apart from the operation of that name. A class that nobody registered has no name but
+    its module's and its own, "module:Class".
+    """
+    registered = keras.saving.get_registered_name(cls)
+    if keras.saving.get_registered_object(registered) is cls:
+        return registered
+    if cls.__module__.startswith("keras."):
+        room = "layers" if issubclass(cls, keras.layers.Layer) else "ops"
+        return f"keras.{room}.{cls.__qualname__}"
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def stored_values(operation):

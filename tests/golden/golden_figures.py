@@ -65,6 +65,10 @@ def drawn(variable, rng):
     return values / np.sqrt(max(np.prod(shape[:-1]), 4.0))
 
 
+def stored(name):
+    return keras.saving.load_model(FOLDER / f"{name}.keras", compile=False)
+
+
 def batch(model):
     shape = (5, *model.input_shape[1:])
     x = np.random.default_rng(1).random(shape).astype("float32")
@@ -73,7 +77,9 @@ def batch(model):
 
 def blas():
     """What forms NumPy's products here: its last bits are the library's and the processor's."""
-    libraries = [i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]]
+    libraries = [
+        i for i in threadpool_info() if i["user_api"] == "blas" and "numpy" in i["filepath"]
+    ]
     return [[i.get(k) for k in ("internal_api", "version", "architecture")] for i in libraries]
 
 
@@ -100,7 +106,9 @@ def main(what):
             for variable in model.weights:
                 variable.assign(drawn(variable, rng))
             model.save(FOLDER / f"{name}.keras")
-    loaded = {name: keras.saving.load_model(FOLDER / f"{name}.keras", compile=False) for name in NAMES}
+    loaded = {
+        name: keras.saving.load_model(FOLDER / f"{name}.keras", compile=False) for name in NAMES
+    }
     found = {name: figures(model) for name, model in loaded.items()}
     path = FOLDER / "figures.json"
     path.write_text(json.dumps({"blas": blas(), **found}, indent=1) + "\n")
