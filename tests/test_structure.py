@@ -1,6 +1,7 @@
 """The house's rules that a reader relies on, checked on the source."""
 
 import ast
+import graphlib
 import pathlib
 
 import keras
@@ -9,7 +10,40 @@ import pytest
 import keras_lipnext as lip
 
 PACKAGE = pathlib.Path(lip.__file__).parent
-ROOMS = [
+# From the ground up: each room, or file beside them, with the rooms that it may read.
+ROOMS = {
+    "version": set(),
+    "installation": set(),
+    "arguments": set(),
+    "distribution": set(),
+    "norms": set(),
+    "backend": {"installation"},
+    "batches": {"arguments"},
+    "radius": {"backend"},
+    "manifolds": {"backend"},
+    "layers": {"arguments", "backend", "manifolds"},
+    "optimizers": {"arguments", "backend", "distribution", "manifolds"},
+    "losses": {"arguments", "radius"},
+    "metrics": {"arguments", "radius"},
+    "lipschitz": {"arguments", "backend", "layers", "manifolds", "norms"},
+    "report": {"installation", "lipschitz", "version"},
+    "certification": {
+        *("arguments", "backend", "batches", "distribution", "radius"),
+        *("norms", "lipschitz", "report"),
+    },
+    "lmi": {"arguments", "backend", "installation", "layers", "lipschitz", "norms"},
+    "models": {
+        *("arguments", "backend", "batches", "distribution", "manifolds"),
+        *("layers", "optimizers", "losses", "metrics", "lipschitz", "report", "certification"),
+    },
+    "callbacks": {"arguments", "backend", "models"},
+    "cli": {
+        *("backend", "installation", "version", "manifolds"),
+        *("lipschitz", "report", "certification", "lmi"),
+    },
+}
+FOYER = {"__init__", "__main__"}
+PUBLIC = [
     "manifolds",
     "layers",
     "certification",
@@ -42,38 +76,39 @@ def test_only_the_backend_folder_imports_a_backend(path):
         assert not roots & {"jax", "torch", "tensorflow"}
 
 
-def rooms_read_by(room):
-    return {
-        name.split(".")[1]
-        for path in (PACKAGE / room).rglob("*.py")
-        for name in imported(path)
-        if name.startswith("keras_lipnext.") and name.split(".")[1] in ROOMS
-    }
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "room, below",
-    [
-        ("manifolds", set()),
-        ("layers", {"manifolds"}),
-        ("certification", {"manifolds", "layers"}),
-        ("lmi", {"layers", "certification"}),
-        ("optimizers", {"manifolds", "layers"}),
-        ("losses", {"certification", "layers"}),  # certification: radius.py only
-        ("metrics", {"certification", "layers"}),
-        ("callbacks", {"layers", "models"}),
-    ],
-)
-def test_imports_never_run_back_up(room, below):
-    assert rooms_read_by(room) <= below | {room}
+def read_by(path):
+    """Names of the modules of this package that a file imports."""
+    for name in imported(path):
+        if name.startswith("keras_lipnext."):
+            target = PACKAGE.joinpath(*name.split(".")[1:])
+            if target.is_dir():
+                yield target / "__init__.py"
+            elif target.with_suffix(".py").exists():
+                yield target.with_suffix(".py")
 
 
-@pytest.mark.parametrize("room", ["losses", "metrics"])
-def test_losses_and_metrics_read_the_pure_radius_only(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        for name in imported(path):
-            if name.startswith("keras_lipnext.certification"):
-                assert name.startswith("keras_lipnext.certification.radius")
+def test_every_file_is_in_a_room():
+    assert {room_of(path) for path in modules()} == ROOMS.keys() | FOYER
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_never_run_back_up(room):
+    read = {room_of(p) for path in modules() if room_of(path) == room for p in read_by(path)}
+    assert read <= ROOMS[room] | {room}
+
+
+def test_no_room_stands_above_itself():
+    order = list(graphlib.TopologicalSorter(ROOMS).static_order())
+    assert order.index("radius") < order.index("losses") < order.index("models")
+
+
+def test_no_circle_of_files():
+    files = {path: {p for p in read_by(path) if p.name != "__init__.py"} for path in modules()}
+    graphlib.TopologicalSorter(files).prepare()  # raises, naming the circle
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -85,7 +120,7 @@ def test_inits_only_hand_names_on(path):
 
 
 def test_public_names_have_docstrings():
-    for room in ROOMS:
+    for room in PUBLIC:
         namespace = getattr(lip, room)
         for name in namespace.__all__:
             assert getattr(namespace, name).__doc__, f"{room}.{name}"

@@ -39,11 +39,11 @@ layer it wraps, have one, too. A softmax is left out at the end of a model, and 
 """
 
 from keras_lipnext.certification.attacks import as_torch_module, pgd
-from keras_lipnext.certification.bounds import LipschitzBound
 from keras_lipnext.certification.certify import certify
-from keras_lipnext.certification.lipschitz import lipschitz_bound
-from keras_lipnext.certification.report import Certificate
-from keras_lipnext.certification.rules import lipschitz_rule
+from keras_lipnext.lipschitz.bounds import LipschitzBound
+from keras_lipnext.lipschitz.model import lipschitz_bound
+from keras_lipnext.lipschitz.rules.base import lipschitz_rule
+from keras_lipnext.report.certificate import Certificate
 
 __all__ = [
     "Certificate",

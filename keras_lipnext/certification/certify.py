@@ -5,20 +5,16 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lipnext.certification import wording
-from keras_lipnext.certification.batches import (
-    check_batch,
-    check_numbers,
-    class_labels,
-    numpy_batches,
-)
-from keras_lipnext.certification.bounds import method_of
-from keras_lipnext.certification.comparison import low_precision, own_answer
+from keras_lipnext.batches import check_batch, check_numbers, class_labels, numpy_batches
+from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.evaluation import Evaluation
-from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash
-from keras_lipnext.certification.lipschitz import read
-from keras_lipnext.certification.report import Certificate
 from keras_lipnext.distribution import check_one_process
+from keras_lipnext.lipschitz.bounds import method_of
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.own_precision import low_precision
+from keras_lipnext.report import text
+from keras_lipnext.report.certificate import Certificate
+from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
@@ -136,7 +132,7 @@ def certify(
             "The model was changed while it was certified, as by training in another thread: "
             "certify a copy, or when it is done."
         )
-    if message := wording.range_warning(extremes.input_range, epsilons):
+    if message := text.range_warning(extremes.input_range, epsilons):
         warnings.warn(message, stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),

@@ -7,10 +7,9 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.comparison import margins_apart, own_answer, probes
-from keras_lipnext.certification.evidence import policies
+from keras_lipnext.certification.comparison import own_answer, probes
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import (
+from keras_lipnext.lipschitz.model import (
     bound_of,
     by_method,
     check_same_shape,
@@ -18,19 +17,21 @@ from keras_lipnext.certification.lipschitz import (
     required_rule,
     step_bounds,
 )
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.radius import (
-    certified_radii_float64,
-    joint_norms_float64,
-    pairwise_distances_float64,
-)
-from keras_lipnext.certification.rounding import (
+from keras_lipnext.lipschitz.own_precision import margins_apart
+from keras_lipnext.lipschitz.rounding import (
     forward_errors,
     head_allowances,
     input_norms,
     logit_allowances,
 )
-from keras_lipnext.certification.rules import Bound, Context, size
+from keras_lipnext.lipschitz.rules.base import Bound, Context, size
+from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.radius import (
+    certified_radii_float64,
+    joint_norms_float64,
+    pairwise_distances_float64,
+)
+from keras_lipnext.report.provenance import policies
 
 
 class _Unmeasured(Context):

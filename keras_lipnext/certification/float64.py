@@ -6,21 +6,21 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.activations import (
+from keras_lipnext.arguments import title
+from keras_lipnext.lipschitz.graph import Value
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.overrides import plain_settings
+from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     Activation,
     find_activation,
     is_softmax,
     operation_activation,
 )
-from keras_lipnext.certification.axis_maps import AXIS_MAPS, applied
-from keras_lipnext.certification.calls import plain_settings
-from keras_lipnext.certification.graph import Value
-from keras_lipnext.certification.layer_rules import IDENTITIES, slice_step
-from keras_lipnext.certification.lipschitz import read
-from keras_lipnext.certification.operation_rules import NUMERIC
-from keras_lipnext.certification.rules import find_rule
-from keras_lipnext.layers._channels import title
+from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS, applied
+from keras_lipnext.lipschitz.rules.base import find_rule
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES, slice_step
+from keras_lipnext.lipschitz.rules.operations import NUMERIC
 
 
 class Float64Twin:
@@ -28,8 +28,8 @@ class Float64Twin:
 
     The layers are rebuilt from their configurations with dtype float64 and given the stored
     weights, which float64 holds exactly; activations are evaluated by the formulas in
-    activations.py. `predict` and `fit` would cast inputs to float32, so batches go to the layers
-    directly, compiled as a whole on JAX and TensorFlow.
+    lipschitz/rules/activations.py. `predict` and `fit` would cast inputs to float32, so batches go
+    to the layers directly, compiled as a whole on JAX and TensorFlow.
 
     Args:
         model: A Keras model, or the `Certifiable` read from it.

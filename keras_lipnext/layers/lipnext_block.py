@@ -1,16 +1,13 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    channel_axis,
-    image_sizes,
-    resolve_data_format,
-)
+from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.layers.beta_abs import BetaAbs
 from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
+from keras_lipnext.layers.images import channel_axis, image_sizes
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
+from keras_lipnext.layers.weights import NAMESPACE
 
 MIXINGS = {"reduced": ShiftMixing, "full": FullShiftMixing}
 

@@ -13,17 +13,17 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
-from keras_lipnext.certification.activations import (
+from keras_lipnext.lipschitz.model import read, step_bounds
+from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     activation_of,
     operation_activation,
 )
-from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
-from keras_lipnext.certification.layer_rules import IDENTITIES
-from keras_lipnext.certification.lipschitz import read, step_bounds
-from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma
-from keras_lipnext.certification.rules import Context
+from keras_lipnext.lipschitz.rules.base import Context
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 from keras_lipnext.lmi._affine import AffineLayer, Chain
+from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
+from keras_lipnext.norms.matrices import TINY, UNIT_ROUNDOFF, gamma
 
 kl = keras.layers
 

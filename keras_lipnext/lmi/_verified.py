@@ -32,7 +32,7 @@ factorisation counts, and P_i are taken smaller than the best by `slack` to leav
 
 import numpy as np
 
-from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma, gram_error
+from keras_lipnext.norms.matrices import TINY, UNIT_ROUNDOFF, gamma, gram_error
 
 # How much of 2 Lambda_i is given away, in turn until the proof goes through.
 SLACKS = tuple(2.0**-k for k in range(44, 9, -3))

@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from keras_lipnext.certification.bounds import METHODS, Method
+from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.result import certified_by, proven_bound

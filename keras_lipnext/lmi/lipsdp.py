@@ -2,7 +2,7 @@
 
 import time
 
-from keras_lipnext.certification.bounds import METHODS, Method
+from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.certification.certify import certify
-from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
 from keras_lipnext.distribution import check_batches, check_distribution, check_fit
+from keras_lipnext.lipschitz.model import lipschitz_bound, nominal_constant, read
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose

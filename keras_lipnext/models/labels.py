@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.certification.batches import class_labels, to_numpy
+from keras_lipnext.batches import class_labels, to_numpy
 
 
 def check_labels(y, classes):

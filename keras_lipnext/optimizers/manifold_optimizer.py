@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.arguments import number, share
 from keras_lipnext.distribution import check_distribution
-from keras_lipnext.layers._channels import number, share
 from keras_lipnext.manifolds import branchless, stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose

@@ -9,7 +9,7 @@ from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.graph import trace
+from keras_lipnext.lipschitz.graph import trace
 
 
 def load(path):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_lipnext.certification import norms
-from keras_lipnext.certification.norms import (
+from keras_lipnext.norms import matrices as norms
+from keras_lipnext.norms.matrices import (
     _gram,
     _is_below,
     gamma,

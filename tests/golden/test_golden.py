@@ -12,7 +12,7 @@ import pytest
 from golden_figures import FOLDER, NAMES, batch, blas, figures, stored
 
 import keras_lipnext as lip
-from keras_lipnext.certification.graph import class_name, trace
+from keras_lipnext.lipschitz.graph import class_name, trace
 
 PINNED = json.loads((FOLDER / "figures.json").read_text())
 ROUNDING = 1e-13

@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from keras_lipnext.certification.rules import ROUNDING, Bound, library_rule
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, library_rule
 
 kl = keras.layers
 

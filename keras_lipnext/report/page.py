@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 
-from keras_lipnext.certification import plots, wording
 from keras_lipnext.installation import installing
+from keras_lipnext.report import plots, text
 
 # Longer tables are folded.
 _LONG = 24
@@ -27,22 +27,22 @@ def html(certificate):
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: wording.printable(value) if type(value) is str else value,
+        finalize=lambda value: text.printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    source = importlib.resources.files("keras_lipnext.certification").joinpath("page.html")
+    source = importlib.resources.files("keras_lipnext.report").joinpath("page.html")
     template = environment.from_string(source.read_text(encoding="utf-8"))
     evidence = certificate.evidence
     return template.render(
         model=evidence.model if evidence else "an unnamed model",
         labelled=certificate.labels is not None,
-        declared=", ".join(wording.declared(certificate)),
-        numbers=wording.rows(certificate),
-        explanation=wording.explanation(certificate),
-        promise=wording.promise(certificate),
-        facts=wording.facts(certificate),
-        classes=(wording.per_class_header(certificate), wording.per_class_rows(certificate)),
+        declared=", ".join(text.declared(certificate)),
+        numbers=text.rows(certificate),
+        explanation=text.explanation(certificate),
+        promise=text.promise(certificate),
+        facts=text.facts(certificate),
+        classes=(text.per_class_header(certificate), text.per_class_rows(certificate)),
         layers=_layers(evidence.bound) if evidence else None,
         head=evidence.bound.head if evidence else None,
         method=evidence.bound.method.title if evidence and evidence.bound.method else None,
@@ -56,7 +56,7 @@ def html(certificate):
 
 def _figures(certificate):
     """The two figures and what they show in words."""
-    shares = [f"{name}: {value}" for name, value in wording.rows(certificate) if "%" in value]
+    shares = [f"{name}: {value}" for name, value in text.rows(certificate) if "%" in value]
     radii = certificate.radii
     return {
         "curve": _png(plots.accuracy_curve(certificate)),

@@ -20,11 +20,11 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend, layers
-from keras_lipnext.certification.activations import activation_of
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import TINY, added, linear
-from keras_lipnext.certification.rules import ROUNDING, Bound, NominalContext, library_rule, size
-from keras_lipnext.layers._sdp import Q_RANGE
+from keras_lipnext.layers.sdp_diagonal import Q_RANGE
+from keras_lipnext.lipschitz.rounding import TINY, added, linear
+from keras_lipnext.lipschitz.rules.activations import activation_of
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, NominalContext, library_rule, size
+from keras_lipnext.norms.matrices import gamma
 
 
 @library_rule(layers.SDPDense, layers.SDPConv2D)

@@ -5,16 +5,16 @@ import math
 import keras
 import numpy as np
 
-from keras_lipnext.certification.axis_maps import (
+from keras_lipnext.lipschitz.rounding import mapped
+from keras_lipnext.lipschitz.rules.axis_maps import (
     AXIS_MAPS,
     INTERPOLATIONS,
     adaptive_average,
     spatial_axes,
     windows_in_float32,
 )
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import mapped
-from keras_lipnext.certification.rules import ROUNDING, Bound, library_rule, size
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, library_rule, size
+from keras_lipnext.norms.matrices import gamma
 
 kl = keras.layers
 

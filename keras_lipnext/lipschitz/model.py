@@ -9,20 +9,16 @@ import time
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.certification import (  # noqa: F401  (importing them registers their rules)
-    layer_rules,
-    merging_rules,
-    operation_rules,
-    pooling_rules,
-    sdp_rules,
+from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
+from keras_lipnext.lipschitz.graph import Graph, Step, trace
+from keras_lipnext.lipschitz.overrides import acts_by_default, replaced, unusual_arguments
+from keras_lipnext.lipschitz.rounding import combined, underflow
+from keras_lipnext.lipschitz.rules import (
+    layers as layer_rules,
 )
-from keras_lipnext.certification.activations import is_softmax
-from keras_lipnext.certification.bounds import LayerConstant, LipschitzBound, method_of
-from keras_lipnext.certification.calls import acts_by_default, replaced, unusual_arguments
-from keras_lipnext.certification.graph import Graph, Step, trace
-from keras_lipnext.certification.norms import spectral_norm_bound
-from keras_lipnext.certification.rounding import combined, underflow
-from keras_lipnext.certification.rules import (
+from keras_lipnext.lipschitz.rules import merging, operations, pooling, sdp  # noqa: F401
+from keras_lipnext.lipschitz.rules.activations import is_softmax
+from keras_lipnext.lipschitz.rules.base import (
     Bound,
     Context,
     NominalContext,
@@ -31,6 +27,7 @@ from keras_lipnext.certification.rules import (
     refusal,
     size,
 )
+from keras_lipnext.norms.matrices import spectral_norm_bound
 
 _UP = 1 + 2.0**-51
 # Seconds of silence before a bar shows how far the layers are.
@@ -403,7 +400,7 @@ def step_bounds(step, context):
         raise context.refusal(f"it is called with {unusual}, not as at inference")
     arguments = keras.tree.flatten(step.args[:1] if is_layer else step.args)
     constants = [a for a in arguments if hasattr(a, "shape")]
-    if constants and (is_layer or step.kind not in operation_rules.READING_CONSTANTS):
+    if constants and (is_layer or step.kind not in operations.READING_CONSTANTS):
         raise context.refusal("it reads a constant: add or multiply constants by keras.ops")
     answer = rule.function(step.operation, context)
     if isinstance(answer, numbers.Real):

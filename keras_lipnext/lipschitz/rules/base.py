@@ -16,13 +16,10 @@ import numbers
 import keras
 import numpy as np
 
-from keras_lipnext.certification.calls import replaced
-from keras_lipnext.certification.convolutions import (
-    convolution_norm_bound,
-    depthwise_norm_bound,
-)
-from keras_lipnext.certification.norms import spectral_norm_bound
+from keras_lipnext.lipschitz.overrides import replaced
 from keras_lipnext.manifolds import Stiefel
+from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_norm_bound
+from keras_lipnext.norms.matrices import spectral_norm_bound
 
 # Twice the unit roundoff of float64: what one operation may be off by, relatively. The factor 2
 # leaves room for what a compiler may do to an expression, as multiplying by a reciprocal.

@@ -118,7 +118,7 @@ def _spectral(w):
     """||W||^2, from above: lambda <= ||G^(2^k)||_F^(2^-k), squared and scaled k times.
 
     Of a convolution the largest of its symbol's on a grid, times what can lie between the points
-    (certification/convolutions.py, note 4).
+    (norms/convolutions.py, note 4).
     """
     if len(w.shape) == 2:
         if w.shape[0] < w.shape[1]:

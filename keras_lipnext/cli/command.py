@@ -16,16 +16,16 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification import wording
-from keras_lipnext.certification.bounds import METHODS
 from keras_lipnext.certification.certify import EPSILONS, certify
-from keras_lipnext.certification.evidence import Evidence, Source, check_hash
-from keras_lipnext.certification.lipschitz import lipschitz_bound, read, step_bounds
-from keras_lipnext.certification.report import evidence_dict, write_json
-from keras_lipnext.certification.rules import Context
+from keras_lipnext.cli.loading import import_modules, load_data, load_model, model_file
 from keras_lipnext.installation import installing
-from keras_lipnext.loading import import_modules, load_data, load_model, model_file
+from keras_lipnext.lipschitz.bounds import METHODS
+from keras_lipnext.lipschitz.model import lipschitz_bound, read, step_bounds
+from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.manifolds import Stiefel, stiefel
+from keras_lipnext.report import text
+from keras_lipnext.report.certificate import evidence_dict, write_json
+from keras_lipnext.report.provenance import Evidence, Source, check_hash
 from keras_lipnext.version import __version__
 
 _EPILOG = """\
@@ -72,7 +72,7 @@ def _certify(model, certifiable, options):
         options.y_key,
         options.labels,
     )
-    if message := wording.range_warning((float(x.min()), float(x.max())), options.epsilons):
+    if message := text.range_warning((float(x.min()), float(x.max())), options.epsilons):
         _warn(message)  # before the work; `certify` says it at its end
     with _progress() as verbose, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Inputs range from")
@@ -86,7 +86,7 @@ def _certify(model, certifiable, options):
             lipschitz=options.lipschitz,
         )
     certificate = dataclasses.replace(certificate, source=_source(options, files))
-    declared = wording.declared(certificate)
+    declared = text.declared(certificate)
     _warn_of(declared)
     print(certificate)
     if options.json:
@@ -136,8 +136,8 @@ def _inspection(summary, source):
         defect = summary["defects"].get(layer["name"])
         lines.append(
             (
-                wording.printable(layer["name"]),
-                wording.printable(layer["class"]),
+                text.printable(layer["name"]),
+                text.printable(layer["class"]),
                 f"{layer['constant']:.10g}",
                 f"{layer['total']:.10g}",
                 "" if defect is None else f"{defect:.1e}",
@@ -161,11 +161,11 @@ def _inspection(summary, source):
         "head": summary["head"] or "none: K is the constant of what makes the logits",
         "K": f"{summary['body_constant']:.10g}{behind}, {summary['how_proven']}",
         "constant": f"{summary['constant']:.10g} of the model, from input to output",
-        **dict(wording.source_facts(source)),
+        **dict(text.source_facts(source)),
     }
     notes = [f"note: {note}" for note in summary["notes"]]
     lines = [*(f"{name:<10} {fact}" for name, fact in facts.items()), *notes, "", *table]
-    return "\n".join(map(wording.printable, lines))
+    return "\n".join(map(text.printable, lines))
 
 
 def _defects(certifiable):
@@ -230,11 +230,11 @@ def _warn_of(declared):
 
 
 def _warn(message):
-    print(f"lipnext: WARNING: {wording.printable(message)}", file=sys.stderr)
+    print(f"lipnext: WARNING: {text.printable(message)}", file=sys.stderr)
 
 
 def _failed(error):
-    message = "\n".join(map(wording.printable, str(error).splitlines()))
+    message = "\n".join(map(text.printable, str(error).splitlines()))
     print(f"lipnext: error: {message}", file=sys.stderr)
     return 1
 

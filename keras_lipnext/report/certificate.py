@@ -7,8 +7,8 @@ import pathlib
 
 import numpy as np
 
-from keras_lipnext.certification import page, plots, wording
-from keras_lipnext.certification.evidence import Evidence, Source
+from keras_lipnext.report import page, plots, text
+from keras_lipnext.report.provenance import Evidence, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Certificate:
             "input_range": None if self.input_range is None else list(self.input_range),
             "evidence": None if self.evidence is None else evidence_dict(self.evidence),
             "source": None if self.source is None else dataclasses.asdict(self.source),
-            "promise": list(wording.promise(self)),
+            "promise": list(text.promise(self)),
             **({"per_sample": lists} if samples else {}),
         }
 
@@ -164,11 +164,11 @@ class Certificate:
         write_json(self.to_dict(samples), path)
 
     def __str__(self):
-        return wording.text(self)
+        return text.plain(self)
 
     def to_markdown(self):
         """The certificate in Markdown: the table, per class, what it rests on and promises."""
-        return wording.markdown(self)
+        return text.markdown(self)
 
     def to_html(self, path):
         """Writes the certificate as one HTML file that needs no other file and no script.
@@ -220,7 +220,7 @@ def evidence_dict(evidence):
         "backend": evidence.backend,
         "versions": dict(evidence.versions),
         "lipschitz_method": bound.method.name if bound.method else "product",
-        "how_proven": wording.how_proven(bound),
+        "how_proven": text.how_proven(bound),
         "layers": [
             {
                 "name": layer.name,
@@ -240,8 +240,8 @@ def evidence_dict(evidence):
 
 def write_json(value, path):
     """Writes nested built-in or NumPy values as standard JSON."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+    written = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    pathlib.Path(path).write_text(written + "\n", encoding="utf-8")
 
 
 def _plain(value):

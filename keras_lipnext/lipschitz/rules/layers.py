@@ -7,23 +7,23 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
-from keras_lipnext.certification.activations import (
+from keras_lipnext.lipschitz.rounding import TINY, added, block_diagonal, linear, repeated, scaled
+from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     INNER_SOFTMAX,
     activation_of,
     broken,
 )
-from keras_lipnext.certification.contractions import NoContraction, einsum_axes, matrices
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import (
-    TINY,
-    added,
-    block_diagonal,
-    linear,
-    repeated,
-    scaled,
+from keras_lipnext.lipschitz.rules.base import (
+    COARSE,
+    ROUNDING,
+    Bound,
+    find_rule,
+    library_rule,
+    size,
 )
-from keras_lipnext.certification.rules import COARSE, ROUNDING, Bound, find_rule, library_rule, size
+from keras_lipnext.lipschitz.rules.contractions import NoContraction, einsum_axes, matrices
+from keras_lipnext.norms.matrices import gamma
 
 kl = keras.layers
 

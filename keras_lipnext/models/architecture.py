@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 
-from keras_lipnext.certification.wording import range_warning
-from keras_lipnext.layers._channels import number, positive_integer
+from keras_lipnext.arguments import number, positive_integer
 from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.report.text import range_warning
 
 # Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lipnext.certification.calls import replaced
-from keras_lipnext.certification.rules import ROUNDING, Bound, size
+from keras_lipnext.lipschitz.overrides import replaced
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,25 +8,25 @@ import math
 import keras
 import numpy as np
 
-from keras_lipnext.certification.activations import (
+from keras_lipnext.lipschitz.graph import Value
+from keras_lipnext.lipschitz.rounding import added, block_diagonal, scaled
+from keras_lipnext.lipschitz.rules.activations import (
     INNER_SOFTMAX,
     NO_CONSTANT,
     OPERATION_ACTIVATIONS,
     broken,
     operation_activation,
 )
-from keras_lipnext.certification.contractions import (
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, operation_rule, size
+from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
     einsum_axes,
     matmul_axes,
     matrices,
     tensordot_axes,
 )
-from keras_lipnext.certification.graph import Value
-from keras_lipnext.certification.merging_rules import merged
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.rounding import added, block_diagonal, scaled
-from keras_lipnext.certification.rules import ROUNDING, Bound, operation_rule, size
+from keras_lipnext.lipschitz.rules.merging import merged
+from keras_lipnext.norms.matrices import gamma
 
 
 @operation_rule(*OPERATION_ACTIVATIONS)

@@ -13,13 +13,13 @@ import numpy as np
 from keras.src.models.functional import Functional
 
 from keras_lipnext import layers
-from keras_lipnext.certification.calls import (
+from keras_lipnext.arguments import title
+from keras_lipnext.lipschitz.overrides import (
     first_argument_positional,
     plain_settings,
     replaced,
     unusual_arguments,
 )
-from keras_lipnext.layers._channels import title
 
 HASH_FORMAT = 2
 

@@ -5,8 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_lipnext.certification.bounds import LipschitzBound
-from keras_lipnext.certification.graph import HASH_FORMAT
+from keras_lipnext.lipschitz.bounds import LipschitzBound
+from keras_lipnext.lipschitz.graph import HASH_FORMAT
 from keras_lipnext.version import __version__
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_lipnext.layers._channels import positive_integer
+from keras_lipnext.arguments import positive_integer
 
 
 def numpy_batches(x, y=None, batch_size=256, input_shape=None):

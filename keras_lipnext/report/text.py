@@ -200,7 +200,7 @@ def promise(certificate):
     return tuple(paragraphs)
 
 
-def text(certificate):
+def plain(certificate):
     """The certificate as plain text."""
     numbers, grounds = rows(certificate), facts(certificate)
     width = max(len(name) for name, _ in numbers)

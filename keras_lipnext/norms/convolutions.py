@@ -42,8 +42,8 @@ import math
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
-from keras_lipnext.certification.norms import (
+from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
+from keras_lipnext.norms.matrices import (
     UNIT_ROUNDOFF,
     _is_below,
     gamma,

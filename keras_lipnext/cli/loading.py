@@ -16,7 +16,7 @@ import h5py
 import keras
 import numpy as np
 
-from keras_lipnext.certification.evidence import File
+from keras_lipnext.report.provenance import File
 
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = ("config.json", "metadata.json", _WEIGHTS)

@@ -5,16 +5,10 @@ import math
 import keras
 from keras import ops
 
-from keras_lipnext.layers import _sdp
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    add_stiefel_kernel,
-    channel_axis,
-    image_sizes,
-    positive_integer,
-    resolve_data_format,
-    title,
-)
+from keras_lipnext.arguments import positive_integer, resolve_data_format, title
+from keras_lipnext.layers import sdp_diagonal
+from keras_lipnext.layers.images import channel_axis, image_sizes
+from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel
 
 # Monotone and 1-Lipschitz: the residual form needs slopes in [0, 1].
 # tests/certification/test_activations.py measures them.
@@ -79,9 +73,10 @@ class SDPLayer(keras.layers.Layer):
 
     def __init__(self, bound, activation, use_bias, kernel_initializer, bias_initializer, **kwargs):
         super().__init__(**kwargs)
-        if bound not in _sdp.BOUNDS:
+        if bound not in sdp_diagonal.BOUNDS:
             raise ValueError(
-                f"`bound` must be one of {', '.join(_sdp.BOUNDS)}. Received: bound={bound!r}"
+                f"`bound` must be one of {', '.join(sdp_diagonal.BOUNDS)}. "
+                f"Received: bound={bound!r}"
             )
         self.bound = bound
         self.activation = keras.activations.get(activation)
@@ -140,14 +135,14 @@ class SDPLayer(keras.layers.Layer):
         Args:
             kernel, log_q: Values to use instead of the weights'.
         """
-        w = self._columns_last(_sdp.wide(self.kernel if kernel is None else kernel))
+        w = self._columns_last(sdp_diagonal.wide(self.kernel if kernel is None else kernel))
         if self.bound == "orthogonal":
             ones = ops.ones_like(w[(0,) * (len(w.shape) - 1)])
             return w, ones, ones[0]
-        w, scale = _sdp.scaled(w)
+        w, scale = sdp_diagonal.scaled(w)
         log_q = self.log_q if log_q is None else log_q
-        log_q = None if log_q is None else _sdp.wide(log_q)
-        return w, _sdp.inverse_diagonal(w, self.bound, log_q), scale
+        log_q = None if log_q is None else sdp_diagonal.wide(log_q)
+        return w, sdp_diagonal.inverse_diagonal(w, self.bound, log_q), scale
 
     def _cast(self, x):
         """In the compute dtype; Keras leaves integers as they are."""
@@ -190,8 +185,8 @@ class SDPResidual:
 
     def _hidden(self, x, sizes, inverses):
         """R^-1 sigma(R x + b) of x = D^T inputs."""
-        x = _sdp.wide(x) * sizes
-        x = self.activation(x if self.bias is None else x + _sdp.wide(self.bias))
+        x = sdp_diagonal.wide(x) * sizes
+        x = self.activation(x if self.bias is None else x + sdp_diagonal.wide(self.bias))
         return self._cast(x * inverses)
 
 

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 
-from keras_lipnext.certification.norms import gamma, spectral_norm_bound
-from keras_lipnext.certification.rules import ROUNDING, Bound, size
+from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, size
+from keras_lipnext.norms.matrices import gamma, spectral_norm_bound
 
 # Above every number that underflows, times what one operation may multiply it by: backends may
 # flush subnormal numbers to zero.
