@@ -111,6 +111,49 @@ def test_no_circle_of_files():
     graphlib.TopologicalSorter(files).prepare()  # raises, naming the circle
 
 
+BY_NAME = ("getattr", "hasattr", "setattr")
+
+
+def attributes(path):
+    """(object, name) of each attribute that a file reads or sets, as source."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node.value), node.attr
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME:
+            yield ast.unparse(node.args[0]), str(getattr(node.args[1], "value", ""))
+
+
+def defined(path):
+    """Names that a file gives its own functions, classes and attributes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        stored = isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store)
+        if stored and isinstance(node, ast.Name):
+            yield node.id
+        elif stored and ast.unparse(node.value) in ("self", "cls", "block"):
+            yield node.attr
+
+
+PRIVATE = "backend/keras_private.py"
+OF_OTHERS = {"sys": {"_getframe"}, "torch": {"_foreach_copy_"}}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_file_knows_private_names_of_keras(path):
+    if path == PACKAGE / PRIVATE:
+        return
+    assert not any(name.startswith("keras.src") for name in imported(path))
+    strings = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
+    assert not any("keras.src" in n.value for n in strings if isinstance(n.value, str))
+    ours = {name for file in modules() if file != PACKAGE / PRIVATE for name in defined(file)}
+    theirs = {name for _, name in attributes(PACKAGE / PRIVATE)}
+    for owner, name in attributes(path):
+        if name.startswith("_") and not name.startswith("__"):
+            known = name in OF_OTHERS.get(owner, ()) or owner == "super()"
+            assert known or (name in ours and name not in theirs), f"{owner}.{name}"
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_inits_only_hand_names_on(path):
     source = path.read_text()

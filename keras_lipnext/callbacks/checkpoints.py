@@ -13,6 +13,7 @@ import warnings
 import keras
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.resuming import Resuming, read, write
 
 WHOLE = "whole.json"  # the digests of the backups that were written to their end
@@ -85,10 +86,7 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
 
     def _pairs(self):
         """(weights, metadata) of the latest backup, and of the one before it."""
-        return (
-            (self._weights_path, self._training_metadata_path),
-            (self._prev_weights_path, self._prev_training_metadata_path),
-        )
+        return keras_private.backup_files(self)
 
     def _whole(self):
         return read(self._folder / WHOLE) or []
@@ -203,7 +201,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 damaged.append((path, error))
                 path.rename(path.with_suffix(".damaged"))
                 continue
-            self.model._initial_epoch = int(path.name) + 1
+            keras_private.set_initial_epoch(self.model, int(path.name) + 1)
             break
         if found and len(damaged) == len(found):
             for path, _ in damaged:
@@ -219,7 +217,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 stacklevel=2,
             )
         self.checkpointer.reload()
-        done, epochs = self.model._initial_epoch or 0, self.params["epochs"]
+        done, epochs = keras_private.initial_epoch(self.model), self.params["epochs"]
         if done >= epochs:
             warnings.warn(
                 f"{done} epochs are done according to {folder}: nothing is left of {epochs} to "

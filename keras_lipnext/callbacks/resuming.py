@@ -19,6 +19,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.divergence import check_finite
 from keras_lipnext.callbacks.states import States, list_that_calls
 from keras_lipnext.models.training_state import Schedule, TrainingState
@@ -95,7 +96,7 @@ class Resuming(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         keras.utils.set_random_seed(seed_of(self.seed, epoch))
-        generators = [v for v in self.model.variables if v.name == "seed_generator_state"]
+        generators = [v for v in self.model.variables if v.name == keras_private.SEED_STATE]
         for index, state in enumerate(generators):
             state.assign([seed_of(self.seed, epoch, index), 0])
 
@@ -108,7 +109,7 @@ class Resuming(keras.callbacks.Callback):
         """Gives the callbacks beside this one, all of them begun, their states back."""
         ours = (Resuming, Last, Schedule, keras.callbacks.History, keras.callbacks.ProgbarLogger)
         self._states = States([c for c in self._beside if not isinstance(c, ours)])
-        done = self.model._initial_epoch or 0
+        done = keras_private.initial_epoch(self.model)
         path = self._states_of(done - 1)
         if not done or not path.exists():
             return
@@ -129,7 +130,7 @@ class Resuming(keras.callbacks.Callback):
                 "settings of them, it would continue.",
                 stacklevel=2,
             )
-            self.model._initial_epoch = self.params["epochs"]
+            keras_private.set_initial_epoch(self.model, self.params["epochs"])
 
     def save(self, epoch, logs=None):
         """Writes the checkpoint of an epoch that all callbacks are done with."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.arguments import title
+from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.graph import Value
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.overrides import plain_settings
@@ -237,7 +238,7 @@ def _check_attributes(step, twin):
     Numbers would not always tell: max and average pooling agree on a constant image.
     """
     mine, its = vars(step.operation), vars(twin)
-    ignored = {*vars(keras.layers.Layer()), "_build_input_shape"}
+    ignored = {*vars(keras.layers.Layer()), *keras_private.BUILD_ATTRIBUTES}
     for name in sorted((mine.keys() & its.keys()) - ignored):
         values = (mine[name], its[name])
         alike = all(map(_is_plain, values))

@@ -10,10 +10,10 @@ import json
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
 
 from keras_lipnext import layers
 from keras_lipnext.arguments import title
+from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.overrides import (
     first_argument_positional,
     plain_settings,
@@ -230,18 +230,17 @@ def _collect(model, given, steps, counter, prefix):
 def _ordered_nodes(model):
     """The nodes on the way from the model's input to its output, each after its predecessors."""
     ordered, done = [], set()
-    stack = [model.outputs[0]._keras_history]
+    stack = [keras_private.node_of(model.outputs[0])]
     own_input = id(model.inputs[0])
     while stack:
-        history = stack[-1]
-        node = history.operation._inbound_nodes[history.node_index]
+        node = stack[-1]
         if id(node) in done:
             stack.pop()
             continue
         waiting = [
-            t._keras_history
+            keras_private.node_of(t)
             for t in node.input_tensors
-            if id(t) != own_input and id(_node_of(t)) not in done
+            if id(t) != own_input and id(keras_private.node_of(t)) not in done
         ]
         if not waiting:
             done.add(id(node))
@@ -252,11 +251,6 @@ def _ordered_nodes(model):
                 raise ValueError(f"Model '{model.name}' reads a tensor that is not its input.")
         stack.extend(waiting)
     return ordered
-
-
-def _node_of(tensor):
-    history = tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index]
 
 
 def _map_tensors(arguments, function):
@@ -292,12 +286,7 @@ def _check(model):
             "make a functional model of its layers: i = keras.Input(shape), then "
             "keras.Model(i, model.call(i))."
         )
-    overrides = (
-        type(model).call not in (Functional.call, keras.Sequential.call)
-        or type(model).__call__ not in (Functional.__call__, keras.Sequential.__call__)
-        or not {"call", "__call__"}.isdisjoint(vars(model))
-    )
-    if overrides:
+    if not keras_private.is_graph(model):
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) overrides `call`: what it computes is "
             "not its graph of layers, and cannot be certified. Express it as layers of a "

@@ -9,6 +9,7 @@ import time
 import keras
 
 from keras_lipnext import layers
+from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
 from keras_lipnext.lipschitz.overrides import acts_by_default, replaced, unusual_arguments
@@ -136,8 +137,7 @@ def _only_orders(step):
     if type(operation) in (keras.layers.Activation, keras.layers.Dense, layers.OrthogonalDense):
         return is_softmax(operation.activation)
     named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
-    keras_own = type(operation).__module__.startswith("keras.src.")
-    return named and keras_own
+    return named and keras_private.is_keras_layer(operation)
 
 
 def _stretch(step):

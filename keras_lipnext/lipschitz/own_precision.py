@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.rounding import (
     forward_errors,
     head_allowances,
@@ -38,7 +39,7 @@ def types(step):
     """Names of the floating point types that a step computes in, in the model itself."""
     operation = step.operation
     if isinstance(operation, keras.layers.Layer):
-        names = {layer.compute_dtype for layer in operation._flatten_layers()}
+        names = {layer.compute_dtype for layer in keras_private.layers_within(operation)}
         if not operation.autocast:
             names |= set(step.input_dtypes)
     else:

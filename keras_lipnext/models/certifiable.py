@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 from keras_lipnext.certification.certify import certify
 from keras_lipnext.distribution import check_batches, check_distribution, check_fit
 from keras_lipnext.lipschitz.model import lipschitz_bound, nominal_constant, read
@@ -103,7 +104,7 @@ class CertifiableModel(keras.Model):
         super().__init__(*args, **kwargs)
         certifiable = read(self)
         if certifiable.head is None or certifiable.shares:
-            last = self.outputs[0]._keras_history.operation
+            last = keras_private.node_of(self.outputs[0]).operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
                 "classes), keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
@@ -239,21 +240,21 @@ class CertifiableModel(keras.Model):
             progress,
             scope.get_current_value(progress) if counted else ops.ones(()),
         )
-        before = [(variable, variable._value) for variable, _ in held.values()]
+        before = [(variable, keras_private.held_value(variable)) for variable, _ in held.values()]
         try:
             for variable, value in held.values():
-                variable._value = value
+                keras_private.hold(variable, value)
             return method(self, (*state[:-1], metrics), data)
         finally:
             for variable, value in before:
-                variable._value = value
+                keras_private.hold(variable, value)
 
     def stateless_call(self, trainable_variables, *args, **kwargs):
         if getattr(self._thread, "in_step", False):
             # Of these variables a step differentiates the loss: of this kernel, too.
             for variable, value in zip(self.trainable_variables, trainable_variables):
                 if variable is self.head.kernel:
-                    variable._value = value
+                    keras_private.hold(variable, value)
         return super().stateless_call(trainable_variables, *args, **kwargs)
 
     def make_train_function(self, force=False):

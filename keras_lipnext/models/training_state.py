@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 
 
 class TrainingState(keras.metrics.Metric):
@@ -109,10 +110,10 @@ def put_back(model):
     optimizers apply constraints after their steps only.
     """
     state = model.optimizer.variables if model.optimizer else ()
-    shared = {id(v._value) for v in state}
+    shared = {id(keras_private.held_value(v)) for v in state}
     for variable in model.trainable_variables:
-        if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
-            continue
+        if keras_private.held_value(variable) is None:
+            continue  # JAX: given to a step that failed; its error is to be seen
         value = backend.value(variable)
         if variable.constraint is not None:
             with backend.inference_scope():
@@ -123,7 +124,7 @@ def put_back(model):
             if float(moved) > (2**-6 if half else 1e-4):
                 variable.assign(kept)
                 continue
-        if id(variable._value) in shared:
+        if id(keras_private.held_value(variable)) in shared:
             # JAX: an average that has become the weight shares its buffer, and one that is given
             # to a step twice is an error.
             variable.assign(ops.copy(value))

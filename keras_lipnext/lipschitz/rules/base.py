@@ -16,6 +16,7 @@ import numbers
 import keras
 import numpy as np
 
+from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.overrides import replaced
 from keras_lipnext.manifolds import Stiefel
 from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_norm_bound
@@ -108,8 +109,8 @@ def find_rule(step):
     if replaced(operation):
         return None  # an instance whose methods were replaced is not what its class says
     if not isinstance(operation, keras.layers.Layer):
-        ours = type(operation).__module__.startswith(("keras.src.ops.", "keras.src.activations."))
-        return _OPERATIONS.get(type(operation).__name__) if ours else None
+        known = keras_private.is_keras_operation(operation)
+        return _OPERATIONS.get(type(operation).__name__) if known else None
     rule = _LAYERS.get(type(operation))
     declared = getattr(operation, "lipschitz_constant", None)
     if rule is None and isinstance(declared, numbers.Real):
