@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UNIT_ROUNDOFF
 
 
 def pairwise_distances(kernel):
@@ -105,9 +106,9 @@ def _column_norms(matrix):
     """
     exponents = np.frexp(np.abs(matrix).max(axis=0))[1]
     norms = np.linalg.norm(np.ldexp(matrix, -exponents), axis=0)
-    norms = np.ldexp(norms * (1 + (len(matrix) + 8) * 2.0**-53), exponents)
+    norms = np.ldexp(norms * (1 + (len(matrix) + 8) * UNIT_ROUNDOFF), exponents)
     # Among subnormal numbers that would round to nearest: nothing but 0 is below 2^-1000.
-    return np.where(norms > 0, np.maximum(norms, 2.0**-1000), 0.0)
+    return np.where(norms > 0, np.maximum(norms, SMALLEST_DISTANCE), 0.0)
 
 
 def certified_radii(logits, distances):
@@ -159,6 +160,6 @@ def certified_radii_float64(logits, distances, allowances=0.0):
         ratios[rows, predictions] = np.inf
         deciding = ratios.argmin(axis=-1)
         # One rounding each in the two differences, the quotient and this product.
-        radii = np.minimum(ratios[rows, deciding] * (1 - 8 * 2.0**-53), 2.0**1000)
+        radii = np.minimum(ratios[rows, deciding] * (1 - 8 * UNIT_ROUNDOFF), 2.0**1000)
     radii = np.where(finite & (radii > 0), radii, 0.0)
     return np.where(finite, predictions, -1), radii, deciding

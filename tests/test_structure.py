@@ -19,7 +19,7 @@ ROOMS = {
     "norms": set(),
     "backend": {"installation"},
     "batches": {"arguments"},
-    "radius": {"backend"},
+    "radius": {"backend", "norms"},
     "manifolds": {"backend"},
     "layers": {"arguments", "backend", "manifolds"},
     "optimizers": {"arguments", "backend", "distribution", "manifolds"},

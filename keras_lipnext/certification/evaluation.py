@@ -25,7 +25,7 @@ from keras_lipnext.lipschitz.rounding import (
     logit_allowances,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, Context, size
-from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, gamma
 from keras_lipnext.radius import (
     certified_radii_float64,
     joint_norms_float64,
@@ -70,7 +70,7 @@ class Evaluation:
         self.bound = None
         head = certifiable.head
         if head is None:
-            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
+            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + ROUNDING))
         else:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
@@ -98,10 +98,10 @@ class Evaluation:
         self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
-            distances = bound.body_constant * self._pairs * (1 + 2.0**-52)
+            distances = bound.body_constant * self._pairs * (1 + ROUNDING)
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
-            distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
+            distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)

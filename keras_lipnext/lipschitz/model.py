@@ -29,8 +29,8 @@ from keras_lipnext.lipschitz.rules.base import (
     size,
 )
 from keras_lipnext.norms.matrices import spectral_norm_bound
+from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UP_PRODUCT
 
-_UP = 1 + 2.0**-51
 # Seconds of silence before a bar shows how far the layers are.
 _PATIENCE = 3.0
 
@@ -149,7 +149,7 @@ def _stretch(step):
     stretching = (keras.activations.log_softmax, keras.ops.log_softmax)
     if step.kind != "LogSoftmax" and not any(function is f for f in stretching):
         return 1.0
-    return math.sqrt(size(step.output_shapes[0][1:])) * _UP
+    return math.sqrt(size(step.output_shapes[0][1:])) * UP_PRODUCT
 
 
 def _is_head(step):
@@ -225,7 +225,9 @@ def by_method(method, certifiable, constant, body_constant):
         )
     return {
         "method": dataclasses.replace(method, function=None),
-        "constant": constant if certifiable.ending == 1 else constant * certifiable.ending * _UP,
+        "constant": constant
+        if certifiable.ending == 1
+        else constant * certifiable.ending * UP_PRODUCT,
         "body_constant": body_constant,
     }
 
@@ -312,9 +314,9 @@ def bound_of(certifiable, bounds, joint=None):
     if head:
         norm = spectral_norm_bound(Context(head).array(head.operation.kernel))
         # A head of zeros makes the model constant; a product that underflows is not 0.
-        whole = max(total * norm * _UP, 2.0**-1000) if norm else 0.0
+        whole = max(total * norm * UP_PRODUCT, SMALLEST_DISTANCE) if norm else 0.0
     if certifiable.ending != 1:
-        whole *= certifiable.ending * _UP
+        whole *= certifiable.ending * UP_PRODUCT
     return LipschitzBound(
         float(whole), total, constants, head.name if head else None, certifiable.notes
     )
@@ -330,12 +332,12 @@ def _combined_along(body, bounds, joint=None):
     for position, (step, parts) in enumerate(zip(body.steps, bounds)):
         constant, joined = 1.0, ""
         for part in parts:
-            constant *= part.constant * _UP
+            constant *= part.constant * UP_PRODUCT
         given = combined(parts[0].combine, [totals[i] for i in step.inputs])
-        total = given * constant * _UP
+        total = given * constant * UP_PRODUCT
         pair = joint.get(position)
-        if pair and totals[pair.given] * pair.constant * _UP < total:
-            total, joined = totals[pair.given] * pair.constant * _UP, pair.name
+        if pair and totals[pair.given] * pair.constant * UP_PRODUCT < total:
+            total, joined = totals[pair.given] * pair.constant * UP_PRODUCT, pair.name
         zero = given == 0 or any(part.constant == 0 for part in parts)
         if zero:  # exactly: a constant branch adds nothing to what it is added to
             total = 0.0

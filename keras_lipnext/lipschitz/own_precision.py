@@ -20,16 +20,8 @@ from keras_lipnext.lipschitz.rounding import (
     logit_allowances,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, size
+from keras_lipnext.norms.roundoff import ARITHMETIC, TF32, UNIT_ROUNDOFF
 
-# Per type: the unit roundoff, and the size below which numbers lose digits or vanish.
-_ARITHMETIC = {
-    "float64": (2.0**-53, 2.0**-1022),
-    "float32": (2.0**-24, 2.0**-126),
-    "bfloat16": (2.0**-8, 2.0**-126),
-    "float16": (2.0**-11, 2.0**-14),
-}
-# Float32 products on accelerators may be computed in TF32.
-_TF32 = (2.0**-11, 2.0**-126)
 # What float32 implementations of functions may lose beyond the rounding of each operation. Where
 # numbers are shorter, functions are computed in float32 and rounded.
 _SLACK = 16.0
@@ -44,7 +36,7 @@ def types(step):
             names |= set(step.input_dtypes)
     else:
         names = {*step.input_dtypes, *([str(operation.dtype)] if step.kind == "Cast" else ())}
-    return names & set(_ARITHMETIC)
+    return names & set(ARITHMETIC)
 
 
 def low_precision(certifiable):
@@ -76,7 +68,7 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
     r, d = forward_errors(body, coarse, norms, given)[body.output]
     last = certifiable.head or (body.steps[-1] if body.steps else None)
     unit, tiny = _arithmetic(types(last) if last else {keras.config.floatx()})
-    scale = _slack(unit) / 2.0**-53
+    scale = _slack(unit) / UNIT_ROUNDOFF
     if head is None:
         allowed = logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
     else:
@@ -106,11 +98,11 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
 def _arithmetic(names):
     """(unit roundoff, size of the smallest full numbers), the coarsest of the types named."""
     known = [
-        _TF32 if name == "float32" and not backend.on_cpu() else _ARITHMETIC[name]
+        TF32 if name == "float32" and not backend.on_cpu() else ARITHMETIC[name]
         for name in names
-        if name in _ARITHMETIC
+        if name in ARITHMETIC
     ]
-    return tuple(map(max, zip(*known or [_ARITHMETIC["float64"]])))
+    return tuple(map(max, zip(*known or [ARITHMETIC["float64"]])))
 
 
 def _slack(unit):
@@ -121,7 +113,7 @@ def _slack(unit):
 def _coarser(step, parts, shapes):
     """The bounds of a step in the arithmetic of the model, its inputs and outputs rounded."""
     unit, tiny = _arithmetic(types(step))
-    scale = _slack(unit) / 2.0**-53
+    scale = _slack(unit) / UNIT_ROUNDOFF
     entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
     weights = sum(size(weight.shape) for weight in getattr(step.operation, "weights", ()))
     absolute = tiny * math.sqrt(entries)

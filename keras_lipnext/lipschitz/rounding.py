@@ -14,14 +14,9 @@ import math
 
 import numpy as np
 
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, size
-from keras_lipnext.norms.matrices import gamma, spectral_norm_bound
-
-# Above every number that underflows, times what one operation may multiply it by: backends may
-# flush subnormal numbers to zero.
-TINY = 2.0**-960
-# The rounding of the bookkeeping itself: a handful of operations on positive numbers a step.
-_UP = 1 + 16 * ROUNDING
+from keras_lipnext.lipschitz.rules.base import Bound, size
+from keras_lipnext.norms.matrices import spectral_norm_bound
+from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, UP_STEP, gamma
 
 
 def linear(context, norm, kernel, terms):
@@ -32,10 +27,10 @@ def linear(context, norm, kernel, terms):
         terms: Number of products that are summed for one output, in any order.
     """
     magnitude = context.absolute_norm(kernel)
-    underflow = TINY * terms * (1 + magnitude)
+    underflow = UNDERFLOW * terms * (1 + magnitude)
     return Bound(
         norm,
-        relative=2 * gamma(terms + 2) * magnitude + TINY * size(kernel.shape),
+        relative=2 * gamma(terms + 2) * magnitude + UNDERFLOW * size(kernel.shape),
         absolute=underflow * size(context.output_shape),
     )
 
@@ -94,14 +89,14 @@ def combined(how, values):
     if len(values) == 1:
         return values[0]
     if how == "sum":
-        return sum(values) * _UP
+        return sum(values) * UP_STEP
     if how == "mean":
-        return sum(values) / len(values) * _UP
+        return sum(values) / len(values) * UP_STEP
     # An array's norm is safe from over- and underflow only after scaling.
     scale = np.maximum.reduce(values)
     with np.errstate(invalid="ignore"):
         ratios = [np.where(scale > 0, v / np.where(scale > 0, scale, 1), 0.0) for v in values]
-    return np.sqrt(sum(x * x for x in ratios)) * scale * _UP
+    return np.sqrt(sum(x * x for x in ratios)) * scale * UP_STEP
 
 
 def forward_errors(graph, bounds, norms, errors=None):
@@ -121,8 +116,8 @@ def forward_errors(graph, bounds, norms, errors=None):
         r, d = (combined(parts[0].combine, [state[i][k] for i in step.inputs]) for k in (0, 1))
         for part in parts:
             r, d = (
-                (part.constant * r + part.offset) * _UP,
-                (part.constant * d + part.relative * (r + d) + part.absolute) * _UP,
+                (part.constant * r + part.offset) * UP_STEP,
+                (part.constant * d + part.relative * (r + d) + part.absolute) * UP_STEP,
             )
         for i in step.outputs:
             state[i] = (r, d)
@@ -131,7 +126,7 @@ def forward_errors(graph, bounds, norms, errors=None):
 
 def underflow(shapes, constant):
     """What flushing subnormal entries of inputs and outputs to zero may change."""
-    return TINY * (1 + constant) * sum(size(shape) for shape in shapes)
+    return UNDERFLOW * (1 + constant) * sum(size(shape) for shape in shapes)
 
 
 def input_norms(x):
@@ -140,7 +135,7 @@ def input_norms(x):
     scale = np.maximum(flat.max(axis=1, initial=0.0), 2.0**-900)
     with np.errstate(invalid="ignore"):
         norms = np.sqrt(((flat / scale[:, None]) ** 2).sum(axis=1)) * scale
-    return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + TINY
+    return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + UNDERFLOW
 
 
 def head_allowances(logits, kernel, distances, joint, r, d):
@@ -160,15 +155,15 @@ def head_allowances(logits, kernel, distances, joint, r, d):
     terms = len(kernel)
     errors = distances[predictions] * d[:, None]
     errors += 2 * gamma(terms + 2) * joint[predictions] * (r + d)[:, None]
-    errors += TINY * terms * (1 + np.abs(kernel).max(initial=0.0)) * (1 + r + d)[:, None]
-    return (errors + _last_roundings(logits, predictions)) * _UP
+    errors += UNDERFLOW * terms * (1 + np.abs(kernel).max(initial=0.0)) * (1 + r + d)[:, None]
+    return (errors + _last_roundings(logits, predictions)) * UP_STEP
 
 
 def logit_allowances(logits, d):
     """As `head_allowances`, without a linear head: D covers the logits themselves."""
     predictions = np.argmax(logits, axis=-1)
-    errors = math.sqrt(2) * _UP * d[:, None]
-    return (errors + _last_roundings(logits, predictions)) * _UP
+    errors = math.sqrt(2) * UP_STEP * d[:, None]
+    return (errors + _last_roundings(logits, predictions)) * UP_STEP
 
 
 def _last_roundings(logits, predictions):

@@ -44,15 +44,14 @@ from threadpoolctl import threadpool_limits
 
 from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
 from keras_lipnext.norms.matrices import (
-    UNIT_ROUNDOFF,
     _is_below,
-    gamma,
     gram_error,
     real_array,
     remembered,
     scaled,
     spectral_norm_bound,
 )
+from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF, gamma
 
 # What the grid may cost: operations in all, and numbers held at once.
 _OPERATIONS = 2e10

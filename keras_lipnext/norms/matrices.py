@@ -13,21 +13,13 @@ import hashlib
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-53
-TINY = 2.0**-1022  # the smallest normal number
+from keras_lipnext.norms.roundoff import ARITHMETIC, SMALLEST_NORMAL, UNIT_ROUNDOFF, UP_PROOF, gamma
 
 # Candidates come from `eigvalsh` up to this size, where Lanczos is no faster.
 _SMALL = 160
 _BLOCK = 2**24  # entries whose magnitudes are held at once
 _CACHE = {}
 _CACHE_ENTRIES = 4096
-
-
-def gamma(n):
-    """Relative error bound of a sum of n products in any order: n u / (1 - n u)."""
-    if n * UNIT_ROUNDOFF >= 0.01:
-        raise ValueError(f"Rounding errors of sums of {n} terms cannot be bounded usefully.")
-    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
 
 
 def spectral_norm_bound(matrix):
@@ -128,7 +120,11 @@ def scaled(array, *steps):
     largest = max(float(array.max()), -float(array.min()))  # NaN if there is one
     if not np.isfinite(largest):
         raise ValueError("The matrix has entries that are NaN or infinite; it has no norm.")
-    smallest = 2.0**-126 if array.dtype.kind != "f" or array.itemsize < 8 else TINY
+    smallest = (
+        ARITHMETIC["float32"][1]
+        if array.dtype.kind != "f" or array.itemsize < 8
+        else SMALLEST_NORMAL
+    )
     lost = 2 * array.size * smallest
     if not largest >= smallest:
         bits = np.ascontiguousarray(array).view(f"{array.dtype.byteorder}u{array.itemsize}")
@@ -140,7 +136,7 @@ def scaled(array, *steps):
     np.ldexp(value, -exponent, out=value)
     for step in steps:
         value = step(value)
-    return float(np.ldexp(value * (1 + 8 * UNIT_ROUNDOFF), exponent) + lost)
+    return float(np.ldexp(value * UP_PROOF, exponent) + lost)
 
 
 def _gram(w):
@@ -185,7 +181,7 @@ def _near_orthogonal_square(gram_and_error):
     # and E^T, which is as close to the true one.
     row_sum = max(magnitudes.sum(0).max(), magnitudes.sum(1).max())
     distance = min(frobenius, row_sum) * (1 + 2 * gamma(n * n + 2)) + error
-    return (centre + distance) * (1 + 8 * UNIT_ROUNDOFF)
+    return (centre + distance) * UP_PROOF
 
 
 def _cholesky_bound(gram_and_error):
@@ -276,7 +272,7 @@ def _lanczos(gram, steps=200):
             gap = values[-1] - values[-2] if k else 0.0
             tolerance = 1e-10 * (centre + values[-1])
             # An eigenvalue's error is at most its residual, and residual^2 / gap if it is alone.
-            if ended or residual * min(1, residual / max(gap, TINY)) <= tolerance:
+            if ended or residual * min(1, residual / max(gap, SMALLEST_NORMAL)) <= tolerance:
                 top = centre + values[-1]
                 break
         if k + 1 < steps:
@@ -299,6 +295,6 @@ def _gram_iteration(gram_and_error, iterations):
     # entries lost below 2^-1022 in scaling: every norm on the way is at least 1/4.
     norm = np.sqrt(np.vdot(gram, gram)) * (1 + gamma(n * n + 2))
     for level_error, exponent in zip(reversed(errors), [*reversed(exponents), 0]):
-        norm = np.sqrt((norm + level_error) * (1 + 8 * UNIT_ROUNDOFF))
+        norm = np.sqrt((norm + level_error) * UP_PROOF)
         norm = np.ldexp(norm, exponent)
     return float(norm)

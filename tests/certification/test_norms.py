@@ -11,11 +11,11 @@ from keras_lipnext.norms import matrices as norms
 from keras_lipnext.norms.matrices import (
     _gram,
     _is_below,
-    gamma,
     gram_iteration_bound,
     near_orthogonal_bound,
     spectral_norm_bound,
 )
+from keras_lipnext.norms.roundoff import gamma
 
 KINDS = [
     "random",

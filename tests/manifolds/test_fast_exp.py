@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keras_lipnext import backend
 from keras_lipnext.manifolds import fast_exp
-from keras_lipnext.manifolds.fast_exp import spectral_norm_bound
+from keras_lipnext.manifolds.fast_exp import skew_norm as spectral_norm_bound
 
 
 def random_skew(n, norm, seed, batch=()):

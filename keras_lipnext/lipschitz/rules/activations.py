@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext.lipschitz.overrides import replaced
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, size
+from keras_lipnext.lipschitz.rules.base import Bound, size
+from keras_lipnext.norms.roundoff import ROUNDING
 
 
 @dataclasses.dataclass(frozen=True)

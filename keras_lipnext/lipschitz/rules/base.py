@@ -21,10 +21,8 @@ from keras_lipnext.lipschitz.overrides import replaced
 from keras_lipnext.manifolds import Stiefel
 from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_norm_bound
 from keras_lipnext.norms.matrices import spectral_norm_bound
+from keras_lipnext.norms.roundoff import ROUNDING
 
-# Twice the unit roundoff of float64: what one operation may be off by, relatively. The factor 2
-# leaves room for what a compiler may do to an expression, as multiplying by a reciprocal.
-ROUNDING = 2.0**-52
 # What the norm of a convolution may be too large by, relatively.
 FINE, COARSE = 1e-3, 0.25
 _BLOCK = 2**24  # entries

@@ -7,23 +7,16 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
-from keras_lipnext.lipschitz.rounding import TINY, added, block_diagonal, linear, repeated, scaled
+from keras_lipnext.lipschitz.rounding import added, block_diagonal, linear, repeated, scaled
 from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     INNER_SOFTMAX,
     activation_of,
     broken,
 )
-from keras_lipnext.lipschitz.rules.base import (
-    COARSE,
-    ROUNDING,
-    Bound,
-    find_rule,
-    library_rule,
-    size,
-)
+from keras_lipnext.lipschitz.rules.base import COARSE, Bound, find_rule, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import NoContraction, einsum_axes, matrices
-from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
 
 kl = keras.layers
 
@@ -128,8 +121,8 @@ def shift_mixing(layer, context):
     shape = context.output_shape
     return Bound(
         constant,
-        relative=total + TINY * channels * moving,
-        absolute=TINY * channels * (1 + magnitude) ** 2 * size(shape),
+        relative=total + UNDERFLOW * channels * moving,
+        absolute=UNDERFLOW * channels * (1 + magnitude) ** 2 * size(shape),
     )
 
 

@@ -4,7 +4,8 @@ import math
 
 import keras
 
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, library_rule
+from keras_lipnext.lipschitz.rules.base import Bound, library_rule
+from keras_lipnext.norms.roundoff import ROUNDING
 
 kl = keras.layers
 

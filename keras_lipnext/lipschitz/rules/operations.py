@@ -17,7 +17,7 @@ from keras_lipnext.lipschitz.rules.activations import (
     broken,
     operation_activation,
 )
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, operation_rule, size
+from keras_lipnext.lipschitz.rules.base import Bound, operation_rule, size
 from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
     einsum_axes,
@@ -26,7 +26,7 @@ from keras_lipnext.lipschitz.rules.contractions import (
     tensordot_axes,
 )
 from keras_lipnext.lipschitz.rules.merging import merged
-from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.norms.roundoff import ROUNDING, gamma
 
 
 @operation_rule(*OPERATION_ACTIVATIONS)

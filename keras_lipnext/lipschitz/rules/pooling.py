@@ -13,8 +13,8 @@ from keras_lipnext.lipschitz.rules.axis_maps import (
     spatial_axes,
     windows_in_float32,
 )
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, library_rule, size
-from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
+from keras_lipnext.norms.roundoff import ROUNDING, gamma
 
 kl = keras.layers
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from keras_lipnext import backend, layers
 from keras_lipnext.layers.sdp_diagonal import Q_RANGE
-from keras_lipnext.lipschitz.rounding import TINY, added, linear
+from keras_lipnext.lipschitz.rounding import added, linear
 from keras_lipnext.lipschitz.rules.activations import activation_of
-from keras_lipnext.lipschitz.rules.base import ROUNDING, Bound, NominalContext, library_rule, size
-from keras_lipnext.norms.matrices import gamma
+from keras_lipnext.lipschitz.rules.base import Bound, NominalContext, library_rule, size
+from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
 
 
 @library_rule(layers.SDPDense, layers.SDPConv2D)
@@ -188,5 +188,5 @@ class _Form:
         beta = (values + activation.at_zero) / sizes
         offset = self._context.offset_norm(beta, shape)
         relative = 2 * (self.error + (16 + activation.ulps / 2) * ROUNDING)
-        underflow = TINY * size(shape) * (1 + float((1 / sizes).max()))
+        underflow = UNDERFLOW * size(shape) * (1 + float((1 / sizes).max()))
         return Bound(activation.constant, offset, relative, relative * offset + underflow)
