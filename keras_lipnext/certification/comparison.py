@@ -1,4 +1,4 @@
-"""A model's own answers, and batches on which they are compared with its evaluation in float64."""
+"""A model's own answers, to be compared with those of its evaluation in float64."""
 
 import keras
 import numpy as np
@@ -18,14 +18,3 @@ def own_answer(model, inputs):
         full = keras.tree.map_structure(lambda tensor, full=full: full, given)
     (answer,) = keras.tree.flatten(model.predict_on_batch(full))
     return keras.ops.convert_to_numpy(answer)[: len(inputs)]
-
-
-def probes(shape, dtype, seed=0):
-    """A batch that tells layers apart: entries of both signs, of many sizes, no two alike."""
-    rng = np.random.default_rng(seed)
-    if not keras.backend.is_float_dtype(dtype):
-        return rng.integers(0, 2 if dtype == "bool" else 128, size=shape)
-    x = rng.normal(size=shape)
-    x[1::3] = rng.random(size=x[1::3].shape)
-    x[2::3] *= 8.0
-    return x.astype("float32").astype("float64")

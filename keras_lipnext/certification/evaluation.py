@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.comparison import own_answer, probes
+from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.lipschitz.composites import check_composites, probes
 from keras_lipnext.lipschitz.model import (
     bound_of,
     by_method,
@@ -56,6 +57,7 @@ class Evaluation:
 
     def __init__(self, certifiable, classes, verbose=0):
         unclear = _ask_rules(certifiable.body)
+        check_composites(certifiable.graph)
         self._certifiable = certifiable
         self._verbose = verbose
         try:

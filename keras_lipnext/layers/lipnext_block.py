@@ -76,9 +76,16 @@ class LipNeXtBlock(keras.layers.Layer):
 
     @property
     def parts(self):
-        """The layers applied, in order; without the dense one before the block is built."""
+        """The layers applied, in order; without the dense one before the block is built.
+
+        Saved files name the weights of `positional_bias` by this property: it keeps its name.
+        """
         parts = (self.positional_bias, self.mixing, self.dense, self.activation)
         return tuple(part for part in parts if part is not None)
+
+    def certified_parts(self):
+        """The block is the composition of its parts: certificates read them one by one."""
+        return self.parts
 
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)

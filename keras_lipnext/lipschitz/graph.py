@@ -11,9 +11,15 @@ import json
 import keras
 import numpy as np
 
-from keras_lipnext import layers
 from keras_lipnext.arguments import title
 from keras_lipnext.backend import keras_private
+from keras_lipnext.lipschitz.composites import (
+    Composite,
+    answer_of,
+    check_output,
+    declares_parts,
+    parts_of,
+)
 from keras_lipnext.lipschitz.overrides import (
     first_argument_positional,
     plain_settings,
@@ -76,6 +82,7 @@ class Graph:
         steps: Tuple of `Step`.
         output: Index of the model's output.
         input_dtype: That the model declares.
+        composites: The `Composite` layers that were unrolled, nested ones behind the outer.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Graph:
     steps: tuple
     output: int
     input_dtype: str = "float32"
+    composites: tuple = ()
 
     def digest(self):
         """SHA-256 of what defines the function, "2:" and hex: steps, configurations and weights.
@@ -153,11 +161,24 @@ def trace(model):
         ValueError: if the model has no graph, not one input and one output, or overrides `call`.
     """
     _check(model)
-    steps, counter = [], iter(range(1, 1 << 62))
-    output = _collect(model, Value(0), steps, counter, prefix="")
+    steps = _Steps()
+    output = _collect(model, Value(0), steps, prefix="")
     given = model.inputs[0]
     dtype = keras.backend.standardize_dtype(given.dtype)
-    return Graph(model.name, tuple(given.shape), tuple(steps), output.index, dtype)
+    made, composites = tuple(steps.made), tuple(steps.composites)
+    return Graph(model.name, tuple(given.shape), made, output.index, dtype, composites)
+
+
+class _Steps:
+    """What `_collect` makes: steps, the composites they come from, and the number of values."""
+
+    def __init__(self):
+        self.made, self.composites, self._count = [], [], 0
+
+    def value(self):
+        """A new `Value`."""
+        self._count += 1
+        return Value(self._count)
 
 
 def _plain(value):
@@ -168,7 +189,7 @@ def _plain(value):
     return str(value)
 
 
-def _collect(model, given, steps, counter, prefix):
+def _collect(model, given, steps, prefix):
     """Appends the model's steps, applied to the value `given`; returns the value of its output.
 
     Each application of a model has values of its own: a nested model may be made of the very
@@ -190,7 +211,7 @@ def _collect(model, given, steps, counter, prefix):
                     f"{title(operation)} is called with {', '.join(unusual)}, not as at inference."
                 )
             _check_same_shape(operation, "takes inputs of", operation.inputs[0], shapes[0])
-            made = _collect(operation, Value(reads[0]), steps, counter, f"{name}/")
+            made = _collect(operation, Value(reads[0]), steps, f"{name}/")
             made_shape = tuple(node.output_tensors[0].shape)
             _check_same_shape(operation, "makes outputs of", operation.outputs[0], made_shape)
             values[id(node.output_tensors[0])] = made
@@ -200,21 +221,18 @@ def _collect(model, given, steps, counter, prefix):
         ):
             # At inference it is the layer that it wraps, whose kernel it divided in training.
             operation, kwargs = operation.layer, {}
-        parts = (operation,)
-        if type(operation) is layers.LipNeXtBlock and not unusual and not replaced(operation):
-            parts = operation.parts
-        for part in parts[:-1]:  # of a block, whose parts keep the shape
-            made = Value(next(counter))
-            path = f"{name}/{part.name}"
-            step = Step(path, part, args, kwargs, reads, (made.index,), shapes, shapes)
-            steps.append(step)
-            args, reads = (made,), (made.index,)
+        if declares_parts(operation) and not unusual and not replaced(operation):
+            (given_tensor,), (made_tensor,) = node.input_tensors, node.output_tensors
+            made, spec = _unrolled(operation, Value(reads[0]), given_tensor, steps, name)
+            check_output(operation, tuple(spec.shape), tuple(made_tensor.shape))
+            values[id(made_tensor)] = made
+            continue
         for tensor in node.output_tensors:
-            values[id(tensor)] = Value(next(counter))
-        steps.append(
+            values[id(tensor)] = steps.value()
+        steps.made.append(
             Step(
-                name if len(parts) == 1 else f"{name}/{parts[-1].name}",
-                parts[-1],
+                name,
+                operation,
                 args,
                 kwargs,
                 reads,
@@ -225,6 +243,44 @@ def _collect(model, given, steps, counter, prefix):
             )
         )
     return values[id(model.outputs[0])]
+
+
+def _unrolled(layer, value, given, steps, name):
+    """Appends the steps of a composite layer's parts; returns the value and spec of its output.
+
+    Args:
+        value: The `Value` that it reads.
+        given: What it is, a KerasTensor.
+    """
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    parts = parts_of(layer)
+    steps.composites.append(Composite(name, layer, parts, tuple(given.shape), dtype))
+    for part in parts:
+        path = f"{name}/{part.name}"
+        made = answer_of(layer, part, given)
+        if isinstance(part, keras.Model):
+            _check(part)
+            _check_same_shape(part, "takes inputs of", part.inputs[0], tuple(given.shape))
+            value = _collect(part, value, steps, f"{path}/")
+        elif declares_parts(part) and not replaced(part):
+            value, _ = _unrolled(part, value, given, steps, path)
+        else:
+            read, value = value, steps.value()
+            steps.made.append(
+                Step(
+                    path,
+                    part,
+                    (read,),
+                    {},
+                    (read.index,),
+                    (value.index,),
+                    (tuple(given.shape),),
+                    (tuple(made.shape),),
+                    (keras.backend.standardize_dtype(given.dtype),),
+                )
+            )
+        given = made
+    return value, given
 
 
 def _ordered_nodes(model):

@@ -11,6 +11,7 @@ import keras
 from keras_lipnext import layers
 from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
+from keras_lipnext.lipschitz.composites import check_composites
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
 from keras_lipnext.lipschitz.overrides import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.lipschitz.rounding import combined, underflow
@@ -195,6 +196,7 @@ def lipschitz_bound(model, verbose="auto", lipschitz="product"):
     for step in steps:
         _check_built_shape(step)
         step_bounds(step, UnmeasuredContext(step))
+    check_composites(certifiable.graph)
     progress = _Progress(len(steps), verbose) if verbose and steps else None
     bound = bound_of(certifiable, *measured(certifiable.body, progress=progress))
     if method is None:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
+from keras_lipnext.lipschitz.composites import check_composites
 from keras_lipnext.lipschitz.model import read, step_bounds
 from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
@@ -47,6 +48,7 @@ def read_chain(model, part="logits"):
     if part not in ("logits", "body"):
         raise ValueError(f"`part` must be 'logits' or 'body'. Received: part={part!r}")
     certifiable = read(model)
+    check_composites(certifiable.graph)
     head = certifiable.head
     steps = certifiable.body.steps + ((head,) if head and part == "logits" else ())
     shape = certifiable.graph.input_shape[1:]

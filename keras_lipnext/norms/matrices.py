@@ -120,11 +120,8 @@ def scaled(array, *steps):
     largest = max(float(array.max()), -float(array.min()))  # NaN if there is one
     if not np.isfinite(largest):
         raise ValueError("The matrix has entries that are NaN or infinite; it has no norm.")
-    smallest = (
-        ARITHMETIC["float32"][1]
-        if array.dtype.kind != "f" or array.itemsize < 8
-        else SMALLEST_NORMAL
-    )
+    wide = array.dtype.kind == "f" and array.itemsize >= 8
+    _, smallest = ARITHMETIC["float64" if wide else "float32"]
     lost = 2 * array.size * smallest
     if not largest >= smallest:
         bits = np.ascontiguousarray(array).view(f"{array.dtype.byteorder}u{array.itemsize}")
