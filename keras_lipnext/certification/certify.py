@@ -64,10 +64,10 @@ def certify(
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
         lipschitz: How to bound the constant K of the body, what is in front of the head: "product"
             of the layers' constants along the graph; or, for chains of Dense layers and activations
-            of bounded slope, by matrix inequalities: "lipsdp", "eclipse" or "eclipse_fast"
-            (`keras_lipnext.lmi`), or the `LipschitzResult` of one of them or of `lmi.project`,
-            which is proven again from its multipliers. What is named is used, whether or not
-            another method would give less.
+            of bounded slope, by matrix inequalities: a function, `keras_lipnext.lmi.lipsdp`,
+            `eclipse` or `eclipse_fast`, or its name; or the `LipschitzResult` of one of them or of
+            `lmi.project`, which is proven again from its multipliers. What is named is used,
+            whether or not another method would give less.
 
     Returns:
         `Certificate`.

@@ -40,28 +40,37 @@ class Method:
         function: From a model to (constant, body_constant, pairs), proven upper bounds: a float
             from its input to its logits, one for its body, and one of z_i - z_j for each pair of
             logits, shape (classes, classes), infinite where unknown. It raises where there is none.
+        public: The function of `keras_lipnext.lmi` that is its name, too; or None.
     """
 
     name: str
     title: str
     function: object = None
+    public: object = None
 
 
-# By the names that `certify(..., lipschitz=name)` takes. `keras_lipnext.lmi` adds its own.
+# By the names that the command line takes, and code may. `keras_lipnext.lmi` adds its own.
 METHODS = {}
 # By class, what makes a `Method` of an earlier answer; likewise.
 FACTORIES = {}
 
 
 def method_of(lipschitz):
-    """The `Method` of this name or `LipschitzResult`, None for "product"; ValueError if none is."""
+    """The `Method` of a function of `keras_lipnext.lmi`, its name or a `LipschitzResult`.
+
+    None for "product"; ValueError for anything else.
+    """
     if type(lipschitz) in FACTORIES:
         return FACTORIES[type(lipschitz)](lipschitz)
     if isinstance(lipschitz, str) and lipschitz in ("product", *METHODS):
         return METHODS.get(lipschitz)
+    for method in METHODS.values():
+        if lipschitz is method.public:
+            return method
     raise ValueError(
-        f"`lipschitz` must be one of {', '.join(['product', *METHODS])}, or a LipschitzResult. "
-        f"Received: lipschitz={lipschitz!r}"
+        f"`lipschitz` must be one of {', '.join(['product', *METHODS])}, or a LipschitzResult, or "
+        f"one of the functions of these names in keras_lipnext.lmi. Received: "
+        f"lipschitz={lipschitz!r}"
     )
 
 

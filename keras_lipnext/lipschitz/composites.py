@@ -1,22 +1,6 @@
 """Composite layers that declare `certified_parts`: what they must be, and do, to be unrolled.
 
-```python
-class Pair(keras.layers.Layer):
-    def __init__(self, units, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = keras_lipnext.layers.OrthogonalDense(units)
-        self.activation = keras_lipnext.layers.MaxMin()
-
-    def build(self, input_shape):
-        self.dense.build(input_shape)
-        self.activation.build(self.dense.compute_output_shape(input_shape))
-
-    def call(self, inputs):
-        return self.activation(self.dense(inputs))
-
-    def certified_parts(self):
-        return (self.dense, self.activation)
-```
+`keras_lipnext.certification` shows one.
 
 Such a layer says that its `call` is the composition of these layers, in this order. Everything else
 about it is proven of the parts. That it is true is checked twice: the class that declares the parts
@@ -168,8 +152,7 @@ def _compare(composite):
             ) from error
         dtype = keras.backend.standardize_dtype(own.dtype)
         own, composed = (
-            np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float64")), "float64")
-            for y in (own, composed)
+            np.asarray(keras.ops.convert_to_numpy(y), "float64") for y in (own, composed)
         )
     names = (dtypes | {dtype}) & set(ARITHMETIC)
     allowed = max((_UNITS[name] * _unit(name) for name in names), default=0.0)

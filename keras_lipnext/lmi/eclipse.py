@@ -155,5 +155,7 @@ def _ill_conditioned():
     )
 
 
-METHODS["eclipse_fast"] = Method("eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast))
-METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse))
+METHODS["eclipse_fast"] = Method(
+    "eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast), eclipse_fast
+)
+METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse), eclipse)

@@ -87,4 +87,4 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
     return proven_bound(model, part, f"lipsdp-{variant}", candidates)
 
 
-METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp))
+METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp), lipsdp)
