@@ -7,6 +7,10 @@ import sys
 import tarfile
 import tomllib
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("keras_lipnext", "tests", "examples", "benchmarks")
 FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
