@@ -1,5 +1,6 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
+import gc
 import os
 import pathlib
 
@@ -21,8 +22,14 @@ import hypothesis
 import keras
 import pytest
 
-# Property tests compile on their first example: no deadline. The same examples every time.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
+# Property tests compile on their first example: no deadline. The same examples every time, and
+# fewer where each shape is compiled anew.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=25 if keras.backend.backend() == "torch" else 10,
+)
 hypothesis.settings.load_profile("suite")
 
 
@@ -33,6 +40,17 @@ def clean_keras():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """JAX keeps every program it compiled: memory in tens of thousands of pieces slows a process."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
