@@ -15,7 +15,7 @@ from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
-from keras_lipnext.models.labels import check_labels, check_labels_in_graph
+from keras_lipnext.models.labels import check_labels, with_labels_checked
 from keras_lipnext.models.training_state import PutBack, Schedule, TrainingState
 
 # What JAX's trainer hands a step: all of these, a test step no optimizer's.
@@ -50,10 +50,6 @@ def step_of(method, training):
         try:
             if keras.backend.backend() == "jax":
                 return self._jax_step(method, training, *args)
-            if keras.backend.backend() == "tensorflow" and self._certifies_labels():
-                x, y, weights = keras.utils.unpack_x_y_sample_weight(args[0])
-                y = check_labels_in_graph(y, self.output_shape[-1])
-                args = (keras.utils.pack_x_y_sample_weight(x, y, weights), *args[1:])
             self._begin_step(training)
             return method(self, *args)
         finally:
@@ -264,10 +260,31 @@ class CertifiableModel(keras.Model):
 
     def _with_labels_checked(self, name, make, force):
         known = getattr(self, name)
-        make(force)
+        self._thread.checks_labels = True
+        try:
+            make(force)
+        finally:
+            self._thread.checks_labels = False
         function = getattr(self, name)
         if function is not known and keras.backend.backend() != "tensorflow":
             setattr(self, name, functools.partial(self._run_on_checked, function))
+
+    def _autoconvert_optionals(self, step_func):
+        """Keras' own, of TensorFlow's batches in front of what XLA compiles: checks their labels.
+
+        There, and not on the host, which would take the batches out of the program that runs
+        `steps_per_execution` steps.
+        """
+        if not getattr(self._thread, "checks_labels", False):  # predictions need no labels
+            return super()._autoconvert_optionals(step_func)
+
+        def step_on_checked(data):
+            if self._certifies_labels():
+                check = functools.partial(with_labels_checked, classes=self.output_shape[-1])
+                data = self.distribute_strategy.run(check, args=(data,))
+            return step_func(data)
+
+        return super()._autoconvert_optionals(step_on_checked)
 
     def _run_on_checked(self, function, *args):
         """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""

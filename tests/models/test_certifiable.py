@@ -645,6 +645,50 @@ def test_a_first_batch_with_bad_labels_costs_no_weights():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data")
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("negative", {"jit_compile": True}),
+        ("column", {"jit_compile": True}),
+        ("shares", {"jit_compile": True, "steps_per_execution": 3}),
+        ("too large", {"jit_compile": False, "steps_per_execution": 3}),
+        ("fractional", {"run_eagerly": True}),
+    ],
+)
+def test_labels_of_a_tf_data_set_are_checked_in_front_of_what_xla_compiles(kind, options):
+    """XLA leaves checks out of what it compiles: weights became NaN without a word."""
+    import tensorflow as tf
+
+    x, y = vectors()
+    bad = BAD_LABELS[kind](y)
+    inputs = keras.Input((6,))
+    model = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(4)(inputs))
+    model.compile(keras.optimizers.SGD(0.1), lip.losses.EMMA(0.5), **options)
+    before = model.get_weights()
+    batches = tf.data.Dataset.from_tensor_slices((x, bad)).batch(12)
+    message = r"at least 0" if kind == "shares" else r"4 classes: labels are whole numbers"
+    value = {"negative": "-1", "too large": "4", "fractional": "1.5", "column": "7"}
+    message = rf"(?s){message}.*Received:\W*{value.get(kind, 'nan')}\b"
+    for call in (
+        lambda: model.evaluate(batches, verbose=0),
+        lambda: model.fit(batches.skip(2), shuffle=False, verbose=0),
+        lambda: model.train_on_batch(x[24:36], bad[24:36]),
+    ):
+        with pytest.raises(Exception, match=message):
+            call()
+        for a, b in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(a, b)
+    assert model.predict(batches, verbose=0).shape == (48, 4)  # takes no labels
+    with pytest.raises(Exception, match=message):
+        model.fit(batches, shuffle=False, verbose=0)  # whose third batch it is
+    after = model.get_weights()
+    assert all(np.isfinite(w).all() for w in after)
+    assert any((a != b).any() for a, b in zip(after, before))
+    logs = model.fit(batches.take(2), shuffle=False, verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+
+
 def test_labels_of_other_losses_are_their_own_affair():
     x, y = vectors()
     model = certifiable(lip.CertifiableModel)
