@@ -16,7 +16,7 @@ from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.labels import check_labels, with_labels_checked
-from keras_lipnext.models.training_state import PutBack, Schedule, TrainingState
+from keras_lipnext.models.training_state import Schedule, TrainingState, with_weights_put_back
 
 # What JAX's trainer hands a step: all of these, a test step no optimizer's.
 JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables")
@@ -323,16 +323,7 @@ class CertifiableModel(keras.Model):
         given = arguments.arguments
         check_fit(**given)
         schedule = Schedule(self._state, self._cosine)
-        callbacks = given.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
-        elif not isinstance(callbacks, (list, tuple)):
-            callbacks = [] if callbacks is None else [callbacks]
-        given["callbacks"] = [schedule]
-        for callback in callbacks:
-            given["callbacks"].append(callback)
-            if isinstance(callback, keras.callbacks.SwapEMAWeights):
-                given["callbacks"].append(PutBack())
+        given["callbacks"] = [schedule, *with_weights_put_back(given.get("callbacks"))]
         validation = given.get("validation_data")
         if isinstance(validation, (list, tuple)):
             self._check_labels(validation[1])
@@ -343,10 +334,16 @@ class CertifiableModel(keras.Model):
             schedule.finish()
 
     def evaluate(self, *args, **kwargs):
-        """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices."""
-        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices.
+
+        Averages that SwapEMAWeights evaluates are put back where constraints keep weights.
+        """
+        arguments = inspect.signature(super().evaluate).bind(*args, **kwargs)
+        given = arguments.arguments
+        if not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
+            given["callbacks"] = with_weights_put_back(given.get("callbacks"))
         with self._labels_of(given.get("y")), self._evaluation():
-            return self._checked(super().evaluate, *args, **kwargs)
+            return self._checked(super().evaluate, *arguments.args, **arguments.kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         with self._evaluation():

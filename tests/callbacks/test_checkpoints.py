@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import keras
 import numpy as np
@@ -248,11 +247,11 @@ def test_a_damaged_checkpoint_is_set_aside(digits, assert_continues, tmp_path):
 @pytest.mark.parametrize("anew", [True, False])
 def test_fit_at_once_after_an_interruption(stage, anew, digits, tmp_path, monkeypatch):
     """What was interrupted, of which only a thread may be left, is still writing its last epoch."""
-    run = threading.Thread.run
+    run, go_on = threading.Thread.run, threading.Event()
 
     def slow(thread):
         if thread.name == stage:
-            time.sleep(0.5)
+            go_on.wait(60)
         run(thread)
 
     class Interrupted(keras.callbacks.Callback):
@@ -270,6 +269,7 @@ def test_fit_at_once_after_an_interruption(stage, anew, digits, tmp_path, monkey
     assert any(thread.name == stage for thread in threading.enumerate())
     if anew:
         callback = OrbaxCheckpoint(tmp_path)
+    threading.Timer(0.3, go_on.set).start()
     history = model.fit(x[:64], y[:64], callbacks=[callback], **given)
     assert history.epoch == [1]
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"0", "1"}

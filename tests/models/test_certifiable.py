@@ -533,6 +533,35 @@ def test_averaged_weights_are_put_back(optimizer, swapped):
         assert 0 < metric == pytest.approx(certified, rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "manifold"])
+def test_averages_are_evaluated_on_their_manifold(optimizer):
+    """Alone, outside of `fit`; afterwards the trained weights are in the model again."""
+    x, y = small_images()
+    model = mixing_model()
+    model.compile(
+        AVERAGING[optimizer](), lip.losses.EMMA(0.5), metrics=[lip.metrics.CertifiedRadius()]
+    )
+    for _ in range(4):
+        model.train_on_batch(x, y)
+    before, seen = model.get_weights(), []
+
+    def look(batch, logs):
+        certificate = model.certify(x, y, verbose=0)
+        radius = np.where(certificate.correct, certificate.radii, 0).mean()
+        seen.append((certificate.lipschitz_bound, radius))
+
+    callbacks = [
+        keras.callbacks.SwapEMAWeights(),
+        keras.callbacks.LambdaCallback(on_test_batch_end=look),
+    ]
+    logs = model.evaluate(x, y, 48, callbacks=callbacks, return_dict=True, verbose=0)
+    ((bound, radius),) = seen
+    assert 1 - 1e-6 < bound < 1 + 1e-4
+    assert logs["certified_radius"] == pytest.approx(radius, rel=1e-4)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [1e-5, 1e-3, 0.1])
 def test_weights_off_the_manifold_cost_the_metrics_what_they_cost_the_certificate(noise):
     x, y = small_images()
