@@ -6,10 +6,14 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help quickstart test lint clean
+# Backends whose oldest versions are tested. PyPI has torch 2.6 for Linux with gigabytes of CUDA only.
+OLDEST ?= jax torch tensorflow
+OLDEST_TESTS := layers manifolds optimizers losses metrics models certification
+
+.PHONY: help quickstart test test-oldest lint clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, not {sys.version}: make PYTHON=python3.11"'
@@ -29,9 +33,24 @@ test: $(INSTALLED)  ## Run all tests on jax, torch and tensorflow in turn
 	  KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 || exit 1; \
 	done
 
+# A venv each: TensorFlow 2.18 and JAX 0.8 want different NumPy. The tools are of any version.
+.venv-oldest/%/.installed: pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet packaging
+	$(@D)/bin/pip install --quiet $$($(@D)/bin/python tests/oldest.py $*) \
+	  hypothesis matplotlib mpmath pytest pytest-xdist scikit-learn
+	touch $@
+
+test-oldest: $(OLDEST:%=.venv-oldest/%/.installed)  ## Run the tests of layers to certificates with the oldest versions promised
+	@for backend in $(OLDEST); do \
+	  echo "== $$backend"; \
+	  PYTHONPATH=. KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 \
+	    .venv-oldest/$$backend/bin/python -m pytest -n 2 $(OLDEST_TESTS:%=tests/%) || exit 1; \
+	done
+
 lint: $(INSTALLED)  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:  ## Remove the virtual environment and caches
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove the virtual environments and caches
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
