@@ -104,7 +104,7 @@ class PutBack(keras.callbacks.Callback):
 
 
 def with_weights_put_back(callbacks):
-    """The callbacks of a `fit` or an `evaluate`, as a list, with a PutBack behind SwapEMAWeights."""
+    """The callbacks of a `fit` or `evaluate`, as a list, with a PutBack behind SwapEMAWeights."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     elif not isinstance(callbacks, (list, tuple)):

@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
@@ -155,6 +154,7 @@ def test_progress_when_the_number_of_steps_is_unknown(digits):
     model = small_lipnext()
     seen = progress_during(model, batches(), **options)
     np.testing.assert_allclose(seen, [0.5, 1.0], rtol=1e-5)
+    tf = pytest.importorskip("tensorflow")
     unknown = tf.data.Dataset.from_tensor_slices((x[:40], y[:40])).filter(lambda a, b: True)
     seen = progress_during(model, unknown.batch(10), epochs=4, shuffle=False)
     # The first epoch counts its steps; from then on progress runs within epochs. TensorFlow may
@@ -350,6 +350,8 @@ def guides_step(base):
                 return {m.name: m.result() for m in self.metrics}
 
         return Guide
+
+    import tensorflow as tf
 
     class Guide(base):
         def train_step(self, data):
