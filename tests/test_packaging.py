@@ -68,5 +68,5 @@ def test_a_bound_that_is_not_the_lowest_version_alone_is_an_error(monkeypatch, t
     text = (ROOT / "pyproject.toml").read_text().replace("keras>=3.14", "keras>=3.14,<4")
     (tmp_path / "pyproject.toml").write_text(text)
     monkeypatch.setattr("oldest.__file__", str(tmp_path / "tests" / "oldest.py"))
-    with pytest.raises(ValueError, match="has one bound.*Received: keras>=3.14,<4"):
+    with pytest.raises(ValueError, match=r"has one bound.*Received: keras>=3.14,<4"):
         oldest("jax")
