@@ -11,6 +11,8 @@ import tomllib
 import pytest
 from oldest import oldest
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("keras_lipnext", "tests", "examples", "benchmarks")
 FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")

@@ -8,6 +8,8 @@ import pytest
 
 import keras_lipnext as lip
 
+pytestmark = pytest.mark.once
+
 PACKAGE = pathlib.Path(lip.__file__).parent
 ROOMS = [
     "manifolds",

@@ -15,6 +15,8 @@ from keras_lipnext.certification.convolutions import (
     depthwise_norm_bound,
 )
 
+pytestmark = pytest.mark.once
+
 ABOVE = 1 - 1e-14  # NumPy's singular values carry a rounding error
 
 

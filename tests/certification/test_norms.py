@@ -17,6 +17,8 @@ from keras_lipnext.certification.norms import (
     spectral_norm_bound,
 )
 
+pytestmark = pytest.mark.once
+
 KINDS = [
     "random",
     "rank one",
