@@ -8,6 +8,8 @@ import pytest
 
 from keras_lipnext import installation
 
+pytestmark = pytest.mark.once
+
 # Backends in the list are hidden, as if they were not installed.
 HIDE = """
 import os, sys

@@ -9,6 +9,8 @@ import pytest
 
 import keras_lipnext as lip
 
+pytestmark = pytest.mark.once
+
 PACKAGE = pathlib.Path(lip.__file__).parent
 # From the ground up: each room, or file beside them, with the rooms that it may read.
 ROOMS = {

@@ -126,14 +126,16 @@ def assign_stacked(optimizer, variables, values, sharding=None):
         optimizer.assign(variable, member)
 
 
-def check_in_step(x, condition, message):
-    """`x`, which a program of TensorFlow has only where a scalar condition holds: else an error.
+def check_each(x, known, message):
+    """`x`, which a program of TensorFlow has only where `known`, of its shape, holds throughout.
 
-    What does not depend on the answer may have been done before the error.
+    Else an error that says the message and the first values that are not known. XLA leaves it out.
     """
     import tensorflow as tf
 
-    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+    unknown = tf.boolean_mask(x, tf.logical_not(known))[:8]
+    check = tf.debugging.Assert(tf.reduce_all(known), [message, "Received:", unknown])
+    with tf.control_dependencies([check]):
         return tf.identity(x)
 
 

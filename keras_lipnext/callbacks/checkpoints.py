@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import warnings
 
 import keras
@@ -182,6 +183,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
         self._writes = self.is_primary_host()
 
     def _load(self):
+        wait_for_saves()
         folder, damaged = self._folder, []
         found = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
         for path in reversed(found):
@@ -224,3 +226,17 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 "train.",
                 stacklevel=2,
             )
+
+
+def wait_for_saves():
+    """Waits until nothing is written by this process in the background.
+
+    A `fit` that was interrupted does not wait for what it was writing. Neither folder nor callback
+    leads to that: Orbax's threads have names.
+
+    Raises:
+        Exception: if one of them fails.
+    """
+    for thread in threading.enumerate():
+        if thread.name in ("async_save", "save_finalize"):
+            thread.join()

@@ -9,6 +9,8 @@ What Keras does not look after is done here:
   saved. A learning rate that the program has changed since takes effect.
 - The callbacks beside it, which begin each `fit` anew, get their states back. An epoch is written
   when all of them are done with it.
+- Averages of weights that SwapEMAWeights has left in any model are written as the constraints of
+  the weights want them, and stay so.
 """
 
 import itertools
@@ -22,7 +24,7 @@ import numpy as np
 from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.divergence import check_finite
 from keras_lipnext.callbacks.states import States, list_that_calls
-from keras_lipnext.models.training_state import Schedule, TrainingState
+from keras_lipnext.models.training_state import Schedule, TrainingState, put_back
 
 TRAINING = "training.json"  # what was trained, and how
 
@@ -133,8 +135,13 @@ class Resuming(keras.callbacks.Callback):
             keras_private.set_initial_epoch(self.model, self.params["epochs"])
 
     def save(self, epoch, logs=None):
-        """Writes the checkpoint of an epoch that all callbacks are done with."""
+        """Writes the checkpoint of an epoch that all callbacks are done with.
+
+        Averages that SwapEMAWeights has left in the model are put back on their manifolds before,
+        as `CertifiableModel.fit` does.
+        """
         check_finite(self.model)
+        put_back(self.model)
         if self._writes and self._states:
             self._folder.mkdir(parents=True, exist_ok=True)
             states = self._states.to_bytes(bool(self.model.stop_training))

@@ -1,5 +1,6 @@
 """The share of the training done, the callback that keeps count of it, and weights put back."""
 
+import itertools
 import math
 
 import keras
@@ -101,6 +102,17 @@ class PutBack(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         put_back(self.model)
+
+
+def with_weights_put_back(callbacks):
+    """The callbacks of a `fit` or `evaluate`, as a list, with a PutBack behind SwapEMAWeights."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    elif not isinstance(callbacks, (list, tuple)):
+        callbacks = [] if callbacks is None else [callbacks]
+    swaps = keras.callbacks.SwapEMAWeights
+    pairs = ([each, PutBack()] if isinstance(each, swaps) else [each] for each in callbacks)
+    return list(itertools.chain.from_iterable(pairs))
 
 
 def put_back(model):

@@ -11,6 +11,8 @@ from keras_lipnext.lipschitz.rules.contractions import (
     tensordot_axes,
 )
 
+pytestmark = pytest.mark.once
+
 
 def operator(axes, shape, weights):
     """The whole product as a matrix, from one sample's entries to the output's."""

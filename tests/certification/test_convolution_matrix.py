@@ -10,6 +10,8 @@ from test_convolutions import operator
 
 from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
 
+pytestmark = pytest.mark.once
+
 
 @given(
     st.integers(1, 3),

@@ -12,6 +12,8 @@ from keras_lipnext.norms import convolutions
 from keras_lipnext.norms import matrices as norms
 from keras_lipnext.norms.convolutions import _grid, convolution_norm_bound, depthwise_norm_bound
 
+pytestmark = pytest.mark.once
+
 ABOVE = 1 - 1e-14  # NumPy's singular values carry a rounding error
 
 

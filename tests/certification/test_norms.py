@@ -17,6 +17,8 @@ from keras_lipnext.norms.matrices import (
 )
 from keras_lipnext.norms.roundoff import gamma
 
+pytestmark = pytest.mark.once
+
 KINDS = [
     "random",
     "rank one",

@@ -20,6 +20,8 @@ from test_report import certificate, evidence, full
 
 from keras_lipnext.report.provenance import Sample
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[2]
 VOID = {"meta", "img", "br"}
 

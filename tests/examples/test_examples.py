@@ -18,6 +18,13 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+# Of examples that share their recipe, or whose parts have tests of their own on every backend, each
+# runs on one.
+on_jax, on_torch, on_tensorflow = (
+    pytest.mark.skipif(keras.backend.backend() != name, reason=f"runs on {name}")
+    for name in ("jax", "torch", "tensorflow")
+)
+
 
 def run(script, *arguments, returncode=0, **environment):
     """What examples/SCRIPT prints; `script` may be another one's path."""
@@ -38,10 +45,15 @@ def share(text, name):
 
 
 def test_quickstart_reaches_its_goals(tmp_path):
-    """Held-out digits, fixed seed: clean >= 97 %, CRA(0.25) >= 88 %, no certified flip."""
-    text = run("quickstart.py", "--output", str(tmp_path / "out"))
-    assert share(text, "clean accuracy") >= 97
-    assert share(text, "certified robust accuracy at epsilon = 0.25") >= 88
+    """Held-out digits, fixed seed: clean >= 97 %, CRA(0.25) >= 88 %, no certified flip.
+
+    That on one backend; on the others what a fifth of the training reaches.
+    """
+    whole = keras.backend.backend() == "jax"
+    arguments = [] if whole else ["--epochs", "8"]
+    text = run("quickstart.py", "--output", str(tmp_path / "out"), *arguments)
+    assert share(text, "clean accuracy") >= (97 if whole else 94)
+    assert share(text, "certified robust accuracy at epsilon = 0.25") >= (88 if whole else 75)
     assert "PGD attack inside the certified radii: 0 predictions flipped." in text
     assert "360 of 360 flipped" in text
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -62,6 +74,7 @@ def test_custom_model():
     assert max(map(float, defects)) < 2e-6
 
 
+@on_jax
 def test_attacks_stay_above_the_certificate(tmp_path):
     """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
     size = ["--samples", "30", "--steps", "8", "--restarts", "1", "--epochs", "4"]
@@ -81,6 +94,7 @@ def test_attacks_stay_above_the_certificate(tmp_path):
         assert image.size == (900, 600)
 
 
+@on_torch
 def test_layer_zoo(tmp_path):
     size = ["--epochs", "2", "--width", "64", "--depth", "2", "--output", str(tmp_path / "out")]
     text = run("layer_zoo.py", *size)
@@ -120,20 +134,17 @@ def settings(model):
     return config["config"], config["compile_config"]["optimizer"]["config"]
 
 
+@on_jax
 def test_imagenet_smoke(tmp_path):
-    """From files to the report; on JAX over three devices, among which 64 images do not divide."""
-    arguments, environment = ["--tensorboard"], {}
-    if keras.backend.backend() == "jax":
-        arguments += ["--data-parallel", "--batch-size", "30"]
-        environment = virtual_devices(3)
+    """From files to the report; over three devices, among which 64 images do not divide."""
     folder = tmp_path / "out"
-    given = ["--smoke", "--epochs", "3", *arguments, "--output", str(folder)]
-    text = run("imagenet.py", *given, **environment)
+    given = ["--tensorboard", "--data-parallel", "--batch-size", "30", "--output", str(folder)]
+    text = run("imagenet.py", "--smoke", "--epochs", "3", *given, **virtual_devices(3))
     check_records(folder, text, epochs=3)
     assert {path.name for path in folder.iterdir()} == RECORDS | {"tensorboard"}
     assert list((folder / "tensorboard" / "train").glob("events*"))
     assert "Certified on 64 test images" in text
-    assert ("each of 3 device(s)" in text) == ("--data-parallel" in arguments)
+    assert "each of 3 device(s)" in text
     network, optimizer = settings(folder / "model.keras")
     assert network["dtype"] == "mixed_bfloat16" and not network["remat"]
     assert not optimizer["use_ema"]
@@ -157,21 +168,17 @@ def test_mnist_smoke(tmp_path):
     assert optimizer["use_ema"] and optimizer["ema_momentum"] == 0.9
 
 
+@on_tensorflow
 def test_training_that_was_killed_goes_on(tmp_path):
     """SIGKILL in the middle of an epoch: the same records and weights in the end, bit by bit."""
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     options = ["--smoke", "--epochs", "2", "--output"]
-    # JAX compiles once for the three processes.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    check_records(plain, run("cifar10.py", *options, str(plain), **cache), epochs=2)
+    check_records(plain, run("cifar10.py", *options, str(plain)), epochs=2)
     script = str(ROOT / "examples" / "cifar10.py")
     helper = str(ROOT / "tests" / "examples" / "killed.py")
-    run(helper, script, *options, str(killed), returncode=-signal.SIGKILL, **cache)
+    run(helper, script, *options, str(killed), returncode=-signal.SIGKILL)
     assert {path.name for path in killed.iterdir()} == {"backup", "log.csv", "best.keras"}
-    text = run("cifar10.py", *options, str(killed), **cache)
+    text = run("cifar10.py", *options, str(killed))
     assert "Epoch 1/2" not in text and "Epoch 2/2" in text
     assert {path.name for path in killed.iterdir()} == RECORDS
     assert (killed / "log.csv").read_bytes() == (plain / "log.csv").read_bytes()
@@ -181,7 +188,7 @@ def test_training_that_was_killed_goes_on(tmp_path):
             np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+@on_jax
 def test_what_cannot_be_spread_is_said():
     for flags, message in (
         (["--model-parallel", "3"], "does not divide 2 devices"),
@@ -199,6 +206,7 @@ def test_what_cannot_be_spread_is_said():
 DATASETS = ("imagenet2012", "cifar10", "mnist")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("script, dataset", list(zip(TRAINING, DATASETS)))
 def test_missing_data_is_said_at_once(script, dataset, tmp_path):
     """How to get it, before anything heavy is imported."""
@@ -220,6 +228,7 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
     assert not roots & {"keras", "numpy", "tensorflow", "jax", "torch"}
 
 
+@pytest.mark.once
 def test_help():
     scripts = ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING)
     for script in scripts:

@@ -15,6 +15,8 @@ from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.lmi._chain import LARGEST, _Reader, magnitude_norm, read_chain
 from keras_lipnext.lmi.result import ScaledChain
 
+pytestmark = pytest.mark.once
+
 kl = keras.layers
 
 

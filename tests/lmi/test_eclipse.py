@@ -15,6 +15,8 @@ from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi.eclipse import fast
 from keras_lipnext.norms.matrices import spectral_norm_bound
 
+pytestmark = pytest.mark.once
+
 
 def papers_recursion(weights):
     """L of ECLipsE-Fast as the paper writes it, for slopes in [0, 1]."""

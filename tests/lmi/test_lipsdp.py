@@ -13,6 +13,8 @@ import keras_lipnext as lip
 from keras_lipnext.lmi import _semidefinite
 from keras_lipnext.lmi._chain import read_chain
 
+pytestmark = pytest.mark.once
+
 SHAPES = [(4, 6, 3), (6, 5, 7, 2), (3, 8, 8, 8, 4)]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "selu"]
 

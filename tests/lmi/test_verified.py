@@ -18,6 +18,8 @@ from keras_lipnext.lmi._verified import (
 )
 from keras_lipnext.lmi.eclipse import fast
 
+pytestmark = pytest.mark.once
+
 
 def random_chain(seed, sizes=(4, 6, 5, 3), spread=0.0):
     random = np.random.default_rng(seed)
