@@ -5,6 +5,8 @@ import pytest
 
 from keras_lipnext.norms import roundoff
 
+pytestmark = pytest.mark.once
+
 
 def test_every_constant_has_its_own_value():
     """Two names for one number would be two vocabularies again."""

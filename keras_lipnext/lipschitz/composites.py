@@ -119,6 +119,18 @@ def check_composites(graph):
             _compare(composite)
 
 
+def composite_notes(graph):
+    """A sentence on each composite of a `Graph` that is not of this library's."""
+    return tuple(
+        f"Layer '{composite.name}' ({type(composite.layer).__name__}) counts as its parts, "
+        f"{', '.join(part.name for part in composite.parts)}, one after the other, as its "
+        "`certified_parts` declares. Its own answers were compared with theirs; that they agree "
+        "on all inputs is not proven."
+        for composite in graph.composites
+        if not type(composite.layer).__module__.startswith("keras_lipnext.")
+    )
+
+
 def probes(shape, dtype, seed=0):
     """A batch that tells layers apart: entries of both signs, of many sizes, no two alike."""
     rng = np.random.default_rng(seed)

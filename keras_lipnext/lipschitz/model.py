@@ -11,7 +11,7 @@ import keras
 from keras_lipnext import layers
 from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
-from keras_lipnext.lipschitz.composites import check_composites
+from keras_lipnext.lipschitz.composites import check_composites, composite_notes
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
 from keras_lipnext.lipschitz.overrides import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.lipschitz.rounding import combined, underflow
@@ -81,7 +81,7 @@ class Certifiable:
 def read(model):
     """`Certifiable` of a model. Softmax at its end is left out, with a note."""
     graph = trace(model)
-    shares, notes, ending = (), _augmentation_note(graph), 1.0
+    shares, notes, ending = (), composite_notes(graph) + _augmentation_note(graph), 1.0
     makers = {i: step for step in graph.steps for i in step.outputs}
     last, output = makers.get(graph.output), graph.output
     while last is not None and _only_orders(last):

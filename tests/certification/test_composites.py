@@ -92,6 +92,9 @@ def test_a_composite_has_the_certificate_of_its_parts(lipschitz):
     assert all(layer.proven for layer in layers)
     assert [layer.name for layer in layers] == [f"{pair.name}/{part.name}" for part in parts]
     assert ours.evidence.weights_hash == theirs.evidence.weights_hash
+    (note,) = ours.evidence.bound.notes
+    assert note.startswith(f"Layer '{pair.name}' (Pair) counts as its parts, first, relu, second,")
+    assert note in str(ours) and not theirs.evidence.bound.notes
 
 
 def test_saved_and_loaded(tmp_path):
@@ -148,6 +151,7 @@ def test_our_block_is_one_like_any_other():
     graph = trace(small_lipnext())
     assert [c.name for c in graph.composites] == ["block_0", "block_1"]
     check_composites(graph)
+    assert not composites.composite_notes(graph)
 
 
 class Residual(Pair):
