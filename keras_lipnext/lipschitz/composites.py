@@ -99,6 +99,17 @@ def answer_of(layer, part, given):
     return made
 
 
+def check_one_tensor(layer, node):
+    """ValueError unless a layer is called with one tensor, not in a list, and answers with one."""
+    given, made = node.arguments.args or tuple(node.arguments.kwargs.values()), node.output_tensors
+    if len(node.input_tensors) != 1 or given[0] is not node.input_tensors[0] or len(made) != 1:
+        raise _refusal(
+            layer,
+            f"it takes {len(node.input_tensors)} tensors and makes {len(made)}. A composition "
+            "takes one, not in a list, and makes one",
+        )
+
+
 def check_output(layer, made, expected):
     """ValueError unless the last part's output, of shape `made`, is the layer's own."""
     if len(made) != len(expected) or any(

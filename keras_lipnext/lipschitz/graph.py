@@ -16,6 +16,7 @@ from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.composites import (
     Composite,
     answer_of,
+    check_one_tensor,
     check_output,
     declares_parts,
     parts_of,
@@ -222,10 +223,10 @@ def _collect(model, given, steps, prefix):
             # At inference it is the layer that it wraps, whose kernel it divided in training.
             operation, kwargs = operation.layer, {}
         if declares_parts(operation) and not unusual and not replaced(operation):
-            (given_tensor,), (made_tensor,) = node.input_tensors, node.output_tensors
-            made, spec = _unrolled(operation, Value(reads[0]), given_tensor, steps, name)
-            check_output(operation, tuple(spec.shape), tuple(made_tensor.shape))
-            values[id(made_tensor)] = made
+            check_one_tensor(operation, node)
+            made, spec = _unrolled(operation, args[0], node.input_tensors[0], steps, name)
+            check_output(operation, tuple(spec.shape), tuple(node.output_tensors[0].shape))
+            values[id(node.output_tensors[0])] = made
             continue
         for tensor in node.output_tensors:
             values[id(tensor)] = steps.value()

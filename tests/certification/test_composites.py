@@ -280,6 +280,34 @@ def test_outputs_of_another_shape():
         trace(model)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_tensors(count):
+    class Joined(Pair):
+        def build(self, input_shape):
+            super().build(input_shape[0])
+
+        def call(self, inputs):
+            return super().call(keras.ops.add(inputs[0], inputs[-1]))
+
+        def certified_parts(self):
+            return super().certified_parts()
+
+        def compute_output_shape(self, input_shape):
+            return super().compute_output_shape(input_shape[0])
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Joined(5)([inputs] * count))
+    with pytest.raises(ValueError, match=r"takes one, not in a list, and makes one"):
+        trace(model)
+
+
+def test_called_by_the_arguments_name():
+    inputs = keras.Input((4,))
+    pair = Pair(name="pair")
+    model = keras.Model(inputs, pair(inputs=inputs))
+    assert [step.operation for step in trace(model).steps] == list(pair.certified_parts())
+
+
 @pytest.mark.parametrize("where", ["instance", "property"])
 def test_parts_as_an_attribute(where):
     """Keras' files would name the parts' weights by it: a class that gets one could load none."""
