@@ -45,7 +45,7 @@ def clean_keras():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """JAX keeps every program it compiled: memory in tens of thousands of pieces slows a process."""
+    """JAX keeps every program it compiled: memory in so many pieces slows a process."""
     yield
     if keras.backend.backend() == "jax":
         import jax
