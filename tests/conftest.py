@@ -1,6 +1,5 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
-import gc
 import os
 import pathlib
 
@@ -51,7 +50,6 @@ def forget_programs():
         import jax
 
         jax.clear_caches()
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

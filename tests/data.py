@@ -32,6 +32,15 @@ def to_numpy(x):
     return keras.ops.convert_to_numpy(backend.value(x))
 
 
+def in_one_program(function):
+    """On JAX a function of tensors as one program, instead of one for each of its operations."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def output_of(script, *arguments, **environment):
     """(stdout, stderr) of a script of the tests, run in a process with devices of its own."""
     tests = pathlib.Path(__file__).parent

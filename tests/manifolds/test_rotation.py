@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
-from data import to_numpy
+from data import in_one_program, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from manifolds.test_fast_exp import NORMS, SIZES, random_skew
@@ -11,10 +11,15 @@ from keras_lipnext import backend
 from keras_lipnext.manifolds import rotate
 
 
+@in_one_program
+def turned(x, d):
+    return rotate(x, d)
+
+
 def rotation(d):
     """p(D), in the dtype of d."""
     identity = np.broadcast_to(np.eye(d.shape[-1], dtype=d.dtype), d.shape)
-    return to_numpy(rotate(keras.ops.convert_to_tensor(identity), keras.ops.convert_to_tensor(d)))
+    return to_numpy(turned(*map(keras.ops.convert_to_tensor, (identity, d))))
 
 
 @given(st.sampled_from(SIZES), st.sampled_from(NORMS), st.integers(0, 100))
