@@ -121,7 +121,4 @@ def test_the_layer_of_contributing_is_added_as_it_says(monkeypatch):
     exec(tests, names)
     names["test_basics"]()
     if extended.HAS_LONG:
-        (scales,) = [m.args[1] for m in names["test_rule"].pytestmark if m.name == "parametrize"]
-        for scale in scales:
-            with monkeypatch.context() as patch:
-                names["test_rule"](scale, patch)
+        names["test_rule"](monkeypatch)
