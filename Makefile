@@ -7,10 +7,16 @@ BACKEND ?= torch
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help quickstart test check lint clean
+# Backends whose oldest versions are tested. PyPI has torch 2.6 for Linux with CUDA only: gigabytes.
+OLDEST ?= jax torch tensorflow
+OLDEST_TESTS := layers manifolds optimizers losses metrics models certification
+# Data sets and attacks, which need other backends' packages.
+OLDEST_TESTS_NOT := certification/test_batches.py certification/test_attacks.py
+
+.PHONY: help quickstart test check test-oldest lint clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, not {sys.version}: make PYTHON=python3.11"'
@@ -35,9 +41,25 @@ test: $(INSTALLED)  ## Run all tests on torch, jax and tensorflow in turn
 check: $(INSTALLED)  ## Run the quick tests on one backend (BACKEND=torch|jax|tensorflow)
 	KERAS_BACKEND=$(BACKEND) $(PYTEST) -m "not slow"
 
+# A venv each: TensorFlow 2.18 and JAX 0.8 want different NumPy. The tools are of any version.
+.venv-oldest/%/.installed: pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet packaging
+	$(@D)/bin/pip install --quiet $$($(@D)/bin/python tests/oldest.py $*) \
+	  hypothesis jinja2 matplotlib mpmath pytest pytest-xdist scikit-learn
+	touch $@
+
+test-oldest: $(OLDEST:%=.venv-oldest/%/.installed)  ## Run the tests of layers to certificates with the oldest versions promised
+	@for backend in $(OLDEST); do \
+	  echo "== $$backend"; \
+	  PYTHONPATH=. KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 \
+	    .venv-oldest/$$backend/bin/python -m pytest -n 2 --dist worksteal \
+	    $(OLDEST_TESTS:%=tests/%) $(OLDEST_TESTS_NOT:%=--ignore=tests/%) || exit 1; \
+	done
+
 lint: $(INSTALLED)  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:  ## Remove the virtual environment and caches
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
+clean:  ## Remove the virtual environments and caches
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache

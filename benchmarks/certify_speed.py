@@ -24,7 +24,7 @@ def measure(samples, repeats, depth, width):
     import keras_lipnext as lip
     from keras_lipnext import backend
     from keras_lipnext.certification.evaluation import Evaluation
-    from keras_lipnext.certification.lipschitz import lipschitz_bound, read
+    from keras_lipnext.lipschitz.model import lipschitz_bound, read
 
     shape = {"input_shape": (32, 32, 3), "num_classes": 10, "depth": depth, "width": width}
     shape |= {"patch_size": 4, "shift_ratio": 1 / 16}

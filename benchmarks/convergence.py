@@ -23,7 +23,7 @@ import measuring
 import numpy as np
 
 import keras_lipnext as lip
-from keras_lipnext.certification.radius import certified_radii_float64, pairwise_distances_float64
+from keras_lipnext.radius import certified_radii_float64, pairwise_distances_float64
 
 ARGUMENTS = {"depth": 4, "width": 128, "shift_ratio": 1 / 16, "num_classes": 10}
 ARGUMENTS["input_shape"] = (32, 32, 3)

@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from keras_lipnext.certification import norms
+from keras_lipnext.norms import matrices as norms
 
 SIZES = (256, 512, 1024, 2048)
 REPEATS = {256: 41, 512: 21, 1024: 11, 2048: 3}

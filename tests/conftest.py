@@ -1,5 +1,6 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
+import gc
 import os
 import pathlib
 
@@ -11,18 +12,25 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false",
-)
+if os.environ.get("KERAS_BACKEND") != "tensorflow":  # 2.18 aborts at flags that it does not know
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false",
+    )
 
 import hypothesis
 import keras
 import pytest
 
-# Property tests compile on their first example: no deadline. The same examples every time.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
+# Property tests compile on their first example: no deadline. The same examples every time, and
+# fewer where each shape is compiled anew.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=25 if keras.backend.backend() == "torch" else 10,
+)
 hypothesis.settings.load_profile("suite")
 
 
@@ -33,6 +41,17 @@ def clean_keras():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """JAX keeps every program it compiled: memory in so many pieces slows a process."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,8 @@ def output_of(script, *arguments, **environment):
 def virtual_devices(count):
     """The environment in which JAX sees so many devices, on a CPU with fewer cores."""
     return {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count} "
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={count} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=300",
         "PJRT_NPROC": "32",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",

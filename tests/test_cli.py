@@ -678,5 +678,5 @@ def test_an_error_in_someone_elses_layer_is_one_line(refuses, monkeypatch):
     def fail(*args):
         raise KeyError("config")
 
-    monkeypatch.setattr("keras_lipnext.cli.read", fail)
+    monkeypatch.setattr("keras_lipnext.cli.command.read", fail)
     refuses(["inspect", "dense.keras"], "KeyError: 'config'")

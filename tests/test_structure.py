@@ -1,6 +1,7 @@
 """The house's rules that a reader relies on, checked on the source."""
 
 import ast
+import graphlib
 import pathlib
 
 import keras
@@ -11,7 +12,40 @@ import keras_lipnext as lip
 pytestmark = pytest.mark.once
 
 PACKAGE = pathlib.Path(lip.__file__).parent
-ROOMS = [
+# From the ground up: each room, or file beside them, with the rooms that it may read.
+ROOMS = {
+    "version": set(),
+    "installation": set(),
+    "arguments": set(),
+    "distribution": set(),
+    "norms": set(),
+    "backend": {"installation"},
+    "batches": {"arguments"},
+    "radius": {"backend", "norms"},
+    "manifolds": {"backend"},
+    "layers": {"arguments", "backend", "manifolds"},
+    "optimizers": {"arguments", "backend", "distribution", "manifolds"},
+    "losses": {"arguments", "radius"},
+    "metrics": {"arguments", "radius"},
+    "lipschitz": {"arguments", "backend", "layers", "manifolds", "norms"},
+    "report": {"installation", "lipschitz", "version"},
+    "certification": {
+        *("arguments", "backend", "batches", "distribution", "radius"),
+        *("norms", "lipschitz", "report"),
+    },
+    "lmi": {"arguments", "backend", "installation", "layers", "lipschitz", "norms"},
+    "models": {
+        *("arguments", "backend", "batches", "distribution", "manifolds"),
+        *("layers", "optimizers", "losses", "metrics", "lipschitz", "report", "certification"),
+    },
+    "callbacks": {"arguments", "backend", "models"},
+    "cli": {
+        *("backend", "installation", "version", "manifolds"),
+        *("lipschitz", "report", "certification", "lmi"),
+    },
+}
+FOYER = {"__init__", "__main__"}
+PUBLIC = [
     "manifolds",
     "layers",
     "certification",
@@ -44,38 +78,82 @@ def test_only_the_backend_folder_imports_a_backend(path):
         assert not roots & {"jax", "torch", "tensorflow"}
 
 
-def rooms_read_by(room):
-    return {
-        name.split(".")[1]
-        for path in (PACKAGE / room).rglob("*.py")
-        for name in imported(path)
-        if name.startswith("keras_lipnext.") and name.split(".")[1] in ROOMS
-    }
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "room, below",
-    [
-        ("manifolds", set()),
-        ("layers", {"manifolds"}),
-        ("certification", {"manifolds", "layers"}),
-        ("lmi", {"layers", "certification"}),
-        ("optimizers", {"manifolds", "layers"}),
-        ("losses", {"certification", "layers"}),  # certification: radius.py only
-        ("metrics", {"certification", "layers"}),
-        ("callbacks", {"layers", "models"}),
-    ],
-)
-def test_imports_never_run_back_up(room, below):
-    assert rooms_read_by(room) <= below | {room}
+def read_by(path):
+    """Names of the modules of this package that a file imports."""
+    for name in imported(path):
+        if name.startswith("keras_lipnext."):
+            target = PACKAGE.joinpath(*name.split(".")[1:])
+            if target.is_dir():
+                yield target / "__init__.py"
+            elif target.with_suffix(".py").exists():
+                yield target.with_suffix(".py")
 
 
-@pytest.mark.parametrize("room", ["losses", "metrics"])
-def test_losses_and_metrics_read_the_pure_radius_only(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        for name in imported(path):
-            if name.startswith("keras_lipnext.certification"):
-                assert name.startswith("keras_lipnext.certification.radius")
+def test_every_file_is_in_a_room():
+    assert {room_of(path) for path in modules()} == ROOMS.keys() | FOYER
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_never_run_back_up(room):
+    read = {room_of(p) for path in modules() if room_of(path) == room for p in read_by(path)}
+    assert read <= ROOMS[room] | {room}
+
+
+def test_no_room_stands_above_itself():
+    order = list(graphlib.TopologicalSorter(ROOMS).static_order())
+    assert order.index("radius") < order.index("losses") < order.index("models")
+
+
+def test_no_circle_of_files():
+    files = {path: {p for p in read_by(path) if p.name != "__init__.py"} for path in modules()}
+    graphlib.TopologicalSorter(files).prepare()  # raises, naming the circle
+
+
+BY_NAME = ("getattr", "hasattr", "setattr")
+
+
+def attributes(path):
+    """(object, name) of each attribute that a file reads or sets, as source."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node.value), node.attr
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME:
+            yield ast.unparse(node.args[0]), str(getattr(node.args[1], "value", ""))
+
+
+def defined(path):
+    """Names that a file gives its own functions, classes and attributes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        stored = isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store)
+        if stored and isinstance(node, ast.Name):
+            yield node.id
+        elif stored and ast.unparse(node.value) in ("self", "cls", "block"):
+            yield node.attr
+
+
+PRIVATE = "backend/keras_private.py"
+OF_OTHERS = {"sys": {"_getframe"}, "torch": {"_foreach_copy_"}}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_file_knows_private_names_of_keras(path):
+    if path == PACKAGE / PRIVATE:
+        return
+    assert not any(name.startswith("keras.src") for name in imported(path))
+    strings = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
+    assert not any("keras.src" in n.value for n in strings if isinstance(n.value, str))
+    ours = {name for file in modules() if file != PACKAGE / PRIVATE for name in defined(file)}
+    theirs = {name for _, name in attributes(PACKAGE / PRIVATE)}
+    for owner, name in attributes(path):
+        if name.startswith("_") and not name.startswith("__"):
+            known = name in OF_OTHERS.get(owner, ()) or owner == "super()"
+            assert known or (name in ours and name not in theirs), f"{owner}.{name}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -87,7 +165,7 @@ def test_inits_only_hand_names_on(path):
 
 
 def test_public_names_have_docstrings():
-    for room in ROOMS:
+    for room in PUBLIC:
         namespace = getattr(lip, room)
         for name in namespace.__all__:
             assert getattr(namespace, name).__doc__, f"{room}.{name}"

@@ -5,7 +5,7 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 
 from keras_lipnext.backend.core import (
     assign_stacked,
-    check_in_step,
+    check_each,
     compiled,
     gradient,
     has_value,
@@ -26,7 +26,7 @@ from keras_lipnext.backend.torch_module import torch_module
 __all__ = [
     "assign_stacked",
     "call_in_float64",
-    "check_in_step",
+    "check_each",
     "compiled",
     "devices_of",
     "float64_scope",

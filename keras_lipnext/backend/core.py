@@ -4,8 +4,8 @@ import contextlib
 
 import keras
 import numpy as np
-from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
+from keras_lipnext.backend import keras_private
 from keras_lipnext.backend.sharding import collected, dealt
 
 
@@ -83,9 +83,10 @@ def has_value(variable):
     While a step runs on JAX a variable has a value only inside the scope that was given one: Keras
     reads all others as their initializer's draw, without a word.
     """
-    if not isinstance(variable, keras.Variable) or variable._value is not None:
+    if not isinstance(variable, keras.Variable):
         return True
-    return in_stateless_scope() and get_stateless_scope().get_current_value(variable) is not None
+    held = (keras_private.held_value(variable), keras_private.scope_value(variable))
+    return any(value is not None for value in held)
 
 
 def stacked(values, sharding=None):
@@ -95,10 +96,12 @@ def stacked(values, sharding=None):
     PyTorch in one call: `keras.ops.stack` and `Variable.value` look at each of them at length,
     which for hundreds of variables takes longer than a small network's training step.
     """
-    if keras.backend.backend() == "torch" and not in_stateless_scope():
+    if keras.backend.backend() == "torch" and not keras_private.in_scope():
         import torch
 
-        values = [v._value if isinstance(v, keras.Variable) else v for v in values]
+        values = [
+            keras_private.held_value(v) if isinstance(v, keras.Variable) else v for v in values
+        ]
         return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
     values = [value(v) for v in values]
     if sharding is not None:
@@ -110,10 +113,10 @@ def stacked(values, sharding=None):
 
 def assign_stacked(optimizer, variables, values, sharding=None):
     """Assigns the members of a stack to variables; see `stacked`."""
-    if keras.backend.backend() == "torch" and not in_stateless_scope():
+    if keras.backend.backend() == "torch" and not keras_private.in_scope():
         import torch
 
-        torch._foreach_copy_([v._value for v in variables], values.unbind())
+        torch._foreach_copy_(list(map(keras_private.held_value, variables)), values.unbind())
         return
     if sharding is not None:
         members = collected(values, sharding, len(variables))
@@ -123,14 +126,16 @@ def assign_stacked(optimizer, variables, values, sharding=None):
         optimizer.assign(variable, member)
 
 
-def check_in_step(x, condition, message):
-    """`x`, which a program of TensorFlow has only where a scalar condition holds: else an error.
+def check_each(x, known, message):
+    """`x`, which a program of TensorFlow has only where `known`, of its shape, holds throughout.
 
-    What does not depend on the answer may have been done before the error.
+    Else an error that says the message and the first values that are not known. XLA leaves it out.
     """
     import tensorflow as tf
 
-    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+    unknown = tf.boolean_mask(x, tf.logical_not(known))[:8]
+    check = tf.debugging.Assert(tf.reduce_all(known), [message, "Received:", unknown])
+    with tf.control_dependencies([check]):
         return tf.identity(x)
 
 

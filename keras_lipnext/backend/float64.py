@@ -4,7 +4,8 @@ import contextlib
 import threading
 
 import keras
-from keras.src.backend.common import dtypes
+
+from keras_lipnext.backend import keras_private
 
 _LOWER = ("float32", "float16", "bfloat16")
 
@@ -32,7 +33,7 @@ class _Promotion(dict):
         return super().__getitem__(dtype) if kept is None else kept
 
 
-dtypes.BIT64_TO_BIT32_DTYPE = _Promotion(dtypes.BIT64_TO_BIT32_DTYPE)
+keras_private.set_promotion_table(_Promotion(keras_private.promotion_table()))
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ def float64_scope():
 
 @contextlib.contextmanager
 def _promotion_kept():
-    thread = dtypes.BIT64_TO_BIT32_DTYPE.thread
+    thread = keras_private.promotion_table().thread
     found = getattr(thread, "keeps_float64", False)
     thread.keeps_float64 = True
     try:

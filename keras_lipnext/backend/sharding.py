@@ -3,13 +3,15 @@
 import keras
 import numpy as np
 
+from keras_lipnext.backend import keras_private
+
 
 def sharding_of(variable):
     """How `keras.distribution` lays out a Keras variable: a `jax.sharding.NamedSharding`, or None.
 
     Where it does nothing, on PyTorch and TensorFlow, and without a distribution it is None.
     """
-    return getattr(getattr(variable, "_layout", None), "backend_layout", None)
+    return getattr(keras_private.layout_of(variable), "backend_layout", None)
 
 
 def devices_of(sharding):

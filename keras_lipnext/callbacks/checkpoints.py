@@ -8,11 +8,13 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import warnings
 
 import keras
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.resuming import Resuming, read, write
 
 WHOLE = "whole.json"  # the digests of the backups that were written to their end
@@ -85,10 +87,7 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
 
     def _pairs(self):
         """(weights, metadata) of the latest backup, and of the one before it."""
-        return (
-            (self._weights_path, self._training_metadata_path),
-            (self._prev_weights_path, self._prev_training_metadata_path),
-        )
+        return keras_private.backup_files(self)
 
     def _whole(self):
         return read(self._folder / WHOLE) or []
@@ -184,6 +183,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
         self._writes = self.is_primary_host()
 
     def _load(self):
+        wait_for_saves()
         folder, damaged = self._folder, []
         found = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
         for path in reversed(found):
@@ -203,7 +203,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 damaged.append((path, error))
                 path.rename(path.with_suffix(".damaged"))
                 continue
-            self.model._initial_epoch = int(path.name) + 1
+            keras_private.set_initial_epoch(self.model, int(path.name) + 1)
             break
         if found and len(damaged) == len(found):
             for path, _ in damaged:
@@ -219,10 +219,24 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 stacklevel=2,
             )
         self.checkpointer.reload()
-        done, epochs = self.model._initial_epoch or 0, self.params["epochs"]
+        done, epochs = keras_private.initial_epoch(self.model), self.params["epochs"]
         if done >= epochs:
             warnings.warn(
                 f"{done} epochs are done according to {folder}: nothing is left of {epochs} to "
                 "train.",
                 stacklevel=2,
             )
+
+
+def wait_for_saves():
+    """Waits until nothing is written by this process in the background.
+
+    A `fit` that was interrupted does not wait for what it was writing. Neither folder nor callback
+    leads to that: Orbax's threads have names.
+
+    Raises:
+        Exception: if one of them fails.
+    """
+    for thread in threading.enumerate():
+        if thread.name in ("async_save", "save_finalize"):
+            thread.join()

@@ -3,7 +3,7 @@ import statistics
 
 import keras
 
-from keras_lipnext.layers._channels import number, positive_integer
+from keras_lipnext.arguments import number, positive_integer
 
 
 class DivergenceError(RuntimeError):

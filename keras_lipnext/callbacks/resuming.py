@@ -9,6 +9,8 @@ What Keras does not look after is done here:
   saved. A learning rate that the program has changed since takes effect.
 - The callbacks beside it, which begin each `fit` anew, get their states back. An epoch is written
   when all of them are done with it.
+- Averages of weights that SwapEMAWeights has left in any model are written as the constraints of
+  the weights want them, and stay so.
 """
 
 import itertools
@@ -19,9 +21,10 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.divergence import check_finite
 from keras_lipnext.callbacks.states import States, list_that_calls
-from keras_lipnext.models.training_state import Schedule, TrainingState
+from keras_lipnext.models.training_state import Schedule, TrainingState, put_back
 
 TRAINING = "training.json"  # what was trained, and how
 
@@ -95,7 +98,7 @@ class Resuming(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         keras.utils.set_random_seed(seed_of(self.seed, epoch))
-        generators = [v for v in self.model.variables if v.name == "seed_generator_state"]
+        generators = [v for v in self.model.variables if v.name == keras_private.SEED_STATE]
         for index, state in enumerate(generators):
             state.assign([seed_of(self.seed, epoch, index), 0])
 
@@ -108,7 +111,7 @@ class Resuming(keras.callbacks.Callback):
         """Gives the callbacks beside this one, all of them begun, their states back."""
         ours = (Resuming, Last, Schedule, keras.callbacks.History, keras.callbacks.ProgbarLogger)
         self._states = States([c for c in self._beside if not isinstance(c, ours)])
-        done = self.model._initial_epoch or 0
+        done = keras_private.initial_epoch(self.model)
         path = self._states_of(done - 1)
         if not done or not path.exists():
             return
@@ -129,11 +132,16 @@ class Resuming(keras.callbacks.Callback):
                 "settings of them, it would continue.",
                 stacklevel=2,
             )
-            self.model._initial_epoch = self.params["epochs"]
+            keras_private.set_initial_epoch(self.model, self.params["epochs"])
 
     def save(self, epoch, logs=None):
-        """Writes the checkpoint of an epoch that all callbacks are done with."""
+        """Writes the checkpoint of an epoch that all callbacks are done with.
+
+        Averages that SwapEMAWeights has left in the model are put back on their manifolds before,
+        as `CertifiableModel.fit` does.
+        """
         check_finite(self.model)
+        put_back(self.model)
         if self._writes and self._states:
             self._folder.mkdir(parents=True, exist_ok=True)
             states = self._states.to_bytes(bool(self.model.stop_training))

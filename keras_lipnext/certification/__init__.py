@@ -36,14 +36,39 @@ Operations of keras.ops, with a tensor and a constant where they take two: abs, 
 
 Slices x[:, ...], `keras.activations.relu` with arguments and `SpectralNormalization`, read as the
 layer it wraps, have one, too. A softmax is left out at the end of a model, and refused inside.
+
+A layer of your own that is the composition of its sub-layers says so by a method, and is read as
+these, one after the other: each stays proven.
+
+```python
+class Pair(keras.layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras_lipnext.layers.OrthogonalDense(units)
+        self.activation = keras_lipnext.layers.MaxMin()
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.activation.build(self.dense.compute_output_shape(input_shape))
+
+    def call(self, inputs):
+        return self.activation(self.dense(inputs))
+
+    def certified_parts(self):
+        return (self.dense, self.activation)
+```
+
+Its own answers are compared with those of the parts on random inputs, and it is refused if they
+differ, if it holds weights of its own, or if a subclass overrides `call` alone. That the two agree
+everywhere is the word of whoever wrote the layer.
 """
 
 from keras_lipnext.certification.attacks import as_torch_module, pgd
-from keras_lipnext.certification.bounds import LipschitzBound
 from keras_lipnext.certification.certify import certify
-from keras_lipnext.certification.lipschitz import lipschitz_bound
-from keras_lipnext.certification.report import Certificate
-from keras_lipnext.certification.rules import lipschitz_rule
+from keras_lipnext.lipschitz.bounds import LipschitzBound
+from keras_lipnext.lipschitz.model import lipschitz_bound
+from keras_lipnext.lipschitz.rules.base import lipschitz_rule
+from keras_lipnext.report.certificate import Certificate
 
 __all__ = [
     "Certificate",

@@ -5,20 +5,16 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lipnext.certification import wording
-from keras_lipnext.certification.batches import (
-    check_batch,
-    check_numbers,
-    class_labels,
-    numpy_batches,
-)
-from keras_lipnext.certification.bounds import method_of
-from keras_lipnext.certification.comparison import low_precision, own_answer
+from keras_lipnext.batches import check_batch, check_numbers, class_labels, numpy_batches
+from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.evaluation import Evaluation
-from keras_lipnext.certification.evidence import Evidence, Extremes, check_hash
-from keras_lipnext.certification.lipschitz import read
-from keras_lipnext.certification.report import Certificate
 from keras_lipnext.distribution import check_one_process
+from keras_lipnext.lipschitz.bounds import method_of
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.own_precision import low_precision
+from keras_lipnext.report import text
+from keras_lipnext.report.certificate import Certificate
+from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
@@ -68,10 +64,10 @@ def certify(
         expected_hash: Hash (`Certificate.evidence.weights_hash`) that the model must have.
         lipschitz: How to bound the constant K of the body, what is in front of the head: "product"
             of the layers' constants along the graph; or, for chains of Dense layers and activations
-            of bounded slope, by matrix inequalities: "lipsdp", "eclipse" or "eclipse_fast"
-            (`keras_lipnext.lmi`), or the `LipschitzResult` of one of them or of `lmi.project`,
-            which is proven again from its multipliers. What is named is used, whether or not
-            another method would give less.
+            of bounded slope, by matrix inequalities: a function, `keras_lipnext.lmi.lipsdp`,
+            `eclipse` or `eclipse_fast`, or its name; or the `LipschitzResult` of one of them or of
+            `lmi.project`, which is proven again from its multipliers. What is named is used,
+            whether or not another method would give less.
 
     Returns:
         `Certificate`.
@@ -136,7 +132,7 @@ def certify(
             "The model was changed while it was certified, as by training in another thread: "
             "certify a copy, or when it is done."
         )
-    if message := wording.range_warning(extremes.input_range, epsilons):
+    if message := text.range_warning(extremes.input_range, epsilons):
         warnings.warn(message, stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.comparison import margins_apart, own_answer, probes
-from keras_lipnext.certification.evidence import policies
+from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import (
+from keras_lipnext.lipschitz.composites import check_composites, probes
+from keras_lipnext.lipschitz.model import (
     bound_of,
     by_method,
     check_same_shape,
@@ -18,19 +18,21 @@ from keras_lipnext.certification.lipschitz import (
     required_rule,
     step_bounds,
 )
-from keras_lipnext.certification.norms import gamma
-from keras_lipnext.certification.radius import (
-    certified_radii_float64,
-    joint_norms_float64,
-    pairwise_distances_float64,
-)
-from keras_lipnext.certification.rounding import (
+from keras_lipnext.lipschitz.own_precision import margins_apart
+from keras_lipnext.lipschitz.rounding import (
     forward_errors,
     head_allowances,
     input_norms,
     logit_allowances,
 )
-from keras_lipnext.certification.rules import Bound, Context, size
+from keras_lipnext.lipschitz.rules.base import Bound, Context, size
+from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, gamma
+from keras_lipnext.radius import (
+    certified_radii_float64,
+    joint_norms_float64,
+    pairwise_distances_float64,
+)
+from keras_lipnext.report.provenance import policies
 
 
 class _Unmeasured(Context):
@@ -55,6 +57,7 @@ class Evaluation:
 
     def __init__(self, certifiable, classes, verbose=0):
         unclear = _ask_rules(certifiable.body)
+        check_composites(certifiable.graph)
         self._certifiable = certifiable
         self._verbose = verbose
         try:
@@ -69,7 +72,7 @@ class Evaluation:
         self.bound = None
         head = certifiable.head
         if head is None:
-            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + 2.0**-52))
+            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + ROUNDING))
         else:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
@@ -97,10 +100,10 @@ class Evaluation:
         self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
-            distances = bound.body_constant * self._pairs * (1 + 2.0**-52)
+            distances = bound.body_constant * self._pairs * (1 + ROUNDING)
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
-            distances = np.where(self._pairs > 0, np.maximum(distances, 2.0**-1000), 0.0)
+            distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)

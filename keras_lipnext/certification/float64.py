@@ -6,21 +6,22 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.certification.activations import (
+from keras_lipnext.arguments import title
+from keras_lipnext.backend import keras_private
+from keras_lipnext.lipschitz.graph import Value
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.overrides import plain_settings
+from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     Activation,
     find_activation,
     is_softmax,
     operation_activation,
 )
-from keras_lipnext.certification.axis_maps import AXIS_MAPS, applied
-from keras_lipnext.certification.calls import plain_settings
-from keras_lipnext.certification.graph import Value
-from keras_lipnext.certification.layer_rules import IDENTITIES, slice_step
-from keras_lipnext.certification.lipschitz import read
-from keras_lipnext.certification.operation_rules import NUMERIC
-from keras_lipnext.certification.rules import find_rule
-from keras_lipnext.layers._channels import title
+from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS, applied
+from keras_lipnext.lipschitz.rules.base import find_rule
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES, slice_step
+from keras_lipnext.lipschitz.rules.operations import NUMERIC
 
 
 class Float64Twin:
@@ -28,8 +29,8 @@ class Float64Twin:
 
     The layers are rebuilt from their configurations with dtype float64 and given the stored
     weights, which float64 holds exactly; activations are evaluated by the formulas in
-    activations.py. `predict` and `fit` would cast inputs to float32, so batches go to the layers
-    directly, compiled as a whole on JAX and TensorFlow.
+    lipschitz/rules/activations.py. `predict` and `fit` would cast inputs to float32, so batches go
+    to the layers directly, compiled as a whole on JAX and TensorFlow.
 
     Args:
         model: A Keras model, or the `Certifiable` read from it.
@@ -237,7 +238,7 @@ def _check_attributes(step, twin):
     Numbers would not always tell: max and average pooling agree on a constant image.
     """
     mine, its = vars(step.operation), vars(twin)
-    ignored = {*vars(keras.layers.Layer()), "_build_input_shape"}
+    ignored = {*vars(keras.layers.Layer()), *keras_private.BUILD_ATTRIBUTES}
     for name in sorted((mine.keys() & its.keys()) - ignored):
         values = (mine[name], its[name])
         alike = all(map(_is_plain, values))

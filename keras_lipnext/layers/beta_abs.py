@@ -2,7 +2,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, along, channels_of, number
+from keras_lipnext.arguments import number
+from keras_lipnext.layers.images import along, channels_of
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -1,9 +1,11 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, channel_axis, matmul, title
+from keras_lipnext.arguments import title
+from keras_lipnext.layers.images import channel_axis, matmul
 from keras_lipnext.layers.shift_mixing import ShiftMixing
 from keras_lipnext.layers.spatial_shift import shift_groups
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

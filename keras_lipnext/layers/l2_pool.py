@@ -1,15 +1,9 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    accumulating_dtype,
-    channel_axis,
-    image_sizes,
-    number,
-    resolve_data_format,
-    spatial_axes,
-)
+from keras_lipnext.arguments import number, resolve_data_format
+from keras_lipnext.layers.images import channel_axis, image_sizes, spatial_axes
+from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

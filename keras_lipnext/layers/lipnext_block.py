@@ -1,16 +1,13 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    channel_axis,
-    image_sizes,
-    resolve_data_format,
-)
+from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.layers.beta_abs import BetaAbs
 from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
+from keras_lipnext.layers.images import channel_axis, image_sizes
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
+from keras_lipnext.layers.weights import NAMESPACE
 
 MIXINGS = {"reduced": ShiftMixing, "full": FullShiftMixing}
 
@@ -79,9 +76,16 @@ class LipNeXtBlock(keras.layers.Layer):
 
     @property
     def parts(self):
-        """The layers applied, in order; without the dense one before the block is built."""
+        """The layers applied, in order; without the dense one before the block is built.
+
+        Saved files name the weights of `positional_bias` by this property: it keeps its name.
+        """
         parts = (self.positional_bias, self.mixing, self.dense, self.activation)
         return tuple(part for part in parts if part is not None)
+
+    def certified_parts(self):
+        """The block is the composition of its parts: certificates read them one by one."""
+        return self.parts
 
     def build(self, input_shape):
         _, _, channels = image_sizes(self, input_shape)

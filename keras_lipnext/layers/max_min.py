@@ -1,7 +1,9 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, channels_of, title
+from keras_lipnext.arguments import title
+from keras_lipnext.layers.images import channels_of
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -1,13 +1,8 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    accumulating_dtype,
-    add_bias,
-    channels_of,
-    matmul,
-    positive_integer,
-)
+from keras_lipnext.arguments import positive_integer
+from keras_lipnext.layers.images import channels_of, matmul
+from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype, add_bias
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -1,15 +1,8 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    add_bias,
-    add_stiefel_kernel,
-    along,
-    channels_of,
-    matmul,
-    positive_integer,
-    serialize_optional,
-)
+from keras_lipnext.arguments import positive_integer
+from keras_lipnext.layers.images import along, channels_of, matmul
+from keras_lipnext.layers.weights import NAMESPACE, add_bias, add_stiefel_kernel, serialize_optional
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

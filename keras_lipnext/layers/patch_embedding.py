@@ -1,16 +1,9 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    add_stiefel_kernel,
-    image_sizes,
-    matmul,
-    positive_integer,
-    resolve_data_format,
-    serialize_optional,
-    title,
-)
+from keras_lipnext.arguments import positive_integer, resolve_data_format, title
+from keras_lipnext.layers.images import image_sizes, matmul
+from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

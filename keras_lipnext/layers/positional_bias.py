@@ -1,13 +1,8 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    add_bias,
-    image_sizes,
-    resolve_data_format,
-    spatial_axes,
-    title,
-)
+from keras_lipnext.arguments import resolve_data_format, title
+from keras_lipnext.layers.images import image_sizes, spatial_axes
+from keras_lipnext.layers.weights import NAMESPACE, add_bias
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -1,13 +1,10 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    channel_axis,
-    positive_integer,
-    spatial_axes,
-)
-from keras_lipnext.layers._sdp_layer import CentredOrthogonal, SDPConvolution, pair
+from keras_lipnext.arguments import positive_integer
+from keras_lipnext.layers.images import channel_axis, spatial_axes
+from keras_lipnext.layers.sdp_base import CentredOrthogonal, SDPConvolution, pair
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

@@ -1,7 +1,8 @@
 import keras
 
-from keras_lipnext.layers._channels import NAMESPACE, positive_integer
-from keras_lipnext.layers._sdp_layer import SDPConvolution, SDPResidual
+from keras_lipnext.arguments import positive_integer
+from keras_lipnext.layers.sdp_base import SDPConvolution, SDPResidual
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

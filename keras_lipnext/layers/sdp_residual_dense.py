@@ -1,8 +1,10 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import NAMESPACE, channels_of, matmul, positive_integer
-from keras_lipnext.layers._sdp_layer import SDPLayer, SDPResidual
+from keras_lipnext.arguments import positive_integer
+from keras_lipnext.layers.images import channels_of, matmul
+from keras_lipnext.layers.sdp_base import SDPLayer, SDPResidual
+from keras_lipnext.layers.weights import NAMESPACE
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

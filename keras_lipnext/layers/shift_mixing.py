@@ -1,15 +1,9 @@
 import keras
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    add_stiefel_kernel,
-    channel_axis,
-    image_sizes,
-    matmul,
-    resolve_data_format,
-    serialize_optional,
-)
+from keras_lipnext.arguments import resolve_data_format
+from keras_lipnext.layers.images import channel_axis, image_sizes, matmul
 from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_changes
+from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

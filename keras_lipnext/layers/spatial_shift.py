@@ -1,16 +1,9 @@
 import keras
 from keras import ops
 
-from keras_lipnext.layers._channels import (
-    NAMESPACE,
-    along,
-    channel_axis,
-    image_sizes,
-    number,
-    resolve_data_format,
-    spatial_axes,
-    title,
-)
+from keras_lipnext.arguments import number, resolve_data_format, title
+from keras_lipnext.layers.images import along, channel_axis, image_sizes, spatial_axes
+from keras_lipnext.layers.weights import NAMESPACE
 
 # Direction of each of the four groups: (index of the spatial axis, step).
 DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))  # up, down, left, right

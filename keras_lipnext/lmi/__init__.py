@@ -1,6 +1,6 @@
 """Lipschitz bounds by matrix inequalities: LipSDP and ECLipsE, proven in floating point."""
 
-from keras_lipnext.certification.bounds import LipschitzResult
+from keras_lipnext.lipschitz.bounds import LipschitzResult
 from keras_lipnext.lmi.eclipse import eclipse, eclipse_fast
 from keras_lipnext.lmi.lipsdp import lipsdp
 from keras_lipnext.lmi.loop_transformation import TransformedNetwork, loop_transformation

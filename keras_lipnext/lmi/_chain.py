@@ -13,17 +13,18 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
-from keras_lipnext.certification.activations import (
+from keras_lipnext.lipschitz.composites import check_composites
+from keras_lipnext.lipschitz.model import read, step_bounds
+from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     activation_of,
     operation_activation,
 )
-from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
-from keras_lipnext.certification.layer_rules import IDENTITIES
-from keras_lipnext.certification.lipschitz import read, step_bounds
-from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma
-from keras_lipnext.certification.rules import Context
+from keras_lipnext.lipschitz.rules.base import Context
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 from keras_lipnext.lmi._affine import AffineLayer, Chain
+from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
+from keras_lipnext.norms.roundoff import SMALLEST_NORMAL, UNIT_ROUNDOFF, UP_ERROR, gamma
 
 kl = keras.layers
 
@@ -47,6 +48,7 @@ def read_chain(model, part="logits"):
     if part not in ("logits", "body"):
         raise ValueError(f"`part` must be 'logits' or 'body'. Received: part={part!r}")
     certifiable = read(model)
+    check_composites(certifiable.graph)
     head = certifiable.head
     steps = certifiable.body.steps + ((head,) if head and part == "logits" else ())
     shape = certifiable.graph.input_shape[1:]
@@ -134,7 +136,7 @@ class _Reader:
             error += 2 * gamma(terms + 2) * magnitude * magnitude_norm(self.weight)
             self.weight = matrix @ self.weight
             error += terms * self.weight.size * _LOST
-        self.error = float(error) * _UP + _LOST if error else 0.0
+        self.error = float(error) * UP_ERROR + _LOST if error else 0.0
         self.size = len(matrix)
 
     def stretch(self, factors, offsets, relative):
@@ -149,7 +151,7 @@ class _Reader:
             # What underflowed in the product, and in the factors.
             size = np.abs(target).max() if target.ndim < 2 else magnitude_norm(target)
             error += (product.size + size) * _LOST
-        self.error = float(error) * _UP + _LOST if error else 0.0
+        self.error = float(error) * UP_ERROR + _LOST if error else 0.0
         if self.weight is None:
             self.scale = product
         else:
@@ -195,7 +197,7 @@ class _Reader:
         """Upper bound of the norm of the affine map, one of W None."""
         self._check_entries(self.scale)
         norm = float(np.abs(self.scale).max())
-        return (norm + self.error) * _UP if self.error else norm
+        return (norm + self.error) * UP_ERROR if self.error else norm
 
     def _finish(self, step, activations):
         weight, inputs = self.weight, self.size
@@ -213,8 +215,8 @@ class _Reader:
             )
 
 
-_UP = 1 + 2.0**-40  # the roundings in the bounds of errors themselves
-_LOST = 4 * TINY  # what a product, its sum, and the two in bounds of their errors lose below TINY
+# What a product, its sum, and the two in bounds of their errors lose to underflow.
+_LOST = 4 * SMALLEST_NORMAL
 
 
 def magnitude_norm(matrix):
@@ -222,7 +224,7 @@ def magnitude_norm(matrix):
     magnitudes = np.abs(matrix)
     sums = [magnitudes.sum(axis=axis).max() for axis in (0, 1)]
     # The product of the sums underflows for entries below 2^-511.
-    return float(np.sqrt(sums[0]) * np.sqrt(sums[1]) * _UP) + matrix.size * _LOST
+    return float(np.sqrt(sums[0]) * np.sqrt(sums[1]) * UP_ERROR) + matrix.size * _LOST
 
 
 def _check_size(step, outputs, inputs):

@@ -10,12 +10,12 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_lipnext.certification import layer_rules
-from keras_lipnext.certification.activations import ACTIVATION_LAYERS, find_activation, is_softmax
-from keras_lipnext.certification.calls import replaced, unusual_arguments
-from keras_lipnext.certification.lipschitz import read
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.overrides import replaced, unusual_arguments
+from keras_lipnext.lipschitz.rules.activations import ACTIVATION_LAYERS, find_activation, is_softmax
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 
-HARMLESS = (*layer_rules.IDENTITIES, keras.layers.Flatten)
+HARMLESS = (*IDENTITIES, keras.layers.Flatten)
 
 
 @dataclasses.dataclass(frozen=True)

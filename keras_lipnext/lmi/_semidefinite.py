@@ -15,8 +15,8 @@ import warnings
 
 import numpy as np
 
+from keras_lipnext.arguments import number
 from keras_lipnext.installation import installing
-from keras_lipnext.layers._channels import number
 
 VARIANTS = ("neuron", "layer")
 

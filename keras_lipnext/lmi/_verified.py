@@ -32,11 +32,11 @@ factorisation counts, and P_i are taken smaller than the best by `slack` to leav
 
 import numpy as np
 
-from keras_lipnext.certification.norms import TINY, UNIT_ROUNDOFF, gamma, gram_error
+from keras_lipnext.norms.matrices import gram_error
+from keras_lipnext.norms.roundoff import SMALLEST_NORMAL, UNIT_ROUNDOFF, UP_PROOF, gamma
 
 # How much of 2 Lambda_i is given away, in turn until the proof goes through.
 SLACKS = tuple(2.0**-k for k in range(44, 9, -3))
-_UP = 1 + 8 * UNIT_ROUNDOFF
 
 
 def verified_constant(weights, errors, slopes, multipliers):
@@ -177,7 +177,7 @@ def _half(p, w):
 def _positive(m):
     """Multipliers as the theorem needs them. A 0 would need W_{i+1} to ignore the neuron."""
     m = np.where(np.isfinite(m), m, 0.0)
-    return np.maximum(m, max(1e-9 * m.max(initial=0.0), TINY))
+    return np.maximum(m, max(1e-9 * m.max(initial=0.0), SMALLEST_NORMAL))
 
 
 def _hidden_holds(p, w, error, slopes, m, following):
@@ -216,7 +216,7 @@ def _last_constant(p, w, error):
     for slack in SLACKS:
         rho = estimate * (1 + slack)
         if _last_holds(p, w, error, np.diag(np.full(len(w), rho))):
-            return float(np.sqrt(rho) * _UP)
+            return float(np.sqrt(rho) * UP_PROOF)
     return None
 
 
@@ -240,7 +240,7 @@ def pair_norms(g):
     """`sqrt((e_i - e_j)^T G (e_i - e_j))` of a positive semidefinite G, rounded up."""
     sums = np.add.outer(np.diagonal(g), np.diagonal(g))
     squares = sums - 2 * g + 8 * UNIT_ROUNDOFF * (sums + 2 * np.abs(g))
-    return np.sqrt(squares) * _UP * (1 - np.eye(len(g)))
+    return np.sqrt(squares) * UP_PROOF * (1 - np.eye(len(g)))
 
 
 def _last_holds(p, w, error, g):

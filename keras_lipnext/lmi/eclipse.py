@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from keras_lipnext.certification.bounds import METHODS, Method
+from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.result import certified_by, proven_bound
@@ -155,5 +155,7 @@ def _ill_conditioned():
     )
 
 
-METHODS["eclipse_fast"] = Method("eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast))
-METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse))
+METHODS["eclipse_fast"] = Method(
+    "eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast), eclipse_fast
+)
+METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse), eclipse)

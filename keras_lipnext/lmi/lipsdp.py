@@ -2,7 +2,7 @@
 
 import time
 
-from keras_lipnext.certification.bounds import METHODS, Method
+from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
@@ -87,4 +87,4 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
     return proven_bound(model, part, f"lipsdp-{variant}", candidates)
 
 
-METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp))
+METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp), lipsdp)

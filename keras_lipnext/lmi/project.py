@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from keras_lipnext.certification.bounds import LipschitzResult
-from keras_lipnext.layers._channels import number
+from keras_lipnext.arguments import number
+from keras_lipnext.lipschitz.bounds import LipschitzResult
 from keras_lipnext.lmi._dense_chain import dense_chain
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.eclipse import fast

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
-from keras_lipnext.certification.bounds import FACTORIES, LipschitzResult, Method
-from keras_lipnext.certification.norms import UNIT_ROUNDOFF
+from keras_lipnext.lipschitz.bounds import FACTORIES, LipschitzResult, Method
 from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi._verified import float64_vectors, verified_constant, verified_pairs
+from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF
 
 
 @dataclasses.dataclass(frozen=True)

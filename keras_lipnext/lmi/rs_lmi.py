@@ -2,7 +2,7 @@ import numbers
 
 import keras
 
-from keras_lipnext.layers._channels import number
+from keras_lipnext.arguments import number
 from keras_lipnext.lmi._dense_chain import dense_chain
 from keras_lipnext.lmi.admissibility import Admissibility
 

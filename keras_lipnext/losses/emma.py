@@ -1,13 +1,8 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import (
-    check_head,
-    head_distances,
-    of_one_head,
-    unbound,
-)
-from keras_lipnext.layers._channels import number
+from keras_lipnext.arguments import number
+from keras_lipnext.radius import check_head, head_distances, of_one_head, unbound
 
 
 class CertifiedLoss(keras.losses.Loss):

@@ -27,7 +27,7 @@ def _largest_theta(order, dtype):
     return (allowed * math.factorial(order + 1)) ** (1 / (order + 1))
 
 
-def spectral_norm_bound(d, d2):
+def skew_norm(d, d2):
     """Upper bound of `||D||_2` of skew matrices `d`, shape (..., n, n): a scalar, batch maximum.
 
     The eigenvalues come in pairs +-i t, so ||D||_2^2 <= ||D||_F^2 / 2, and likewise for D^2, which
@@ -93,7 +93,7 @@ def fast_exp(d):
     working = at_least_float32(dtype)
     d = ops.cast(d, working)
     d2 = matmul(d, d)
-    theta = spectral_norm_bound(d, d2)
+    theta = skew_norm(d, d2)
     # NaN compares false: it takes the cheapest branch and stays NaN.
     branch = sum(ops.cast(theta > _largest_theta(m, working), "int32") for m in (2, 4, 8))
     result = ops.switch(branch, [_order_2, _order_4, _order_8, _scaling_and_squaring], d, d2, theta)

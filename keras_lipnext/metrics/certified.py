@@ -1,14 +1,8 @@
 import keras
 from keras import ops
 
-from keras_lipnext.certification.radius import (
-    certified_radii,
-    check_head,
-    head_distances,
-    of_one_head,
-    unbound,
-)
-from keras_lipnext.layers._channels import number
+from keras_lipnext.arguments import number
+from keras_lipnext.radius import certified_radii, check_head, head_distances, of_one_head, unbound
 
 
 class CertifiedMetric(keras.metrics.Mean):

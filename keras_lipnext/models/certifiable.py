@@ -8,15 +8,16 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 from keras_lipnext.certification.certify import certify
-from keras_lipnext.certification.lipschitz import lipschitz_bound, nominal_constant, read
 from keras_lipnext.distribution import check_batches, check_distribution, check_fit
+from keras_lipnext.lipschitz.model import lipschitz_bound, nominal_constant, read
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
-from keras_lipnext.models.labels import check_labels, check_labels_in_graph
-from keras_lipnext.models.training_state import PutBack, Schedule, TrainingState
+from keras_lipnext.models.labels import check_labels, with_labels_checked
+from keras_lipnext.models.training_state import Schedule, TrainingState, with_weights_put_back
 
 # What JAX's trainer hands a step: all of these, a test step no optimizer's.
 JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables")
@@ -50,10 +51,6 @@ def step_of(method, training):
         try:
             if keras.backend.backend() == "jax":
                 return self._jax_step(method, training, *args)
-            if keras.backend.backend() == "tensorflow" and self._certifies_labels():
-                x, y, weights = keras.utils.unpack_x_y_sample_weight(args[0])
-                y = check_labels_in_graph(y, self.output_shape[-1])
-                args = (keras.utils.pack_x_y_sample_weight(x, y, weights), *args[1:])
             self._begin_step(training)
             return method(self, *args)
         finally:
@@ -103,7 +100,7 @@ class CertifiableModel(keras.Model):
         super().__init__(*args, **kwargs)
         certifiable = read(self)
         if certifiable.head is None or certifiable.shares:
-            last = self.outputs[0]._keras_history.operation
+            last = keras_private.node_of(self.outputs[0]).operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
                 "classes), keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
@@ -239,21 +236,21 @@ class CertifiableModel(keras.Model):
             progress,
             scope.get_current_value(progress) if counted else ops.ones(()),
         )
-        before = [(variable, variable._value) for variable, _ in held.values()]
+        before = [(variable, keras_private.held_value(variable)) for variable, _ in held.values()]
         try:
             for variable, value in held.values():
-                variable._value = value
+                keras_private.hold(variable, value)
             return method(self, (*state[:-1], metrics), data)
         finally:
             for variable, value in before:
-                variable._value = value
+                keras_private.hold(variable, value)
 
     def stateless_call(self, trainable_variables, *args, **kwargs):
         if getattr(self._thread, "in_step", False):
             # Of these variables a step differentiates the loss: of this kernel, too.
             for variable, value in zip(self.trainable_variables, trainable_variables):
                 if variable is self.head.kernel:
-                    variable._value = value
+                    keras_private.hold(variable, value)
         return super().stateless_call(trainable_variables, *args, **kwargs)
 
     def make_train_function(self, force=False):
@@ -264,10 +261,31 @@ class CertifiableModel(keras.Model):
 
     def _with_labels_checked(self, name, make, force):
         known = getattr(self, name)
-        make(force)
+        self._thread.checks_labels = True
+        try:
+            make(force)
+        finally:
+            self._thread.checks_labels = False
         function = getattr(self, name)
         if function is not known and keras.backend.backend() != "tensorflow":
             setattr(self, name, functools.partial(self._run_on_checked, function))
+
+    def _autoconvert_optionals(self, step_func):
+        """Keras' own, of TensorFlow's batches in front of what XLA compiles: checks their labels.
+
+        There, and not on the host, which would take the batches out of the program that runs
+        `steps_per_execution` steps.
+        """
+        if not getattr(self._thread, "checks_labels", False):  # predictions need no labels
+            return super()._autoconvert_optionals(step_func)
+
+        def step_on_checked(data):
+            if self._certifies_labels():
+                check = functools.partial(with_labels_checked, classes=self.output_shape[-1])
+                data = self.distribute_strategy.run(check, args=(data,))
+            return step_func(data)
+
+        return super()._autoconvert_optionals(step_on_checked)
 
     def _run_on_checked(self, function, *args):
         """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""
@@ -306,16 +324,7 @@ class CertifiableModel(keras.Model):
         given = arguments.arguments
         check_fit(**given)
         schedule = Schedule(self._state, self._cosine)
-        callbacks = given.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
-        elif not isinstance(callbacks, (list, tuple)):
-            callbacks = [] if callbacks is None else [callbacks]
-        given["callbacks"] = [schedule]
-        for callback in callbacks:
-            given["callbacks"].append(callback)
-            if isinstance(callback, keras.callbacks.SwapEMAWeights):
-                given["callbacks"].append(PutBack())
+        given["callbacks"] = [schedule, *with_weights_put_back(given.get("callbacks"))]
         validation = given.get("validation_data")
         if isinstance(validation, (list, tuple)):
             self._check_labels(validation[1])
@@ -326,10 +335,16 @@ class CertifiableModel(keras.Model):
             schedule.finish()
 
     def evaluate(self, *args, **kwargs):
-        """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices."""
-        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices.
+
+        Averages that SwapEMAWeights evaluates are put back where constraints keep weights.
+        """
+        arguments = inspect.signature(super().evaluate).bind(*args, **kwargs)
+        given = arguments.arguments
+        if not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
+            given["callbacks"] = with_weights_put_back(given.get("callbacks"))
         with self._labels_of(given.get("y")), self._evaluation():
-            return self._checked(super().evaluate, *args, **kwargs)
+            return self._checked(super().evaluate, *arguments.args, **arguments.kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         with self._evaluation():

@@ -27,9 +27,9 @@ import math
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.layers._channels import positive_integer, resolve_data_format
+from keras_lipnext.arguments import positive_integer, resolve_data_format
 from keras_lipnext.layers.spatial_shift import group_size
-from keras_lipnext.models.building import check_training, resolved
+from keras_lipnext.models.architecture import check_training, resolved
 
 # GB of memory: what cards are sold with.
 ACCELERATORS = {

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.certification.batches import class_labels, to_numpy
+from keras_lipnext.batches import class_labels, to_numpy
 
 
 def check_labels(y, classes):
@@ -27,15 +27,16 @@ def check_labels(y, classes):
         raise ValueError("Probabilities as labels are at least 0. Received: negative ones or NaN")
 
 
-def check_labels_in_graph(y, classes):
-    """As `check_labels`, of the labels of a step on TensorFlow, whose program raises the error.
+def with_labels_checked(data, classes):
+    """The batch of a step on TensorFlow, with labels that are there only once they are checked.
 
-    Returns them for the loss to read, so that gradients wait for the check. XLA leaves such checks
-    out: there the loss is NaN.
+    As `check_labels`, in a program that runs in front of the step: XLA, which may compile the step,
+    leaves checks out.
     """
+    y = keras.utils.unpack_x_y_sample_weight(data)[1]
     labels = _only_array(y)
     if labels is None:
-        return y
+        return data
     if len(labels.shape) == 2 and labels.shape[1] == classes:
         known, message = labels >= 0, "Probabilities as labels are at least 0."
     else:
@@ -44,8 +45,8 @@ def check_labels_in_graph(y, classes):
         message = (
             f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}."
         )
-    checked = backend.check_in_step(labels, ops.all(known), message)
-    return keras.tree.map_structure(lambda a: checked if a is labels else a, y)
+    checked = backend.check_each(labels, known, message)
+    return keras.tree.map_structure(lambda a: checked if a is labels else a, data)
 
 
 def _only_array(y):

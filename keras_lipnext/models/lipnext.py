@@ -6,11 +6,11 @@ import warnings
 import keras
 
 from keras_lipnext import backend, layers
+from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
-from keras_lipnext.layers._channels import resolve_data_format
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.building import (
+from keras_lipnext.models.architecture import (
     check_training,
     default_temperature,
     resolved,

@@ -1,10 +1,11 @@
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.layers._channels import channel_axis, positive_integer, resolve_data_format
+from keras_lipnext.arguments import positive_integer, resolve_data_format
+from keras_lipnext.layers.images import channel_axis
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.building import (
+from keras_lipnext.models.architecture import (
     check_classes,
     check_positive,
     default_temperature,

@@ -1,11 +1,13 @@
 """The share of the training done, the callback that keeps count of it, and weights put back."""
 
+import itertools
 import math
 
 import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.backend import keras_private
 
 
 class TrainingState(keras.metrics.Metric):
@@ -102,6 +104,17 @@ class PutBack(keras.callbacks.Callback):
         put_back(self.model)
 
 
+def with_weights_put_back(callbacks):
+    """The callbacks of a `fit` or `evaluate`, as a list, with a PutBack behind SwapEMAWeights."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    elif not isinstance(callbacks, (list, tuple)):
+        callbacks = [] if callbacks is None else [callbacks]
+    swaps = keras.callbacks.SwapEMAWeights
+    pairs = ([each, PutBack()] if isinstance(each, swaps) else [each] for each in callbacks)
+    return list(itertools.chain.from_iterable(pairs))
+
+
 def put_back(model):
     """Puts trainable weights back where their constraints keep them, if they are off visibly.
 
@@ -109,10 +122,10 @@ def put_back(model):
     optimizers apply constraints after their steps only.
     """
     state = model.optimizer.variables if model.optimizer else ()
-    shared = {id(v._value) for v in state}
+    shared = {id(keras_private.held_value(v)) for v in state}
     for variable in model.trainable_variables:
-        if variable._value is None:  # JAX: given to a step that failed; its error is to be seen
-            continue
+        if keras_private.held_value(variable) is None:
+            continue  # JAX: given to a step that failed; its error is to be seen
         value = backend.value(variable)
         if variable.constraint is not None:
             with backend.inference_scope():
@@ -123,7 +136,7 @@ def put_back(model):
             if float(moved) > (2**-6 if half else 1e-4):
                 variable.assign(kept)
                 continue
-        if id(variable._value) in shared:
+        if id(keras_private.held_value(variable)) in shared:
             # JAX: an average that has become the weight shares its buffer, and one that is given
             # to a step twice is an error.
             variable.assign(ops.copy(value))

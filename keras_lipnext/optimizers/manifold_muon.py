@@ -1,7 +1,7 @@
 import keras
 
+from keras_lipnext.arguments import positive_integer, share
 from keras_lipnext.backend import matmul
-from keras_lipnext.layers._channels import positive_integer, share
 from keras_lipnext.manifolds import branchless, orthogonalize, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer

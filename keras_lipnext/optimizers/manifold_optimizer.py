@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.arguments import number, share
+from keras_lipnext.backend.keras_private import batches_seen, variable_index, variable_key
 from keras_lipnext.distribution import check_distribution
-from keras_lipnext.layers._channels import number, share
 from keras_lipnext.manifolds import branchless, stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
@@ -106,7 +107,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                     f"variable {variable.path} of shape {tuple(variable.shape)}"
                 )
         self._manifold_keys = {
-            self._var_key(v) for v, marked in zip(variables, self._on_manifold) if marked
+            variable_key(self, v) for v, marked in zip(variables, self._on_manifold) if marked
         }
         super().build(variables)
         self._kinds, self._moments = [], []
@@ -134,7 +135,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         # Next, Keras projects by its constraint each variable left in this list, which is the
         # step's own. The constraints themselves stay where they are: other threads read them.
         trainable_variables[:] = [
-            v for v in trainable_variables if not self._on_manifold[self._get_variable_index(v)]
+            v for v in trainable_variables if not self._on_manifold[variable_index(self, v)]
         ]
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
@@ -143,7 +144,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
         stacks = {}
         for gradient, variable in zip(grads, trainable_variables):
-            index = self._get_variable_index(variable)
+            index = variable_index(self, variable)
             stacks.setdefault(self._kinds[index], []).append((gradient, variable, index))
         for (_, shape, _, sharding), members in stacks.items():
             entries = STACK_ENTRIES if backend.on_cpu() else ACCELERATOR_STACK_ENTRIES
@@ -153,7 +154,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 self._step(members[first : first + count], learning_rate)
 
     def update_step(self, gradient, variable, learning_rate):
-        self._step([(gradient, variable, self._get_variable_index(variable))], learning_rate)
+        self._step([(gradient, variable, variable_index(self, variable))], learning_rate)
 
     def _step(self, members, learning_rate):
         """One step of variables of the same kind, shape and dtype: (gradient, variable, index)."""
@@ -227,7 +228,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         if rate is None:
             return learning_rate
         # Of what Keras' schedules count: batches, whether or not their gradients are accumulated.
-        return rate(self._iterations) if callable(rate) else rate
+        return rate(batches_seen(self)) if callable(rate) else rate
 
     def _look_ahead(self, old, fast, indices, sharding):
         """Every `lookahead_period` steps: slow <- slow + step (fast - slow), fast <- slow.
@@ -256,9 +257,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
 
     def _use_weight_decay(self, variable):
         # Shrinking an orthogonal matrix and projecting it back is no regularisation.
-        return self._var_key(variable) not in self._manifold_keys and super()._use_weight_decay(
-            variable
-        )
+        if variable_key(self, variable) in self._manifold_keys:
+            return False
+        return super()._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
         decayed = [v for v in variables if self._use_weight_decay(v)]

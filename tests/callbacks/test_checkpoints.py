@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -239,6 +240,39 @@ def test_a_damaged_checkpoint_is_set_aside(digits, assert_continues, tmp_path):
     with pytest.warns(UserWarning, match=r"The checkpoint .*1 cannot be read"):
         assert_continues(OrbaxCheckpoint, tmp_path, 1)
     assert (tmp_path / "1.damaged").exists()
+
+
+@orbax
+@pytest.mark.parametrize("stage", ["async_save", "save_finalize"])
+@pytest.mark.parametrize("anew", [True, False])
+def test_fit_at_once_after_an_interruption(stage, anew, digits, tmp_path, monkeypatch):
+    """What was interrupted, of which only a thread may be left, is still writing its last epoch."""
+    run, go_on = threading.Thread.run, threading.Event()
+
+    def slow(thread):
+        if thread.name == stage:
+            go_on.wait(60)
+        run(thread)
+
+    class Interrupted(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    (x, y), _ = digits
+    model, given = small_lipnext(depth=1), {"batch_size": 32, "epochs": 2, "verbose": 0}
+    callback = OrbaxCheckpoint(tmp_path)
+    monkeypatch.setattr(threading.Thread, "run", slow)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x[:64], y[:64], callbacks=[callback, Interrupted()], **given)
+    monkeypatch.undo()
+    assert any(thread.name == stage for thread in threading.enumerate())
+    if anew:
+        callback = OrbaxCheckpoint(tmp_path)
+    threading.Timer(0.3, go_on.set).start()
+    history = model.fit(x[:64], y[:64], callbacks=[callback], **given)
+    assert history.epoch == [1]
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"0", "1"}
 
 
 @orbax

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import warnings
 
 import keras
 import ml_dtypes
@@ -172,6 +173,43 @@ def test_averages_in_the_model_are_swapped_back(tmp_path):
     with pytest.raises(InterruptedError):
         train_averaged(BackupAndRestore(tmp_path / "run"), Interrupt(2))
     assert_equal(train_averaged(BackupAndRestore(tmp_path / "run")), expected)
+
+
+@every_callback
+@pytest.mark.parametrize("optimizer", [lip.optimizers.ManifoldAdam, keras.optimizers.Adam])
+def test_averages_are_written_on_their_manifold(make, optimizer, tmp_path):
+    """Of a model of Keras' own, whose averages nobody else puts back; and training goes on so."""
+
+    def make_model():
+        keras.utils.set_random_seed(0)
+        layers = [lip.layers.OrthogonalDense(4, name="first"), keras.layers.Dense(1, name="second")]
+        model = keras.Sequential([keras.Input((4,)), *layers], name="regressor")
+        model.compile(optimizer(0.3, use_ema=True, ema_momentum=0.8, name="adam"), "mse")
+        return model
+
+    def train_averaged(folder, *others):
+        model, callback = make_model(), make(folder)
+        callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), callback, *others]
+        options = {"epochs": 4, "batch_size": 8, "shuffle": False, "verbose": 0}
+        try:
+            model.fit(X, X[:, :1], callbacks=callbacks, **options)
+        except InterruptedError:
+            if make is OrbaxCheckpoint:
+                callback.wait_until_finished()
+        return [to_numpy(v) for v in (*model.weights, *model.optimizer.variables)]
+
+    expected = train_averaged(tmp_path / "plain")
+    folder = tmp_path / "run"
+    train_averaged(folder, Interrupt(2))
+    written = make_model()
+    written.optimizer.build(written.trainable_variables)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sharding info not provided")  # Orbax's
+        written.load_weights(folder if make is OrbaxCheckpoint else folder / "latest.weights.h5")
+    kernel = written.layers[0].kernel
+    assert lip.manifolds.stiefel.defect(kernel) < 1e-5
+    assert int(written.optimizer.iterations) == 8
+    assert_equal(train_averaged(folder), expected)
 
 
 def test_the_states_belong_to_their_backup(tmp_path):

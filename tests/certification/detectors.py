@@ -15,7 +15,7 @@ import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import read
+from keras_lipnext.lipschitz.model import read
 
 kl, ll = keras.layers, lip.layers
 

@@ -11,7 +11,7 @@ import math
 import keras
 import numpy as np
 
-from keras_lipnext.certification.graph import Value
+from keras_lipnext.lipschitz.graph import Value
 
 LONG = np.longdouble
 PI = LONG("3.14159265358979323846264338327950288")
@@ -385,7 +385,7 @@ def symbols(w, count=6):
 
 
 def sdp_diagonal(layer, w):
-    """T of W, scaled to a largest entry of 1, as _sdp.py defines it."""
+    """T of W, scaled to a largest entry of 1, as sdp_diagonal.py defines it."""
     unit, columns = LONG(2.0**-24), w.shape[-1]
     if layer.bound == "orthogonal":
         return np.ones(columns, LONG)

@@ -12,8 +12,8 @@ import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.lipschitz import lipschitz_bound, read
-from keras_lipnext.certification.radius import pairwise_distances_float64
+from keras_lipnext.lipschitz.model import lipschitz_bound, read
+from keras_lipnext.radius import pairwise_distances_float64
 
 kl, ll = keras.layers, lip.layers
 

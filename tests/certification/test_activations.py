@@ -8,8 +8,8 @@ import pytest
 from data import to_numpy
 
 from keras_lipnext import backend
-from keras_lipnext.certification import activations
-from keras_lipnext.certification.activations import (
+from keras_lipnext.lipschitz.rules import activations
+from keras_lipnext.lipschitz.rules.activations import (
     _FUNCTIONS,
     OPERATION_ACTIVATIONS,
     celu,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data import to_numpy
 
-from keras_lipnext.certification.axis_maps import (
+from keras_lipnext.lipschitz.rules.axis_maps import (
     adaptive_average,
     bilinear,
     nearest,

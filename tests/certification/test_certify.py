@@ -8,7 +8,7 @@ from data import dense_model, small_lipnext, to_numpy
 import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.radius import certified_radii_float64, pairwise_distances_float64
+from keras_lipnext.radius import certified_radii_float64, pairwise_distances_float64
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_lipnext.certification.contractions import (
+from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
     einsum_axes,
     matmul_axes,

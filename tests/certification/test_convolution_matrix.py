@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_convolutions import operator
 
-from keras_lipnext.certification.convolution_matrix import convolution_matrices, output_sides
+from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
 
 pytestmark = pytest.mark.once
 

@@ -8,12 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_lipnext.certification import convolutions, norms
-from keras_lipnext.certification.convolutions import (
-    _grid,
-    convolution_norm_bound,
-    depthwise_norm_bound,
-)
+from keras_lipnext.norms import convolutions
+from keras_lipnext.norms import matrices as norms
+from keras_lipnext.norms.convolutions import _grid, convolution_norm_bound, depthwise_norm_bound
 
 pytestmark = pytest.mark.once
 

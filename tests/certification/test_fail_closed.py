@@ -6,7 +6,7 @@ import pytest
 from data import dense_model, small_lipnext, to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext.certification.norms import gamma
+from keras_lipnext.norms.roundoff import gamma
 
 X = np.random.default_rng(0).normal(size=(6, 6))
 

@@ -10,8 +10,9 @@ from keras.src.backend.common import dtypes
 
 import keras_lipnext as lip
 from keras_lipnext import backend
-from keras_lipnext.certification import float64, rules
+from keras_lipnext.certification import float64
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.lipschitz.rules import base as rules
 
 
 def numpy_lipnext(model, x):

@@ -8,11 +8,11 @@ from data import to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.graph import trace
-from keras_lipnext.certification.layer_rules import IDENTITIES
-from keras_lipnext.certification.lipschitz import Certifiable, lipschitz_bound, step_bounds
-from keras_lipnext.certification.rounding import forward_errors, input_norms
-from keras_lipnext.certification.rules import Context
+from keras_lipnext.lipschitz.graph import trace
+from keras_lipnext.lipschitz.model import Certifiable, lipschitz_bound, step_bounds
+from keras_lipnext.lipschitz.rounding import forward_errors, input_norms
+from keras_lipnext.lipschitz.rules.base import Context
+from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 
 kl = keras.layers
 needs_long = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
@@ -205,7 +205,7 @@ def steepest(certifiable, x, entries=1200):
 
 
 def lipschitz_bound_of(certifiable):
-    from keras_lipnext.certification.lipschitz import bound_of
+    from keras_lipnext.lipschitz.model import bound_of
 
     bounds = [step_bounds(s, Context(s)) for s in certifiable.graph.steps]
     return bound_of(certifiable, bounds).constant

@@ -8,11 +8,12 @@ import pytest
 from data import small_lipnext
 
 import keras_lipnext as lip
-from keras_lipnext.certification import lipschitz, lipschitz_bound, lipschitz_rule
-from keras_lipnext.certification.convolutions import convolution_norm_bound
-from keras_lipnext.certification.layer_rules import normalised_norm
-from keras_lipnext.certification.lipschitz import nominal_constant, read
-from keras_lipnext.certification.rules import _LAYERS, Context, UnmeasuredContext
+from keras_lipnext.certification import lipschitz_bound, lipschitz_rule
+from keras_lipnext.lipschitz import model as lipschitz
+from keras_lipnext.lipschitz.model import nominal_constant, read
+from keras_lipnext.lipschitz.rules.base import _LAYERS, Context, UnmeasuredContext
+from keras_lipnext.lipschitz.rules.layers import normalised_norm
+from keras_lipnext.norms.convolutions import convolution_norm_bound
 
 PARTS = ("positional_bias", "mixing", "dense", "activation")
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_lipnext.certification import norms
-from keras_lipnext.certification.norms import (
+from keras_lipnext.norms import matrices as norms
+from keras_lipnext.norms.matrices import (
     _gram,
     _is_below,
-    gamma,
     gram_iteration_bound,
     near_orthogonal_bound,
     spectral_norm_bound,
 )
+from keras_lipnext.norms.roundoff import gamma
 
 pytestmark = pytest.mark.once
 

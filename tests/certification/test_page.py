@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from test_report import certificate, evidence, full
 
-from keras_lipnext.certification.evidence import Sample
+from keras_lipnext.report.provenance import Sample
 
 pytestmark = pytest.mark.once
 
@@ -266,7 +266,7 @@ def test_without_jinja2(monkeypatch, tmp_path):
 
 
 def test_the_wheel_holds_the_template(tmp_path):
-    template = importlib.resources.files("keras_lipnext.certification").joinpath("page.html")
+    template = importlib.resources.files("keras_lipnext.report").joinpath("page.html")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     code = ROOT / "keras_lipnext"
@@ -278,7 +278,7 @@ def test_the_wheel_holds_the_template(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("keras_lipnext/certification/page.html") == template.read_bytes()
+        assert archive.read("keras_lipnext/report/page.html") == template.read_bytes()
         (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "lipnext = keras_lipnext.cli:main" in archive.read(points).decode()
 

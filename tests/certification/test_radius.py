@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_lipnext import backend
-from keras_lipnext.certification.radius import (
+from keras_lipnext.radius import (
     certified_radii,
     certified_radii_float64,
     pairwise_distances,

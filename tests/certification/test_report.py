@@ -12,8 +12,8 @@ from PIL import Image
 
 import keras_lipnext as lip
 from keras_lipnext.certification import Certificate
-from keras_lipnext.certification.evidence import Evidence, Sample
-from keras_lipnext.certification.lipschitz import LayerConstant, LipschitzBound
+from keras_lipnext.lipschitz.model import LayerConstant, LipschitzBound
+from keras_lipnext.report.provenance import Evidence, Sample
 
 
 def certificate(labels=True, radii=(0.5, 0.2, 0.0, 0.9), **kwargs):
@@ -269,7 +269,7 @@ def test_figures(draw, labels, radii, tmp_path):
 
 
 def test_histogram_counts_every_finite_radius():
-    from keras_lipnext.certification.plots import radius_histogram
+    from keras_lipnext.report.plots import radius_histogram
 
     figure = radius_histogram(certificate(radii=(np.inf, 0.2, 0.0, 0.9)))
     (axes,), (legend,) = figure.axes, figure.legends
@@ -374,7 +374,7 @@ def test_inputs_outside_0_1_are_warned_of_once():
 def test_labels_stay_off_lines_off_each_other_and_inside_the_axes(labels, epsilons):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from keras_lipnext.certification.plots import accuracy_curve
+    from keras_lipnext.report.plots import accuracy_curve
 
     whole = dataclasses.replace(certificate(labels), epsilons=epsilons)
     figure = accuracy_curve(whole)

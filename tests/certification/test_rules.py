@@ -10,9 +10,9 @@ from test_layer_rules import check, needs_long, samples, whole
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.graph import trace
-from keras_lipnext.certification.lipschitz import step_bounds
-from keras_lipnext.certification.rules import NominalContext
+from keras_lipnext.lipschitz.graph import trace
+from keras_lipnext.lipschitz.model import step_bounds
+from keras_lipnext.lipschitz.rules.base import NominalContext
 
 kl, ops = keras.layers, keras.ops
 
@@ -355,7 +355,7 @@ def test_whole_numbers_as_constants():
 
 def test_tiny_columns_beside_large_ones():
     """Their squares underflow if all columns are scaled alike."""
-    from keras_lipnext.certification.radius import pairwise_distances_float64
+    from keras_lipnext.radius import pairwise_distances_float64
 
     kernel = np.zeros((1001, 3))
     kernel[:, 0] = 1.5e-162
@@ -429,10 +429,7 @@ def test_a_low_matmul_precision_does_not_reach_float64():
 
 def test_subnormal_weight_vectors():
     """Rounded to nearest among subnormal numbers, a distance could come out too small."""
-    from keras_lipnext.certification.radius import (
-        joint_norms_float64,
-        pairwise_distances_float64,
-    )
+    from keras_lipnext.radius import joint_norms_float64, pairwise_distances_float64
 
     kernel = np.array([[2.0**-1074, 0.0, 0.0], [0.0, 2.0**-1074, 0.0]])
     distances = pairwise_distances_float64(kernel)
@@ -451,9 +448,10 @@ def test_small_logits_behind_softmax_are_not_taken_for_another_function():
 
 def test_the_documentation_lists_what_has_a_rule():
     from keras_lipnext import certification
-    from keras_lipnext.certification import operation_rules, rules
-    from keras_lipnext.certification.activations import _FUNCTIONS
-    from keras_lipnext.certification.layer_rules import IDENTITIES
+    from keras_lipnext.lipschitz.rules import base as rules
+    from keras_lipnext.lipschitz.rules import operations as operation_rules
+    from keras_lipnext.lipschitz.rules.activations import _FUNCTIONS
+    from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 
     paragraphs = [" ".join(p.split()) for p in certification.__doc__.split("\n\n")]
     listed = {}

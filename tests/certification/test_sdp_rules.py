@@ -8,10 +8,10 @@ from test_layer_rules import built, check, needs_long, norms, samples, whole
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
-from keras_lipnext.certification.graph import trace
-from keras_lipnext.certification.lipschitz import lipschitz_bound
-from keras_lipnext.certification.rules import Context
-from keras_lipnext.certification.sdp_rules import _Form
+from keras_lipnext.lipschitz.graph import trace
+from keras_lipnext.lipschitz.model import lipschitz_bound
+from keras_lipnext.lipschitz.rules.base import Context
+from keras_lipnext.lipschitz.rules.sdp import _Form
 
 ll = lip.layers
 # Clipped entries beside others: the mean of all four is what an order of summation makes of it.
@@ -96,7 +96,7 @@ def test_rounding_of_the_diagonal_is_counted(case):
     # All of it reaches the layer's output, beyond what products alone may lose.
     x = samples(CASES[case][1])
     step = trace(model).steps[0]
-    bound = lip.certification.rules.find_rule(step).function(layer, Context(step))
+    bound = lip.lipschitz.rules.base.find_rule(step).function(layer, Context(step))
     exact = extended.evaluate(whole(model), x)[trace(model).output]
     error = norms(Float64Twin(whole(model))(x).astype(extended.LONG) - exact)
     assert (error <= bound.relative * norms(x) + bound.absolute).all()
@@ -156,7 +156,7 @@ def test_kernels_of_any_size(size):
         exact = extended.evaluate(whole(model), x)[trace(model).output]
         error = norms(Float64Twin(whole(model))(x).astype(extended.LONG) - exact)
         step = trace(model).steps[0]
-        bound = lip.certification.rules.find_rule(step).function(
+        bound = lip.lipschitz.rules.base.find_rule(step).function(
             step.operation, Context(step, {0: (None, *shape), 1: (None, *shape)})
         )
         assert (error <= bound.relative * norms(x) + bound.absolute).all()

@@ -10,17 +10,14 @@ import pytest
 from data import to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext.certification import (
-    evaluation,
-    float64,
-    layer_rules,
-    lipschitz,
-    pooling_rules,
-    radius,
-    rounding,
-    rules,
-)
+from keras_lipnext import radius
+from keras_lipnext.certification import evaluation, float64
 from keras_lipnext.layers import shift_mixing, spatial_shift
+from keras_lipnext.lipschitz import model as lipschitz
+from keras_lipnext.lipschitz import rounding
+from keras_lipnext.lipschitz.rules import base as rules
+from keras_lipnext.lipschitz.rules import layers as layer_rules
+from keras_lipnext.lipschitz.rules import pooling as pooling_rules
 
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 

@@ -68,6 +68,7 @@ def test_two_jax_processes_train_as_one(tmp_path):
 def test_two_jax_processes_killed_and_started_again_end_with_the_same_bits(tmp_path):
     """Both write their part of each checkpoint, and read it."""
     pytest.importorskip("orbax.checkpoint")
+
     def command(name):
         folder = tmp_path / name
         options = ["--epochs", 8, "--output", folder, "--checkpoints", folder / "checkpoints"]

@@ -7,8 +7,8 @@ import pytest
 from data import to_numpy
 
 from keras_lipnext import backend
-from keras_lipnext.certification.convolutions import convolution_norm_bound
-from keras_lipnext.certification.norms import spectral_norm_bound
+from keras_lipnext.norms.convolutions import convolution_norm_bound
+from keras_lipnext.norms.matrices import spectral_norm_bound
 
 
 def kernels(shape, rng, count):

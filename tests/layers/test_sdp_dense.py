@@ -4,9 +4,9 @@ import pytest
 import sdp_checks
 from layer_checks import check_layer, check_variant
 
-from keras_lipnext.certification.activations import _FUNCTIONS
 from keras_lipnext.layers import SDPDense
-from keras_lipnext.layers._sdp_layer import STEEP
+from keras_lipnext.layers.sdp_base import STEEP
+from keras_lipnext.lipschitz.rules.activations import _FUNCTIONS
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
 FREE = BOUNDS[:3]
@@ -38,7 +38,7 @@ def test_constant_of_any_kernel(bound, units, features):
 
 def test_a_diagonal_that_is_too_small_would_be_seen(monkeypatch):
     """The check of the constant is no formality: T without the terms off its diagonal."""
-    from keras_lipnext.layers import _sdp
+    from keras_lipnext.layers import sdp_diagonal as _sdp
 
     monkeypatch.setattr(_sdp, "_row_sums", lambda w, log_q: keras.ops.sum(w**2, axis=0))
     with pytest.raises(AssertionError):

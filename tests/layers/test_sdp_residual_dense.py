@@ -3,9 +3,10 @@ import pytest
 import sdp_checks
 from layer_checks import check_layer, check_variant
 
-from keras_lipnext.certification.activations import _FUNCTIONS
-from keras_lipnext.layers import SDPResidualDense, _sdp
-from keras_lipnext.layers._sdp_layer import SLOPES_IN_0_1
+from keras_lipnext.layers import SDPResidualDense
+from keras_lipnext.layers import sdp_diagonal as _sdp
+from keras_lipnext.layers.sdp_base import SLOPES_IN_0_1
+from keras_lipnext.lipschitz.rules.activations import _FUNCTIONS
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
 

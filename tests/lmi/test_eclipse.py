@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_lipnext as lip
-from keras_lipnext.certification.norms import spectral_norm_bound
 from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi.eclipse import fast
+from keras_lipnext.norms.matrices import spectral_norm_bound
 
 pytestmark = pytest.mark.once
 

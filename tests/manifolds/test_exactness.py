@@ -35,7 +35,7 @@ def finalized(make, **options):
 
 def sdp_bound(bound, shape):
     """1 / T of an SDP-based layer, which bounds its kernel's norm."""
-    from keras_lipnext.layers import _sdp
+    from keras_lipnext.layers import sdp_diagonal as _sdp
 
     size = int(np.prod(shape))
 

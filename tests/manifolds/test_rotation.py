@@ -5,7 +5,7 @@ import scipy.linalg
 from data import to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from manifolds.test_fast_exp import NORMS, random_skew
+from manifolds.test_fast_exp import NORMS, SIZES, random_skew
 
 from keras_lipnext import backend
 from keras_lipnext.manifolds import rotate
@@ -17,7 +17,7 @@ def rotation(d):
     return to_numpy(rotate(keras.ops.convert_to_tensor(identity), keras.ops.convert_to_tensor(d)))
 
 
-@given(st.integers(1, 12), st.sampled_from(NORMS), st.integers(0, 100))
+@given(st.sampled_from(SIZES), st.sampled_from(NORMS), st.integers(0, 100))
 def test_it_is_a_rotation_close_to_the_exponential(n, norm, seed):
     d = random_skew(n, norm, seed)
     with backend.float64_scope():
@@ -29,7 +29,7 @@ def test_it_is_a_rotation_close_to_the_exponential(n, norm, seed):
     assert np.linalg.norm(p - scipy.linalg.expm(d), 2) <= 1.001 * third + 1e-14 * max(1, norm)
 
 
-@pytest.mark.parametrize("n", [2, 16, 64, 200])
+@pytest.mark.parametrize("n", [2, 64, 200])
 @pytest.mark.parametrize("norm", [1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0])
 def test_float32_leaves_about_one_epsilon(n, norm):
     p = rotation(random_skew(n, norm, 0).astype("float32")).astype("float64")
@@ -127,7 +127,12 @@ def test_the_quadratic_is_exact_where_all_angles_are_alike(angle):
     np.testing.assert_allclose(p, quadratic, atol=1e-15)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(1e-5, 0.5))
+@given(
+    st.sampled_from([1, 2, 5, 12]).flatmap(
+        lambda n: st.lists(st.floats(0, 1), min_size=n, max_size=n)
+    ),
+    st.floats(1e-5, 0.5),
+)
 def test_callers_who_orthonormalise_get_at_most_sqrt_epsilon(angles, scale):
     d = planted(scale * np.array(angles))
     n = len(d)

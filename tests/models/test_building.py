@@ -59,7 +59,7 @@ def test_of_a_data_set_the_dtype_is_looked_at_and_nothing_read(model):
         before = len(read)
         with warnings.catch_warnings(record=True) as record:
             warnings.simplefilter("always")
-            lip.models.building.warn_of_range(data, 0.5)
+            lip.models.architecture.warn_of_range(data, 0.5)
         assert len(read) == before
         assert [str(w.message) for w in record] == (
             [

@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
@@ -155,6 +154,7 @@ def test_progress_when_the_number_of_steps_is_unknown(digits):
     model = small_lipnext()
     seen = progress_during(model, batches(), **options)
     np.testing.assert_allclose(seen, [0.5, 1.0], rtol=1e-5)
+    tf = pytest.importorskip("tensorflow")
     unknown = tf.data.Dataset.from_tensor_slices((x[:40], y[:40])).filter(lambda a, b: True)
     seen = progress_during(model, unknown.batch(10), epochs=4, shuffle=False)
     # The first epoch counts its steps; from then on progress runs within epochs. TensorFlow may
@@ -351,6 +351,8 @@ def guides_step(base):
 
         return Guide
 
+    import tensorflow as tf
+
     class Guide(base):
         def train_step(self, data):
             x, y = data
@@ -533,6 +535,35 @@ def test_averaged_weights_are_put_back(optimizer, swapped):
         assert 0 < metric == pytest.approx(certified, rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "manifold"])
+def test_averages_are_evaluated_on_their_manifold(optimizer):
+    """Alone, outside of `fit`; afterwards the trained weights are in the model again."""
+    x, y = small_images()
+    model = mixing_model()
+    model.compile(
+        AVERAGING[optimizer](), lip.losses.EMMA(0.5), metrics=[lip.metrics.CertifiedRadius()]
+    )
+    for _ in range(4):
+        model.train_on_batch(x, y)
+    before, seen = model.get_weights(), []
+
+    def look(logs):
+        certificate = model.certify(x, y, verbose=0)
+        radius = np.where(certificate.correct, certificate.radii, 0).mean()
+        seen.append((certificate.lipschitz_bound, radius))
+
+    callbacks = [
+        keras.callbacks.LambdaCallback(on_test_end=look),  # before the weights are swapped back
+        keras.callbacks.SwapEMAWeights(),
+    ]
+    logs = model.evaluate(x, y, 48, callbacks=callbacks, return_dict=True, verbose=0)
+    ((bound, radius),) = seen
+    assert 1 - 1e-6 < bound < 1 + 1e-4
+    assert logs["certified_radius"] == pytest.approx(radius, rel=1e-4)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [1e-5, 1e-3, 0.1])
 def test_weights_off_the_manifold_cost_the_metrics_what_they_cost_the_certificate(noise):
     x, y = small_images()
@@ -643,6 +674,50 @@ def test_a_first_batch_with_bad_labels_costs_no_weights():
             call(Batches(x, y - 9), verbose=0)
         for a, b in zip(model.get_weights(), before):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data")
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("negative", {"jit_compile": True}),
+        ("column", {"jit_compile": True}),
+        ("shares", {"jit_compile": True, "steps_per_execution": 3}),
+        ("too large", {"jit_compile": False, "steps_per_execution": 3}),
+        ("fractional", {"run_eagerly": True}),
+    ],
+)
+def test_labels_of_a_tf_data_set_are_checked_in_front_of_what_xla_compiles(kind, options):
+    """XLA leaves checks out of what it compiles: weights became NaN without a word."""
+    import tensorflow as tf
+
+    x, y = vectors()
+    bad = BAD_LABELS[kind](y)
+    inputs = keras.Input((6,))
+    model = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(4)(inputs))
+    model.compile(keras.optimizers.SGD(0.1), lip.losses.EMMA(0.5), **options)
+    before = model.get_weights()
+    batches = tf.data.Dataset.from_tensor_slices((x, bad)).batch(12)
+    message = r"at least 0" if kind == "shares" else r"4 classes: labels are whole numbers"
+    value = {"negative": "-1", "too large": "4", "fractional": "1.5", "column": "7"}
+    message = rf"(?s){message}.*Received:\W*{value.get(kind, 'nan')}\b"
+    for call in (
+        lambda: model.evaluate(batches, verbose=0),
+        lambda: model.fit(batches.skip(2), shuffle=False, verbose=0),
+        lambda: model.train_on_batch(x[24:36], bad[24:36]),
+    ):
+        with pytest.raises(Exception, match=message):
+            call()
+        for a, b in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(a, b)
+    assert model.predict(batches, verbose=0).shape == (48, 4)  # takes no labels
+    with pytest.raises(Exception, match=message):
+        model.fit(batches, shuffle=False, verbose=0)  # whose third batch it is
+    after = model.get_weights()
+    assert all(np.isfinite(w).all() for w in after)
+    assert any((a != b).any() for a, b in zip(after, before))
+    logs = model.fit(batches.take(2), shuffle=False, verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
 
 
 def test_labels_of_other_losses_are_their_own_affair():

@@ -51,4 +51,16 @@ for compile in (as_it_comes, with_lookahead):
         np.testing.assert_allclose(a, np.asarray(single.value), atol=1e-5, err_msg=v.path)
         if isinstance(v.constraint, lip.manifolds.Stiefel):
             assert float(lip.manifolds.stiefel.defect(v)) < 2e-6
+
+# Labels are checked on each replica. The bad one is the second's.
+before = model.get_weights()
+labels = np.where(np.arange(512) == 60, 10, y)
+try:
+    model.fit(tf.data.Dataset.from_tensor_slices((x, labels)).batch(64), shuffle=False, verbose=0)
+except tf.errors.InvalidArgumentError as error:
+    assert "[10]" in str(error), error
+else:
+    raise AssertionError("labels outside the classes were taken")
+for a, b in zip(model.get_weights(), before, strict=True):
+    assert np.array_equal(a, b)
 print("replicas agree")

@@ -329,13 +329,11 @@ class Noise(keras.layers.Layer):
 
 
 @pytest.mark.parametrize(
-    "make, size",
-    [
-        *((m, n) for m in OPTIMIZERS.values() for n in (8, 64, 256)),
-        (functools.partial(ManifoldAdam, retraction="exponential"), 64),
-    ],
+    "make",
+    [*OPTIMIZERS.values(), functools.partial(ManifoldAdam, retraction="exponential")],
+    ids=[*OPTIMIZERS, "exponential"],
 )
-def test_no_drift_after_a_thousand_noisy_steps(make, size):
+def test_no_drift_after_a_thousand_noisy_steps(make, size=64):
     layer = Noise([(size, size), (size, size // 2), (size // 4, size)])
     model = keras.Sequential([keras.Input((1,)), layer])
     model.compile(make(1e-2), loss=lambda y, z: z)

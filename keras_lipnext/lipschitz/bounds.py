@@ -1,0 +1,155 @@
+"""A model's Lipschitz bound as an answer, and the methods that find one."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LipschitzResult:
+    """An upper bound of the l2 Lipschitz constant of a model, or of its body: proven.
+
+    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_fast` and `project` answer with it, and
+    `keras_lipnext.certify(..., lipschitz=result)` proves it again from its multipliers.
+
+    Attributes:
+        constant: Float, rounded up.
+        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_fast" or "rs_lmi".
+        status: "verified": the matrix inequality was proven, in float64, to hold for the
+            multipliers and this constant.
+        part: "logits" if the constant covers the model, "body" if what is in front of its head.
+        seconds: Time it took.
+        multipliers: Tuple of vectors, the diagonals of the Lambda_i that prove it.
+    """
+
+    constant: float
+    method: str
+    status: str
+    part: str
+    seconds: float
+    multipliers: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to bound the Lipschitz constants of a model other than layer by layer.
+
+    Attributes:
+        name: As code names it.
+        title: As reports name it.
+        function: From a model to (constant, body_constant, pairs), proven upper bounds: a float
+            from its input to its logits, one for its body, and one of z_i - z_j for each pair of
+            logits, shape (classes, classes), infinite where unknown. It raises where there is none.
+        public: The function of `keras_lipnext.lmi` that is its name, too; or None.
+    """
+
+    name: str
+    title: str
+    function: object = None
+    public: object = None
+
+
+# By the names that the command line takes, and code may. `keras_lipnext.lmi` adds its own.
+METHODS = {}
+# By class, what makes a `Method` of an earlier answer; likewise.
+FACTORIES = {}
+
+
+def method_of(lipschitz):
+    """The `Method` of a function of `keras_lipnext.lmi`, its name or a `LipschitzResult`.
+
+    None for "product"; ValueError for anything else.
+    """
+    if type(lipschitz) in FACTORIES:
+        return FACTORIES[type(lipschitz)](lipschitz)
+    if isinstance(lipschitz, str) and lipschitz in ("product", *METHODS):
+        return METHODS.get(lipschitz)
+    for method in METHODS.values():
+        if lipschitz is method.public:
+            return method
+    raise ValueError(
+        f"`lipschitz` must be one of {', '.join(['product', *METHODS])}, or a LipschitzResult, or "
+        f"one of the functions of these names in keras_lipnext.lmi. Received: "
+        f"lipschitz={lipschitz!r}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConstant:
+    """Lipschitz constant of one step of a model.
+
+    Attributes:
+        name: Path of the layer, "block_0/dense".
+        kind: Name of its class.
+        constant: Of the layer alone.
+        total: Of everything from the model's input to the layer's output.
+        proven: Whether the constant follows from the stored weights by a rule of this library.
+            If not, it was declared by whoever wrote the layer.
+        reads: Names of the layers whose outputs it reads; "input" is the model's input.
+        joined: Name of the linear layer that a batch normalisation follows and was bounded together
+            with: `total` is then less than `constant` times the total there. Empty otherwise.
+    """
+
+    name: str
+    kind: str
+    constant: float
+    total: float
+    proven: bool
+    reads: tuple
+    joined: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LipschitzBound:
+    """Upper bounds of the l2 Lipschitz constants of a model, and of its body.
+
+    The body is all in front of the head, the linear layer that makes the logits. Radii follow from
+    `body_constant` and the distances of the head's weight vectors, which is tighter.
+
+    Attributes:
+        constant: Float, rounded up: from the model's input to its output, the head included.
+        body_constant: Float, rounded up: from the model's input to the head's, K in certificates.
+            The same as `constant` if there is no head.
+        layers: Tuple of `LayerConstant` of the body, in the order of evaluation.
+        head: Name of the linear layer that makes the logits, or None.
+        notes: Tuple of sentences on what was read in a special way.
+        method: The `Method` that found the constants; None if they are the layers', combined along
+            the graph. Without its function: what is found can be pickled.
+    """
+
+    constant: float
+    body_constant: float
+    layers: tuple
+    head: str | None
+    notes: tuple = ()
+    method: Method | None = None
+
+    @property
+    def product(self):
+        """What the body's layers combine to; `body_constant` unless by a method."""
+        if self.method is None:
+            return self.body_constant
+        return self.layers[-1].total if self.layers else 1.0
+
+    @property
+    def declared(self):
+        """Names of the layers whose constants are declared, not proven."""
+        return tuple(layer.name for layer in self.layers if not layer.proven)
+
+    def __str__(self):
+        width = max([len(layer.name) for layer in self.layers], default=5)
+        kinds = max([len(layer.kind) for layer in self.layers], default=5)
+        lines = [f"{'layer':<{width}}  {'class':<{kinds}}  {'constant':>15}  {'input to here':>15}"]
+        for layer in self.layers:
+            several = f"  reads {', '.join(layer.reads)}" if len(layer.reads) > 1 else ""
+            declared = "" if layer.proven else "  declared, not proven"
+            joined = f"  bounded together with {layer.joined}" if layer.joined else ""
+            lines.append(
+                f"{layer.name:<{width}}  {layer.kind:<{kinds}}  {layer.constant:>15.12g}  "
+                f"{layer.total:>15.12g}{several}{declared}{joined}"
+            )
+        method = "" if self.method is None else f", by {self.method.title}"
+        if self.head:
+            lines.append(f"from the input to head '{self.head}': {self.body_constant:.12g}{method}")
+        lines.append(f"of the model, input to output: {self.constant:.12g}{method}")
+        return "\n".join([*lines, *self.notes])

@@ -1,0 +1,172 @@
+"""Forward error of the float64 evaluation: what rounding can do to the logits.
+
+For every value z of the graph two numbers a sample are carried along, over the whole tensor:
+r >= ||z||, of the exact value, and D >= ||computed z - z||. A `Bound` takes them to
+
+    r' = constant r + offset,      D' = constant D + relative (r + D) + absolute,
+
+since the operation is applied to the computed value, whose norm is at most r + D.
+[Higham, Accuracy and Stability of Numerical Algorithms, chapter 3]
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_lipnext.lipschitz.rules.base import Bound, size
+from keras_lipnext.norms.matrices import spectral_norm_bound
+from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, UP_STEP, gamma
+
+
+def linear(context, norm, kernel, terms):
+    """`Bound` of a product with a kernel (*spatial, inputs, outputs), without bias.
+
+    Args:
+        norm: Upper bound of the operator's norm.
+        terms: Number of products that are summed for one output, in any order.
+    """
+    magnitude = context.absolute_norm(kernel)
+    underflow = UNDERFLOW * terms * (1 + magnitude)
+    return Bound(
+        norm,
+        relative=2 * gamma(terms + 2) * magnitude + UNDERFLOW * size(kernel.shape),
+        absolute=underflow * size(context.output_shape),
+    )
+
+
+def block_diagonal(context, kernels):
+    """As `linear`, of kernels (groups, inputs, outputs) that each act on entries of their own."""
+    norm = context.largest_norm(kernels)
+    bounds = [linear(context, norm, kernel, kernel.shape[0]) for kernel in kernels]
+    return Bound(
+        norm,
+        relative=max(bound.relative for bound in bounds),
+        absolute=max(bound.absolute for bound in bounds),
+    )
+
+
+def mapped(context, maps):
+    """`Bound`s of applying to each axis of `maps`, {axis: matrix}, its matrix of entries >= 0.
+
+    The matrices' entries are rounded, each once, relatively.
+    """
+    for matrix in maps.values():
+        norm = spectral_norm_bound(matrix) * (1 + 2 * ROUNDING)
+        bound = linear(context, norm, matrix, len(matrix))
+        # Between two axes a tensor may be larger than the output.
+        yield dataclasses.replace(bound, absolute=bound.absolute * size(context.input_shape))
+
+
+def repeated(bound, count):
+    """`Bound` of the map applied to each of `count` parts of a tensor, as one tensor."""
+    root = math.sqrt(count) * (1 + ROUNDING)
+    offset, absolute = (root * v if v else 0.0 for v in (bound.offset, bound.absolute))
+    return dataclasses.replace(bound, offset=offset, absolute=absolute)
+
+
+def added(context, values):
+    """`Bound` of adding a constant tensor to one of the output's shape."""
+    offset = context.offset_norm(values)
+    return Bound(1.0, offset, ROUNDING, ROUNDING * offset)
+
+
+def scaled(context, factors):
+    """`Bound` of multiplying entry by entry with broadcast factors.
+
+    Compilers may multiply the factors of several layers first. Within these limits some fifteen of
+    them cannot under- or overflow.
+    """
+    sizes = np.abs(context.array(factors))
+    if not ((sizes == 0) | (sizes >= 2.0**-64) & (sizes <= 2.0**64)).all():
+        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
+    largest = context.largest(factors) * (1 + ROUNDING)
+    return Bound(largest, relative=2 * ROUNDING * largest)
+
+
+def combined(how, values):
+    """Norm of the joint input of an operation from the norms of its inputs, rounded up."""
+    if len(values) == 1:
+        return values[0]
+    if how == "sum":
+        return sum(values) * UP_STEP
+    if how == "mean":
+        return sum(values) / len(values) * UP_STEP
+    # An array's norm is safe from over- and underflow only after scaling.
+    scale = np.maximum.reduce(values)
+    with np.errstate(invalid="ignore"):
+        ratios = [np.where(scale > 0, v / np.where(scale > 0, scale, 1), 0.0) for v in values]
+    return np.sqrt(sum(x * x for x in ratios)) * scale * UP_STEP
+
+
+def forward_errors(graph, bounds, norms, errors=None):
+    """(r, D) of every value, arrays of shape (samples,).
+
+    Args:
+        graph: `Graph`.
+        bounds: For each step, the sequence of `Bound` of its parts, with known shapes.
+        norms: Upper bounds of the inputs' norms, shape (samples,).
+        errors: How far off the inputs themselves are, shape (samples,); None if they are exact.
+
+    Returns:
+        {index of the value: (r, D)}.
+    """
+    state = {0: (norms, np.zeros_like(norms) if errors is None else errors)}
+    for step, parts in zip(graph.steps, bounds):
+        r, d = (combined(parts[0].combine, [state[i][k] for i in step.inputs]) for k in (0, 1))
+        for part in parts:
+            r, d = (
+                (part.constant * r + part.offset) * UP_STEP,
+                (part.constant * d + part.relative * (r + d) + part.absolute) * UP_STEP,
+            )
+        for i in step.outputs:
+            state[i] = (r, d)
+    return state
+
+
+def underflow(shapes, constant):
+    """What flushing subnormal entries of inputs and outputs to zero may change."""
+    return UNDERFLOW * (1 + constant) * sum(size(shape) for shape in shapes)
+
+
+def input_norms(x):
+    """Upper bounds of ||x||, for a batch of float64 inputs: shape (samples,)."""
+    flat = np.abs(x).reshape(len(x), -1)
+    scale = np.maximum(flat.max(axis=1, initial=0.0), 2.0**-900)
+    with np.errstate(invalid="ignore"):
+        norms = np.sqrt(((flat / scale[:, None]) ** 2).sum(axis=1)) * scale
+    return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + UNDERFLOW
+
+
+def head_allowances(logits, kernel, distances, joint, r, d):
+    """E_ij of the margins z_i - z_j of the predicted class i, shape (samples, classes).
+
+    Logits z_k = w_k . f + b_k of features with norm r and error d: the error of f acts through
+    w_i - w_j, each dot product adds its own rounding, each bias one more.
+
+    Args:
+        logits: Computed, shape (samples, classes).
+        kernel: Shape (features, classes), float64.
+        distances: ||w_i - w_j||, rounded up, shape (classes, classes).
+        joint: || |w_i| + |w_j| ||, likewise.
+        r, d: Shape (samples,).
+    """
+    predictions = np.argmax(logits, axis=-1)
+    terms = len(kernel)
+    errors = distances[predictions] * d[:, None]
+    errors += 2 * gamma(terms + 2) * joint[predictions] * (r + d)[:, None]
+    errors += UNDERFLOW * terms * (1 + np.abs(kernel).max(initial=0.0)) * (1 + r + d)[:, None]
+    return (errors + _last_roundings(logits, predictions)) * UP_STEP
+
+
+def logit_allowances(logits, d):
+    """As `head_allowances`, without a linear head: D covers the logits themselves."""
+    predictions = np.argmax(logits, axis=-1)
+    errors = math.sqrt(2) * UP_STEP * d[:, None]
+    return (errors + _last_roundings(logits, predictions)) * UP_STEP
+
+
+def _last_roundings(logits, predictions):
+    """Adding the biases, and the subtraction z_i - z_j."""
+    own = np.abs(logits[np.arange(len(logits)), predictions])
+    return 2 * ROUNDING * (np.abs(logits) + own[:, None])

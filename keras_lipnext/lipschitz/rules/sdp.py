@@ -1,0 +1,192 @@
+"""The rules of SDP-based Lipschitz layers.
+
+Their constant is 1 by theorem if W^T W <= T. Here it is proven of the T that is computed: with
+||W T^(-1/2)|| <= s, that is W^T W <= s^2 T, the linear layer's constant is s, and the residual
+layer's h(x) = x - 2 W T^-1 sigma(W^T x + b) is sqrt(1 + 4 s^2 max(s^2 - 1, 0)). Proof: for inputs
+that differ by d, let v = W^T d and g the difference of the activations. Slopes in [0, 1] say
+g_i^2 <= g_i v_i, so g^T T^-1 g <= g^T T^-1 v, and
+
+    ||h(x) - h(y)||^2 = ||d||^2 - 4 v^T T^-1 g + 4 g^T T^-1 W^T W T^-1 g
+                     <= ||d||^2 + 4 (s^2 - 1) g^T T^-1 g,
+
+where 0 <= g^T T^-1 g <= v^T T^-1 v <= s^2 ||d||^2.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend, layers
+from keras_lipnext.layers.sdp_diagonal import Q_RANGE
+from keras_lipnext.lipschitz.rounding import added, linear
+from keras_lipnext.lipschitz.rules.activations import activation_of
+from keras_lipnext.lipschitz.rules.base import Bound, NominalContext, library_rule, size
+from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
+
+
+@library_rule(layers.SDPDense, layers.SDPConv2D)
+def sdp_linear(layer, context):
+    if isinstance(context, NominalContext):
+        yield Bound(1.0)
+    else:
+        form = _Form(layer, context)
+        kernel = form.w * np.sqrt(form.inverse)
+        terms = math.prod(kernel.shape[:-2]) * form.columns
+        yield form.product(kernel, form.norm(kernel), terms, context)
+        if layer.bias is not None:
+            yield added(context, layer.bias)
+    yield activation_of(layer, context).bound(context.output_shape)
+
+
+@library_rule(layers.SDPResidualDense, layers.SDPResidualConv2D)
+def sdp_residual(layer, context):
+    activation = activation_of(layer, context)
+    least, largest = activation.slopes
+    if least < 0 or largest > 1:
+        raise context.refusal("its activation's slope leaves [0, 1]")
+    if isinstance(context, NominalContext):
+        return Bound(1.0)
+    arrays = [context.array(v) for v in (layer.kernel, layer.bias, layer.log_q) if v is not None]
+    if not arrays[0].any():
+        return Bound(1.0)  # x - 0: the identity, evaluated without rounding
+    form = _Form(layer, context)
+    kernel = form.w * np.sqrt(form.inverse)
+    norm, taps = form.norm(kernel), math.prod(kernel.shape[:-2])
+    square = norm**2 * (1 + 4 * ROUNDING)
+    constant = math.sqrt(1 + 4 * square * max(square - 1, 0.0)) * (1 + 4 * ROUNDING)
+    hidden = (*context.input_shape[:-1], form.columns)
+    if kernel.ndim == 4 and layer.data_format == "channels_first":
+        hidden = (form.columns, *context.input_shape[1:])
+    parts = [
+        form.product(kernel, norm, taps * kernel.shape[-2], _Sized(context, hidden)),
+        form.hidden(layer.bias, activation, hidden),
+        form.product(kernel, norm, taps * form.columns, context),
+    ]
+    # Of the branch r <= r0 ||x|| + r1, and D likewise.
+    r0, r1, d0, d1 = 1.0, 0.0, 0.0, 0.0
+    for part in parts:
+        d0 = part.constant * d0 + part.relative * (r0 + d0)
+        d1 = part.constant * d1 + part.relative * (r1 + d1) + part.absolute
+        r0, r1 = part.constant * r0, part.constant * r1 + part.offset
+    relative = 2 * d0 + 2 * ROUNDING * (1 + 2 * (r0 + d0))
+    absolute = 2 * d1 + 4 * ROUNDING * (r1 + d1)
+    up = 1 + 2**-30  # the rounding of these lines
+    return Bound(constant, 2 * r1 * up, relative * up, absolute * up)
+
+
+class _Sized:
+    """A context whose layer's output has another shape: that of the hidden units."""
+
+    def __init__(self, context, shape):
+        self._context = context
+        self.output_shape = shape
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+
+class _Form:
+    """W and 1 / T of a layer in float64, W scaled.
+
+    Attributes:
+        w: Shape (*spatial, rows, columns).
+        inverse: 1 / T as computed, shape (columns,).
+        error: |inverse - the exact one| <= error * inverse.
+    """
+
+    def __init__(self, layer, context):
+        kernel = context.array(layer.kernel)
+        log_q = None if layer.log_q is None else context.array(layer.log_q)
+        with backend.float64_scope(), backend.inference_scope():
+            tensors = (
+                None if a is None else keras.ops.convert_to_tensor(a, dtype="float64")
+                for a in (kernel, log_q)
+            )
+            form = layer.diagonal_form(*tensors)
+            self.w, self.inverse, self.scale = map(keras.ops.convert_to_numpy, form)
+        self.columns = self.w.shape[-1]
+        self._context, self._bound = context, layer.bound
+        if not (np.isfinite(self.inverse).all() and (self.inverse > 0).all()):
+            raise context.refusal("the diagonal that divides its kernel is not finite")
+        q = np.ones(self.columns)
+        if log_q is not None:
+            q = np.exp(np.clip(log_q, -Q_RANGE, Q_RANGE))
+        self._q = q
+        # |fl(W^T W) - W^T W| <= gamma |W|^T |W|, over all offsets B^T B with B = sum_t |W[t]|.
+        magnitudes = np.abs(self.w).reshape(-1, *self.w.shape[-2:]).sum(0)
+        self._magnitudes = magnitudes.T @ magnitudes
+        offsets = math.prod(2 * k - 1 for k in self.w.shape[:-2])
+        terms = math.prod(self.w.shape[:-1]) + offsets * self.columns + 64
+        if self._bound == "spectral":
+            # A product is off by gamma ||A||_F ||B||_F in the Frobenius norm, which is at most
+            # sqrt(n) times that of a Gram matrix; of the symbol, taps times more, as the largest
+            # ||W^(theta)||_F^2 of the grid is at least the mean, sum ||W[t]||_F^2. Each squaring
+            # counts half as much as the one before: 4 covers their sum, and second orders.
+            *taps, rows, columns = self.w.shape
+            sums = gamma(2 * (rows + columns) + math.prod(taps) + 24)
+            self.error = 4 * math.prod(taps) * math.sqrt(columns) * sums
+        elif self._bound == "orthogonal":
+            self.error = 0.0
+        else:
+            sums = self._magnitudes @ q / q
+            self.error = float((gamma(terms) * sums * self.inverse).max()) + 2.0**-44
+        if not self.error < 2.0**-8:
+            raise context.refusal(
+                "the sizes of its columns differ so much that rounding decides what divides them"
+            )
+
+    def norm(self, kernel):
+        """Bound of ||W T^(-1/2)||, of the exact T."""
+        if kernel.ndim == 2:
+            norm = self._context.norm(kernel)
+        else:
+            norm = self._context.convolution_norm(kernel)
+            if self._bound in ("aol", "sll"):
+                norm = min(norm, self._gershgorin())
+        return norm * (1 + self.error) * (1 + 8 * ROUNDING)
+
+    def _gershgorin(self):
+        """By circles of the infinite convolution: the square is the largest of sums over T."""
+        error = gamma(math.prod(self.w.shape[:-1]) + 8)
+        sums = np.abs(self._correlations()).sum(axis=0) + error * self._magnitudes
+        terms = gamma(self.columns + 8)
+        return float(np.sqrt((self.inverse * (sums @ self._q) / self._q).max() * (1 + 2 * terms)))
+
+    def _correlations(self):
+        """W^T W at each offset, shape (offsets, columns, columns)."""
+        sizes = self.w.shape[:2]
+        found = []
+        for d in itertools.product(*(range(1 - k, k) for k in sizes)):
+            one, two = (
+                self.w[tuple(slice(max(0, s * i), k - max(0, -s * i)) for i, k in zip(d, sizes))]
+                for s in (1, -1)
+            )
+            found.append(one.reshape(-1, self.columns).T @ two.reshape(-1, self.columns))
+        return np.stack(found)
+
+    def product(self, kernel, norm, terms, context):
+        """`Bound` of a product with W T^(-1/2), or its adjoint, without bias."""
+        bound = linear(context, norm, kernel, terms)
+        own = (self.error + 16 * ROUNDING) * context.absolute_norm(kernel)
+        return dataclasses.replace(bound, relative=bound.relative + 2 * own)
+
+    def hidden(self, bias, activation, shape):
+        """`Bound` of a -> R^-1 sigma(R a + b), R = T^(1/2), on a tensor of this shape.
+
+        Entry by entry; with beta = (|b| + |sigma(0)|) / R the values are at most |a| + beta. R and
+        R^-1 are each off by error / 2 and a few roundings, relatively, as R a is; an error of
+        R a + b passes sigma no larger and R^-1 takes its size away. The factor 2 is for second
+        orders.
+        """
+        sizes = self.scale / np.sqrt(self.inverse)
+        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+            raise self._context.refusal("the diagonal that divides its kernel is not finite")
+        values = 0.0 if bias is None else np.abs(self._context.array(bias))
+        beta = (values + activation.at_zero) / sizes
+        offset = self._context.offset_norm(beta, shape)
+        relative = 2 * (self.error + (16 + activation.ulps / 2) * ROUNDING)
+        underflow = UNDERFLOW * size(shape) * (1 + float((1 / sizes).max()))
+        return Bound(activation.constant, offset, relative, relative * offset + underflow)

@@ -1,0 +1,1 @@
+"""Proven upper bounds of the norms of matrices and convolutions, in NumPy float64."""
