@@ -45,14 +45,22 @@ def test_there_are_documents():
         assert str(path.relative_to(ROOT)) in (ROOT / "README.md").read_text()
 
 
+NAMED = r"\b((?:keras_lipnext|tests|benchmarks|examples)/[\w./]*\w)(?:::([\w.]+))?"
+
+
 @every_document
 def test_files_exist_and_define_what_is_named_in_them(path):
-    named = r"\b((?:keras_lipnext|tests|benchmarks|examples)/[\w./]*\w)(?:::([\w.]+))?"
-    for file, name in re.findall(named, path.read_text()):
+    for file, name in re.findall(NAMED, path.read_text()):
         if file in EXAMPLE:
             continue
         assert (ROOT / file).exists(), file
         assert set(name.split(".")) - {""} <= (definitions(ROOT / file) if name else set()), name
+
+
+def test_files_that_the_source_names_exist():
+    for path in (ROOT / "keras_lipnext").rglob("*.py"):
+        for file, _ in re.findall(NAMED, path.read_text()):
+            assert (ROOT / file).exists(), f"{path}: {file}"
 
 
 @every_document
