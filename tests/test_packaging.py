@@ -14,9 +14,9 @@ from oldest import oldest
 pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("keras_lipnext", "tests", "examples", "benchmarks")
+FOLDERS = ("keras_lipnext", "tests", "examples", "benchmarks", "docs")
 FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
-FILES += ("Makefile", "constraints.txt")
+FILES += ("CONTRIBUTING.md", "Makefile", "constraints.txt")
 
 
 def test_the_source_distribution_holds_all_that_tests_and_examples_need(tmp_path):

@@ -1,0 +1,132 @@
+"""What the documents name exists, and what they show works."""
+
+import functools
+import importlib
+import pathlib
+import re
+
+import detectors
+import extended
+import layer_checks
+import pytest
+import test_layer_rules
+from test_soundness import MUTANTS
+from test_structure import ROOMS
+
+import keras_lipnext as lip
+from keras_lipnext import layers
+from keras_lipnext.layers import orthogonal_dense
+from keras_lipnext.lipschitz.rules import base
+from keras_lipnext.lipschitz.rules import layers as layer_rules
+
+pytestmark = pytest.mark.once
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "explanation").glob("*.md"))
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCUMENTS = [*PAGES, CONTRIBUTING, ROOT / "README.md"]
+# Made in CONTRIBUTING's example.
+EXAMPLE = {"keras_lipnext/layers/scaled_residual.py", "tests/layers/test_scaled_residual.py"}
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+
+
+@functools.cache
+def definitions(path):
+    """Names of functions, classes and constants that a file defines."""
+    found = re.findall(r"^ *(?:def|class) (\w+)|^(\w+)(?:: \w+)? = ", path.read_text(), re.M)
+    return {name for pair in found for name in pair if name}
+
+
+def test_there_are_documents():
+    names = {path.name for path in PAGES}
+    assert names >= {"architecture.md", "mathematics.md", "soundness.md", "keras_contract.md"}
+    for path in (*PAGES, CONTRIBUTING):
+        assert str(path.relative_to(ROOT)) in (ROOT / "README.md").read_text()
+
+
+NAMED = r"\b((?:keras_lipnext|tests|benchmarks|examples)/[\w./]*\w)(?:::([\w.]+))?"
+
+
+@every_document
+def test_files_exist_and_define_what_is_named_in_them(path):
+    for file, name in re.findall(NAMED, path.read_text()):
+        if file in EXAMPLE:
+            continue
+        assert (ROOT / file).exists(), file
+        assert set(name.split(".")) - {""} <= (definitions(ROOT / file) if name else set()), name
+
+
+def test_files_that_the_source_names_exist():
+    for path in (ROOT / "keras_lipnext").rglob("*.py"):
+        for file, _ in re.findall(NAMED, path.read_text()):
+            assert (ROOT / file).exists(), f"{path}: {file}"
+
+
+@every_document
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([\w./]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@every_document
+def test_public_names_resolve(path):
+    for dotted in re.findall(r"\b(?:keras_lipnext|lip)((?:\.[A-Za-z_]\w*)+)", path.read_text()):
+        value = lip
+        for name in dotted[1:].split("."):
+            if not hasattr(value, name):
+                importlib.import_module(f"{value.__name__}.{name}")
+            value = getattr(value, name)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_tests_exist(path):
+    known = set().union(*(definitions(file) for file in (ROOT / "tests").rglob("*.py")))
+    known |= {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+", path.read_text())) <= known
+
+
+def rows(page, first):
+    """Cells of the table of a page whose heading begins with this word."""
+    lines = (ROOT / "docs" / "explanation" / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    table = lines[start + 2 :]
+    end = next(i for i, line in enumerate(table) if not line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[:end]]
+
+
+def test_the_table_of_rooms_is_that_of_the_imports():
+    above = set()
+    cells = rows("architecture.md", "room")
+    table = [(room.strip("`"), set(re.findall(r"\w+", read))) for room, _, read in cells]
+    for room, read in table:
+        assert read <= above, room
+        above.add(room)
+    assert dict(table) == ROOMS
+
+
+def test_the_table_of_mutants_is_that_of_the_gate():
+    *_, mutants, found_by = zip(*rows("soundness.md", "it must survive"))
+    names = [name for cell in mutants for name in re.findall(r"\w+", cell)]
+    assert sorted(names) == sorted(mutant.__name__ for mutant in MUTANTS)
+    names = {name for cell in found_by for name in re.findall(r"\w+", cell)}
+    assert names == {detector.__name__ for detector in detectors.ALL}
+
+
+def test_contributing_is_short():
+    assert len(CONTRIBUTING.read_text().splitlines()) < 80
+
+
+def test_the_layer_of_contributing_is_added_as_it_says(monkeypatch):
+    layer, rule, tests = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.S)
+    imports = {**vars(orthogonal_dense), "number": lip.arguments.number}
+    exec(layer, imports)
+    monkeypatch.setattr(layers, "ScaledResidual", imports["ScaledResidual"], raising=False)
+    monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
+    exec(rule, dict(vars(layer_rules)))
+    names = {**vars(test_layer_rules), **vars(layer_checks), "extended": extended}
+    names |= {"pytest": pytest, "ScaledResidual": layers.ScaledResidual}
+    exec(tests, names)
+    names["test_basics"]()
+    if extended.HAS_LONG:
+        names["test_rule"](monkeypatch)
