@@ -16,11 +16,9 @@ from keras_lipnext.lipschitz.rules.activations import (
     Activation,
     find_activation,
     is_softmax,
-    operation_activation,
 )
-from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS, applied
 from keras_lipnext.lipschitz.rules.base import find_rule
-from keras_lipnext.lipschitz.rules.layers import IDENTITIES, slice_step
+from keras_lipnext.lipschitz.rules.layers import slice_step
 from keras_lipnext.lipschitz.rules.operations import NUMERIC
 
 
@@ -139,34 +137,29 @@ def _evaluation(step, is_head, twins):
 
     Layers are appended to `twins`.
     """
-    operation = step.operation
-    if not isinstance(operation, keras.layers.Layer):
-        if step.kind in ("Cast", "StopGradient"):
-            return lambda x: x
-        if step.kind == "Clip":
-            return _clip(operation)
-        activation = operation_activation(operation)
-        return activation.function if activation else operation.call
-    if type(operation) in IDENTITIES:
+    operation, rule = step.operation, find_rule(step)
+    if rule and rule.identity:
         return lambda x, **kwargs: x
-    if type(operation) in AXIS_MAPS:
-        return lambda x, **kwargs: applied(operation, x)
+    if rule and rule.evaluation:
+        return lambda x, **kwargs: rule.evaluation(operation, x)
+    if not isinstance(operation, keras.layers.Layer):
+        activation = find_activation(operation)
+        return activation.function if activation else operation.call
     if type(operation) is keras.layers.TimeDistributed:
         return _on_slices(_evaluation(slice_step(step), False, twins))
     # What a layer of someone else's does with an attribute of that name is not known.
-    rule = find_rule(step)
-    known = is_head or (rule is not None and rule.proven)
-    activation = find_activation(operation) if known else None
+    proven = is_head or (rule is not None and rule.proven)
+    activation = find_activation(operation) if proven else None
     if type(operation) in ACTIVATION_LAYERS and activation:
         return lambda x, **kwargs: activation.function(x)
     # Softmax behind a head is left out.
     if is_head and activation is None and is_softmax(getattr(operation, "activation", None)):
         activation = Activation(lambda x: x)
     linear = {"activation": "linear"} if activation else {}
-    twin = _float64_layer(step, len(twins), linear, known)
+    twin = _float64_layer(step, len(twins), linear, proven)
     if activation:
         twin.activation = activation.function
-    if not known:
+    if not proven:
         for name, value in plain_settings(operation).items():
             setattr(twin, name, value)
     twins.append(twin)
@@ -185,7 +178,7 @@ def _on_slices(function):
     return apply
 
 
-def _float64_layer(step, index, settings, known):
+def _float64_layer(step, index, settings, proven):
     layer = step.operation
     try:
         config = {**_float64_config(layer, f"layer_{index}"), **settings}
@@ -219,14 +212,11 @@ def _float64_layer(step, index, settings, known):
                     "its dtype is float64: it cannot be evaluated exactly enough to certify."
                 )
         target.assign(values)
-    if known:
+    if proven:
         _check_attributes(step, twin)
     # These are no weights, and Keras would round them to float32 on some backends.
-    numbers = {
-        keras.layers.Normalization: ("mean", "variance"),
-        keras.layers.Rescaling: ("scale", "offset"),
-    }
-    for name in numbers.get(type(layer), ()):
+    rule = find_rule(step)
+    for name in rule.numbers if rule else ():
         values = np.asarray(keras.ops.convert_to_numpy(getattr(layer, name)), "float64")
         setattr(twin, name, keras.ops.convert_to_tensor(values, dtype="float64"))
     return twin
@@ -278,9 +268,3 @@ def _constant(value, kind):
     if array.dtype.kind in "iub" and kind not in NUMERIC:
         return array
     return keras.ops.convert_to_tensor(array.astype("float64"), dtype="float64")
-
-
-def _clip(operation):
-    """Its limits are attributes, which some backends round to float32."""
-    low, high = (_constant(float(v), "Clip") for v in (operation.x_min, operation.x_max))
-    return lambda x: keras.ops.minimum(keras.ops.maximum(x, low), high)

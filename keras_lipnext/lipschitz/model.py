@@ -8,7 +8,6 @@ import time
 
 import keras
 
-from keras_lipnext import layers
 from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
 from keras_lipnext.lipschitz.composites import check_composites, composite_notes
@@ -34,22 +33,6 @@ from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UP_PRODUCT
 
 # Seconds of silence before a bar shows how far the layers are.
 _PATIENCE = 3.0
-
-# Layers that turn whole numbers into floating point ones before they compute, or only
-# rearrange them.
-CONVERTING = (
-    keras.layers.Rescaling,
-    keras.layers.Normalization,
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.CenterCrop,
-    keras.layers.ZeroPadding1D,
-    keras.layers.ZeroPadding2D,
-    *layer_rules.IDENTITIES,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +99,8 @@ def _augmentation_note(graph):
         for step in graph.steps
         if isinstance(step.operation, keras.layers.Layer)
         and acts_by_default(step.operation)
-        and type(step.operation) in layer_rules.IDENTITIES
+        and (rule := find_rule(step))
+        and rule.identity
     ]
     if not names:
         return ()
@@ -135,8 +119,9 @@ def _only_orders(step):
         return False
     if unusual_arguments(operation, step.args, step.kwargs) or replaced(operation):
         return False
-    if type(operation) in (keras.layers.Activation, keras.layers.Dense, layers.OrthogonalDense):
-        return is_softmax(operation.activation)
+    rule = find_rule(step)
+    if type(operation) is keras.layers.Activation or (rule and rule.head):
+        return is_softmax(getattr(operation, "activation", None))
     named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
     return named and keras_private.is_keras_layer(operation)
 
@@ -155,18 +140,14 @@ def _stretch(step):
 
 def _is_head(step):
     """Whether the step is a plain linear map of vectors, so that pairwise constants apply."""
-    layer = step.operation
-    if find_rule(step) is None or not find_rule(step).proven or len(step.output_shapes[0]) != 2:
+    layer, rule = step.operation, find_rule(step)
+    if rule is None or not (rule.head and rule.proven) or len(step.output_shapes[0]) != 2:
         return False
     if unusual_arguments(layer, step.args, step.kwargs) or getattr(layer, "lora_enabled", False):
         return False
-    if type(layer) is layers.NormalizedDense:
-        return True
-    return (
-        type(layer) in (keras.layers.Dense, layers.OrthogonalDense)
-        and (layer.activation is keras.activations.linear or is_softmax(layer.activation))
-        and not getattr(layer, "quantization_mode", None)
-    )
+    activation = getattr(layer, "activation", keras.activations.linear)
+    plain = activation is keras.activations.linear or is_softmax(activation)
+    return plain and not getattr(layer, "quantization_mode", None)
 
 
 def lipschitz_bound(model, verbose="auto", lipschitz="product"):
@@ -393,7 +374,7 @@ def step_bounds(step, context):
     """The `Bound`s of the parts of one step; ValueError if its constant is unknown."""
     rule = required_rule(step)
     is_layer = isinstance(step.operation, keras.layers.Layer)
-    if not ((is_layer and type(step.operation) in CONVERTING) or step.kind == "Cast"):
+    if not rule.converts:
         whole = [d for d in step.input_dtypes if "float" not in d]
         if whole:
             raise context.refusal(

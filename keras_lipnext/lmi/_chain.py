@@ -14,14 +14,13 @@ import numpy as np
 
 from keras_lipnext import layers
 from keras_lipnext.lipschitz.composites import check_composites
-from keras_lipnext.lipschitz.model import read, step_bounds
+from keras_lipnext.lipschitz.model import read, required_rule, step_bounds
 from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     activation_of,
-    operation_activation,
+    find_activation,
 )
 from keras_lipnext.lipschitz.rules.base import Context
-from keras_lipnext.lipschitz.rules.layers import IDENTITIES
 from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides
 from keras_lipnext.norms.roundoff import SMALLEST_NORMAL, UNIT_ROUNDOFF, UP_ERROR, gamma
@@ -95,10 +94,10 @@ class _Reader:
     def read(self, step, context, is_head):
         layer, kind = step.operation, type(step.operation)
         if not isinstance(layer, kl.Layer):
-            activation = operation_activation(layer)
+            activation = find_activation(layer)
             if activation:
                 self.activate(activation, step)
-            elif step.kind not in ("Reshape", "Cast", "StopGradient"):
+            elif step.kind != "Reshape" and not required_rule(step).identity:
                 raise refusal(step, "it is neither affine nor an activation that is known here")
         elif kind in ACTIVATION_LAYERS:
             self.activate(activation_of(layer, context), step)
@@ -116,7 +115,7 @@ class _Reader:
         elif kind is kl.Flatten and len(context.input_shape) > 1:
             if layer.data_format != "channels_last":
                 raise refusal(step, "it permutes entries (data_format='channels_first')")
-        elif kind not in (kl.Flatten, kl.Reshape, *IDENTITIES):
+        elif kind not in (kl.Flatten, kl.Reshape) and not required_rule(step).identity:
             raise refusal(step, "its class is neither affine nor an activation of bounded slope")
 
     def multiply(self, matrix, bias, step):

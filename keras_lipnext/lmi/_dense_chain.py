@@ -13,9 +13,7 @@ import numpy as np
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.overrides import replaced, unusual_arguments
 from keras_lipnext.lipschitz.rules.activations import ACTIVATION_LAYERS, find_activation, is_softmax
-from keras_lipnext.lipschitz.rules.layers import IDENTITIES
-
-HARMLESS = (*IDENTITIES, keras.layers.Flatten)
+from keras_lipnext.lipschitz.rules.base import find_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ def dense_chain(model):
             if np.ndim(layer.scale):
                 raise _refusal(step, "it scales entries by different factors")
             scale = scale * float(layer.scale)
-        elif type(layer) not in (*HARMLESS, *ACTIVATION_LAYERS):
+        elif not (activated or _passes_on(step)):
             raise _refusal(step, "it is not one of Dense, activation, Dropout, Flatten, Rescaling")
         if activated and _slopes(step) != (1.0, 1.0):
             if len(slopes) == len(dense):
@@ -75,6 +73,12 @@ def dense_chain(model):
     if not 0 < abs(scale) < float("inf"):
         raise ValueError(f"Model '{model.name}' scales its inputs by {scale}.")
     return DenseChain(tuple(dense), tuple(slopes), abs(scale))
+
+
+def _passes_on(step):
+    """Whether a layer hands its input on, at most as a vector."""
+    rule = find_rule(step) if isinstance(step.operation, keras.layers.Layer) else None
+    return rule is not None and (rule.identity or type(step.operation) is keras.layers.Flatten)
 
 
 def _slopes(step):

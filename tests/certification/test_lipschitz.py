@@ -238,6 +238,20 @@ def test_replacing_a_library_rule_is_a_declaration():
         _LAYERS[keras.layers.Dense] = rule
 
 
+def test_a_rule_of_ones_own_leaves_what_the_library_knows_of_the_class_beside_it(monkeypatch):
+    """That Rescaling takes whole numbers, and which numbers it computes with."""
+    for cls, constant in ((keras.layers.Rescaling, 1 / 255), (keras.layers.Dropout, 1.0)):
+        monkeypatch.setitem(_LAYERS, cls, _LAYERS[cls])
+        lipschitz_rule(cls)(lambda layer, context, constant=constant: constant)
+    inputs = keras.Input((6,), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(keras.layers.Dropout(0.5)(inputs))
+    model = keras.Model(inputs, lip.layers.NormalizedDense(3)(x))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6)).astype("uint8")
+    certificate = lip.certify(model, pixels, epsilons=(1.0,), verbose=0)
+    assert certificate.body_constant == pytest.approx(1 / 255)
+    assert len(lipschitz_bound(model).declared) == 2
+
+
 def test_a_layer_whose_call_was_replaced_is_refused():
     layer = keras.layers.ReLU()
     model = functional(layer)

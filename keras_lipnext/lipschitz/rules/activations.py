@@ -265,12 +265,17 @@ def broken(operation):
     return None
 
 
-def find_activation(layer):
-    """The `Activation` that a layer is or ends in, or None."""
-    if broken(layer):
+def find_activation(operation):
+    """The `Activation` that a layer or operation of `keras.ops` is or ends in, or None."""
+    if broken(operation):
         return None
-    known = ACTIVATION_LAYERS.get(type(layer))
-    return known(layer) if known else _of_function(getattr(layer, "activation", None))
+    if not isinstance(operation, keras.layers.Layer):
+        entry = OPERATION_ACTIVATIONS.get(type(operation).__name__)
+    elif type(operation) in ACTIVATION_LAYERS:
+        entry = ACTIVATION_LAYERS[type(operation)]
+    else:
+        return _of_function(getattr(operation, "activation", None))
+    return entry(operation) if callable(entry) else entry
 
 
 def activation_of(layer, context):
@@ -319,11 +324,3 @@ def is_softmax(function):
     return any(
         function is getattr(module, name) for module in (keras.activations, ops) for name in names
     )
-
-
-def operation_activation(operation):
-    """The `Activation` that an operation of `keras.ops` is, or None."""
-    if broken(operation):
-        return None
-    known = OPERATION_ACTIVATIONS.get(type(operation).__name__)
-    return known(operation) if callable(known) else known

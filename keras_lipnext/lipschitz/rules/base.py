@@ -51,10 +51,28 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A registered rule and whether it comes with the library, and so counts as proven."""
+    """A registered rule, and what is to be known of its class beside the constant.
+
+    Attributes:
+        function: `rule(layer, context)`.
+        proven: Whether it comes with the library.
+        head: The class is a linear map of vectors by `kernel`, shape (inputs, outputs), with an
+            activation at most: as the last layer of a model it has pairwise constants.
+        converts: It turns whole numbers into floating point ones before it computes, or only
+            rearranges them.
+        identity: It returns its input at inference.
+        numbers: Names of attributes that are no weights and that it computes with.
+        evaluation: `evaluation(layer, tensor)`, its answer in float64, where that of Keras would
+            not be exact enough; or None.
+    """
 
     function: object
     proven: bool
+    head: bool = False
+    converts: bool = False
+    identity: bool = False
+    numbers: tuple = ()
+    evaluation: object = None
 
 
 _LAYERS, _OPERATIONS = {}, {}
@@ -79,23 +97,28 @@ def lipschitz_rule(*classes):
     `context.convolution_norm(kernel, strides, groups)` that of a convolution, and
     `context.input_shape` is known.
     """
-    return _register(_LAYERS, classes, proven=False)
+
+    def register(function):
+        for cls in classes:  # what the library knows of the class beside its constant stays true
+            rule = _LAYERS.get(cls, Rule(function, proven=False))
+            _LAYERS[cls] = dataclasses.replace(rule, function=function, proven=False)
+        return function
+
+    return register
 
 
-def library_rule(*classes):
-    """As `lipschitz_rule`, for the library's own rules, which are proofs."""
-    return _register(_LAYERS, classes, proven=True)
+def library_rule(*keys, **facts):
+    """Decorator that registers a rule of the library, a proof.
 
+    Args:
+        *keys: Layer classes, and names of the classes of operations of `keras.ops`.
+        **facts: Fields of `Rule`, as `head=True`.
+    """
 
-def operation_rule(*names):
-    """As `library_rule`, for operations of `keras.ops` by the names of their classes."""
-    return _register(_OPERATIONS, names, proven=True)
-
-
-def _register(rules, keys, proven):
     def register(function):
         for key in keys:
-            rules[key] = Rule(function, proven)
+            rules = _OPERATIONS if isinstance(key, str) else _LAYERS
+            rules[key] = Rule(function, proven=True, **facts)
         return function
 
     return register

@@ -11,6 +11,7 @@ from keras_lipnext.lipschitz.rounding import added, block_diagonal, linear, repe
 from keras_lipnext.lipschitz.rules.activations import (
     ACTIVATION_LAYERS,
     INNER_SOFTMAX,
+    OPERATION_ACTIVATIONS,
     activation_of,
     broken,
 )
@@ -20,8 +21,9 @@ from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
 
 kl = keras.layers
 
+
 # At inference these return their input; tests/certification/test_layer_rules.py runs each.
-IDENTITIES = (
+@library_rule(
     kl.ActivityRegularization,
     kl.AlphaDropout,
     kl.AugMix,
@@ -52,13 +54,14 @@ IDENTITIES = (
     kl.SpatialDropout1D,
     kl.SpatialDropout2D,
     kl.SpatialDropout3D,
+    identity=True,
+    converts=True,
 )
-
-
-@library_rule(*IDENTITIES)
-@library_rule(kl.Flatten, kl.Reshape, kl.Permute)
-@library_rule(kl.ZeroPadding1D, kl.ZeroPadding2D, kl.ZeroPadding3D)
-@library_rule(kl.Cropping1D, kl.Cropping2D, kl.Cropping3D)
+@library_rule("StopGradient", identity=True)
+@library_rule("Negative", "Absolute", "Abs", "Fabs", "Copy")
+@library_rule(kl.Flatten, kl.Reshape, kl.Permute, converts=True)
+@library_rule(kl.ZeroPadding1D, kl.ZeroPadding2D, kl.Cropping1D, kl.Cropping2D, converts=True)
+@library_rule(kl.ZeroPadding3D, kl.Cropping3D)
 @library_rule(layers.BetaAbs, layers.MaxMin, layers.SpatialShift)
 def exact(layer, context):
     """Permutes, drops, repeats no entry, or changes signs: nothing is rounded."""
@@ -85,7 +88,7 @@ def positional_bias(layer, context):
     return added(context, layer.bias)
 
 
-@library_rule(layers.NormalizedDense)
+@library_rule(layers.NormalizedDense, head=True)
 def normalized_dense(layer, context):
     yield linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
     if layer.bias is not None:
@@ -141,7 +144,7 @@ def activated(layer, context):
     return activation_of(layer, context).bound(context.output_shape)
 
 
-@library_rule(layers.OrthogonalDense, kl.Dense)
+@library_rule(layers.OrthogonalDense, kl.Dense, head=True)
 def dense(layer, context):
     _check_plain(layer, context)
     yield linear(context, linear_norm(layer, context), layer.kernel, layer.kernel.shape[0])
@@ -290,7 +293,7 @@ def _check_plain(layer, context):
 # Activation layers.
 
 
-@library_rule(*ACTIVATION_LAYERS)
+@library_rule(*ACTIVATION_LAYERS, *OPERATION_ACTIVATIONS)
 def activation_layer(layer, context):
     if broken(layer):
         raise context.refusal(broken(layer))
@@ -327,7 +330,7 @@ def slice_step(step):
     )
 
 
-@library_rule(kl.Softmax)
+@library_rule(kl.Softmax, "Softmax", "LogSoftmax")
 def softmax(layer, context):
     raise context.refusal(INNER_SOFTMAX)
 
@@ -335,7 +338,7 @@ def softmax(layer, context):
 # Scaling of inputs and channels.
 
 
-@library_rule(kl.Rescaling)
+@library_rule(kl.Rescaling, converts=True, numbers=("scale", "offset"))
 def rescaling(layer, context):
     scale, offset = np.asarray(layer.scale), np.asarray(layer.offset)
     # The layer looks the format up, and moves the axis of its scale, not of its offset.
@@ -353,7 +356,7 @@ def rescaling(layer, context):
     yield added(context, offset)
 
 
-@library_rule(kl.Normalization)
+@library_rule(kl.Normalization, converts=True, numbers=("mean", "variance"))
 def normalization(layer, context):
     """(x - mean) / max(std, epsilon): divided by the smallest standard deviation."""
     if 0 in {a % (len(context.input_shape) + 1) for a in np.atleast_1d(layer.axis or [])}:

@@ -10,14 +10,8 @@ import numpy as np
 
 from keras_lipnext.lipschitz.graph import Value
 from keras_lipnext.lipschitz.rounding import added, block_diagonal, scaled
-from keras_lipnext.lipschitz.rules.activations import (
-    INNER_SOFTMAX,
-    NO_CONSTANT,
-    OPERATION_ACTIVATIONS,
-    broken,
-    operation_activation,
-)
-from keras_lipnext.lipschitz.rules.base import Bound, operation_rule, size
+from keras_lipnext.lipschitz.rules.activations import NO_CONSTANT
+from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
     einsum_axes,
@@ -29,19 +23,7 @@ from keras_lipnext.lipschitz.rules.merging import merged
 from keras_lipnext.norms.roundoff import ROUNDING, gamma
 
 
-@operation_rule(*OPERATION_ACTIVATIONS)
-def activation(operation, context):
-    if broken(operation):
-        raise context.refusal(broken(operation))
-    return operation_activation(operation).bound(context.output_shape)
-
-
-@operation_rule("Softmax", "LogSoftmax")
-def softmax(operation, context):
-    raise context.refusal(INNER_SOFTMAX)
-
-
-@operation_rule("Glu", "Exp", "HardShrink", "Threshold")
+@library_rule("Glu", "Exp", "HardShrink", "Threshold")
 def without_constant(operation, context):
     name = {"Glu": "glu", "Exp": "exponential", "HardShrink": "hard_shrink"}
     raise context.refusal(
@@ -49,12 +31,16 @@ def without_constant(operation, context):
     )
 
 
-@operation_rule("Negative", "Absolute", "Abs", "Fabs", "Copy", "StopGradient")
-def exact(operation, context):
-    return Bound(1.0)
+def _clipped(operation, x):
+    """Its limits are attributes, which some backends round to float32."""
+    low, high = (
+        keras.ops.convert_to_tensor(np.float64(v), dtype="float64")
+        for v in (operation.x_min, operation.x_max)
+    )
+    return keras.ops.minimum(keras.ops.maximum(x, low), high)
 
 
-@operation_rule("Clip")
+@library_rule("Clip", evaluation=_clipped)
 def clip(operation, context):
     """Rounds nothing; sends 0 to the nearer end of an interval that leaves it out."""
     low, high = (np.asarray(v, "float64") for v in (operation.x_min, operation.x_max))
@@ -63,7 +49,7 @@ def clip(operation, context):
     return Bound(1.0, context.offset_norm(np.clip(0.0, low, high)))
 
 
-@operation_rule("Cast")
+@library_rule("Cast", identity=True, converts=True)
 def cast(operation, context):
     if "float" not in str(operation.dtype):
         raise context.refusal(f"it rounds to {operation.dtype}")
@@ -96,7 +82,7 @@ def _constant(context):
     return constant
 
 
-@operation_rule("Add", "Subtract")
+@library_rule("Add", "Subtract")
 def addition(operation, context):
     constant = _constant(context)
     if constant is None:
@@ -104,7 +90,7 @@ def addition(operation, context):
     return (merged(context, "hypot"), added(context, constant))
 
 
-@operation_rule("Multiply")
+@library_rule("Multiply")
 def multiplication(operation, context):
     constant = _constant(context)
     if constant is None:
@@ -112,7 +98,7 @@ def multiplication(operation, context):
     return (merged(context, "hypot"), scaled(context, constant))
 
 
-@operation_rule("Divide", "TrueDivide")
+@library_rule("Divide", "TrueDivide")
 def division(operation, context):
     constant = _constant(context)
     if constant is None or not isinstance(context.step.args[0], Value):
@@ -122,7 +108,7 @@ def division(operation, context):
     return (merged(context, "hypot"), scaled(context, 1 / constant))
 
 
-@operation_rule("Maximum", "Minimum")
+@library_rule("Maximum", "Minimum")
 def extremum(operation, context):
     constant = _constant(context)
     bound = merged(context, "hypot")
@@ -131,7 +117,7 @@ def extremum(operation, context):
     return (bound, Bound(1.0, context.offset_norm(constant)))
 
 
-@operation_rule(*PRODUCTS)
+@library_rule(*PRODUCTS)
 def product(operation, context):
     """Of a tensor and a constant: a linear map of the samples."""
     operands = context.step.args
@@ -177,7 +163,7 @@ def _axes(context, axes, rank=None):
     return axes
 
 
-@operation_rule("Reshape")
+@library_rule("Reshape")
 def reshape(operation, context):
     sizes = size(context.input_shape), size(context.output_shape)
     if sizes[0] != sizes[1] or math.isinf(sizes[0]):
@@ -188,33 +174,33 @@ def reshape(operation, context):
     return Bound(1.0)
 
 
-@operation_rule("Transpose")
+@library_rule("Transpose")
 def transpose(operation, context):
     if operation.axes is None or operation.axes[0] != 0:
         raise context.refusal("it moves the batch axis")
     return Bound(1.0)
 
 
-@operation_rule("Moveaxis")
+@library_rule("Moveaxis")
 def moveaxis(operation, context):
     _axes(context, [*operation.source, *operation.destination])
     return Bound(1.0)
 
 
-@operation_rule("Swapaxes")
+@library_rule("Swapaxes")
 def swapaxes(operation, context):
     _axes(context, [operation.axis1, operation.axis2])
     return Bound(1.0)
 
 
-@operation_rule("Flip", "Roll", "Squeeze", "Split", "Sort")
+@library_rule("Flip", "Roll", "Squeeze", "Split", "Sort")
 def along_axes(operation, context):
     """Sorting does not increase distances: equal order is what brings two vectors nearest."""
     _axes(context, operation.axis)
     return Bound(1.0)
 
 
-@operation_rule("ExpandDims", "Concatenate", "Stack")
+@library_rule("ExpandDims", "Concatenate", "Stack")
 def along_new_axes(operation, context):
     if not all(isinstance(v, Value) for v in keras.tree.flatten(context.step.args)):
         raise context.refusal("it joins tensors with constants")
@@ -222,7 +208,7 @@ def along_new_axes(operation, context):
     return Bound(1.0)
 
 
-@operation_rule("Pad")
+@library_rule("Pad")
 def pad(operation, context):
     """Copies entries, or adds a constant: as often as an entry occurs on an axis, it counts."""
     widths = operation.pad_width
@@ -271,7 +257,7 @@ def _copies(context, indices):
     return Bound(math.sqrt(copies) * (1 + ROUNDING))
 
 
-@operation_rule("Take")
+@library_rule("Take")
 def take(operation, context):
     (axis,) = _axes(context, operation.axis)
     indices = [*context.step.args[1:], *context.step.kwargs.values()]
@@ -284,13 +270,13 @@ def take(operation, context):
     return _copies(context, [indices % side])
 
 
-@operation_rule("Repeat")
+@library_rule("Repeat")
 def repeat(operation, context):
     _axes(context, operation.axis)
     return Bound(math.sqrt(np.max(_numbers(operation.repeats))) * (1 + ROUNDING))
 
 
-@operation_rule("Tile")
+@library_rule("Tile")
 def tile(operation, context):
     repeats = np.atleast_1d(_numbers(operation.repeats)).tolist()
     rank = len(context.input_shape) + 1
@@ -299,7 +285,7 @@ def tile(operation, context):
     return Bound(math.sqrt(math.prod(repeats)) * (1 + ROUNDING))
 
 
-@operation_rule("GetItem")
+@library_rule("GetItem")
 def getitem(operation, context):
     keys = context.step.args[1]
     keys = keys if isinstance(keys, (tuple, list)) else (keys,)
@@ -324,7 +310,7 @@ def _count(context, operation):
     return None if None in sides else math.prod(sides)
 
 
-@operation_rule("Sum")
+@library_rule("Sum")
 def sum_of(operation, context):
     count = _count(context, operation)
     if count is None:
@@ -333,7 +319,7 @@ def sum_of(operation, context):
     return Bound(constant, relative=2 * gamma(count + 2) * constant)
 
 
-@operation_rule("Mean")
+@library_rule("Mean")
 def mean(operation, context):
     count = _count(context, operation)
     if count is None:
@@ -342,7 +328,7 @@ def mean(operation, context):
     return Bound(constant, relative=2 * gamma(count + 2) * constant)
 
 
-@operation_rule("Cumsum")
+@library_rule("Cumsum")
 def cumulative_sum(operation, context):
     """The triangular matrix of n ones has norm 1 / (2 sin(pi / (4 n + 2))).
 
@@ -356,7 +342,7 @@ def cumulative_sum(operation, context):
     return Bound(constant, relative=2 * gamma(count + 2) * constant)
 
 
-@operation_rule("Norm")
+@library_rule("Norm")
 def norm(operation, context):
     """Of vectors, or of matrices as vectors: distances of norms are at most norms of distances."""
     axes, order = _axes(context, operation.axis), operation.ord
@@ -373,7 +359,7 @@ def norm(operation, context):
     return Bound(1.0, relative=rounding, absolute=vanishing)
 
 
-@operation_rule("Logsumexp")
+@library_rule("Logsumexp")
 def log_sum_exp(operation, context):
     """Its gradient is softmax, of a sum and so a norm of at most 1; log(n) at zero.
 
@@ -393,7 +379,7 @@ def log_sum_exp(operation, context):
     )
 
 
-@operation_rule("Max", "Min", "Amax", "Amin")
+@library_rule("Max", "Min", "Amax", "Amin")
 def largest(operation, context):
     _axes(context, operation.axis)
     if getattr(operation, "initial", None) is not None:

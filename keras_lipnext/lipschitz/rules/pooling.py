@@ -10,6 +10,7 @@ from keras_lipnext.lipschitz.rules.axis_maps import (
     AXIS_MAPS,
     INTERPOLATIONS,
     adaptive_average,
+    applied,
     spatial_axes,
     windows_in_float32,
 )
@@ -84,7 +85,12 @@ def _interpolation(layer, context):
         )
 
 
-@library_rule(kl.AdaptiveAveragePooling1D, kl.AdaptiveAveragePooling2D, kl.AdaptiveAveragePooling3D)
+@library_rule(
+    kl.AdaptiveAveragePooling1D,
+    kl.AdaptiveAveragePooling2D,
+    kl.AdaptiveAveragePooling3D,
+    evaluation=applied,
+)
 def adaptive_average_pooling(layer, context):
     _check_windows(layer, context)
     return _axis_maps(layer, context)
@@ -126,7 +132,7 @@ def _check_images(context):
         )
 
 
-@library_rule(kl.Resizing)
+@library_rule(kl.Resizing, evaluation=applied)
 def resizing(layer, context):
     _check_images(context)
     _interpolation(layer, context)
@@ -136,7 +142,7 @@ def resizing(layer, context):
     return _axis_maps(layer, context)
 
 
-@library_rule(kl.CenterCrop)
+@library_rule(kl.CenterCrop, converts=True)
 def center_crop(layer, context):
     _check_images(context)
     shape = (None, *context.input_shape)
@@ -149,7 +155,8 @@ def center_crop(layer, context):
     return Bound(1.0)
 
 
-@library_rule(kl.UpSampling1D, kl.UpSampling2D, kl.UpSampling3D)
+@library_rule(kl.UpSampling1D, kl.UpSampling3D)
+@library_rule(kl.UpSampling2D, evaluation=applied)
 def up_sampling(layer, context):
     if getattr(layer, "interpolation", "nearest") != "nearest":
         _interpolation(layer, context)
