@@ -1,33 +1,7 @@
 """A model's Lipschitz bound as an answer, and the methods that find one."""
 
 import dataclasses
-
-import numpy as np
-
-
-@dataclasses.dataclass(frozen=True)
-class LipschitzResult:
-    """An upper bound of the l2 Lipschitz constant of a model, or of its body: proven.
-
-    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_fast` and `project` answer with it, and
-    `keras_lipnext.certify(..., lipschitz=result)` proves it again from its multipliers.
-
-    Attributes:
-        constant: Float, rounded up.
-        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_fast" or "rs_lmi".
-        status: "verified": the matrix inequality was proven, in float64, to hold for the
-            multipliers and this constant.
-        part: "logits" if the constant covers the model, "body" if what is in front of its head.
-        seconds: Time it took.
-        multipliers: Tuple of vectors, the diagonals of the Lambda_i that prove it.
-    """
-
-    constant: float
-    method: str
-    status: str
-    part: str
-    seconds: float
-    multipliers: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+import pkgutil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,33 +14,30 @@ class Method:
         function: From a model to (constant, body_constant, pairs), proven upper bounds: a float
             from its input to its logits, one for its body, and one of z_i - z_j for each pair of
             logits, shape (classes, classes), infinite where unknown. It raises where there is none.
-        public: The function of `keras_lipnext.lmi` that is its name, too; or None.
     """
 
     name: str
     title: str
     function: object = None
-    public: object = None
 
 
-# By the names that the command line takes, and code may. `keras_lipnext.lmi` adds its own.
-METHODS = {}
-# By class, what makes a `Method` of an earlier answer; likewise.
-FACTORIES = {}
+# The functions of `keras_lipnext.lmi` whose names the command line takes, and code may.
+METHODS = ("eclipse_fast", "eclipse", "lipsdp")
 
 
 def method_of(lipschitz):
     """The `Method` of a function of `keras_lipnext.lmi`, its name or a `LipschitzResult`.
 
-    None for "product"; ValueError for anything else.
+    They hold it as `certifying`; a name is looked up when it is asked for, since what it stands for
+    is built on this room. None for "product"; ValueError for anything else.
     """
-    if type(lipschitz) in FACTORIES:
-        return FACTORIES[type(lipschitz)](lipschitz)
-    if isinstance(lipschitz, str) and lipschitz in ("product", *METHODS):
-        return METHODS.get(lipschitz)
-    for method in METHODS.values():
-        if lipschitz is method.public:
-            return method
+    if isinstance(lipschitz, str) and lipschitz == "product":
+        return None
+    named = isinstance(lipschitz, str) and lipschitz in METHODS
+    bound = pkgutil.resolve_name(f"keras_lipnext.lmi:{lipschitz}") if named else lipschitz
+    method = getattr(bound, "certifying", None)
+    if isinstance(method, Method):
+        return method
     raise ValueError(
         f"`lipschitz` must be one of {', '.join(['product', *METHODS])}, or a LipschitzResult, or "
         f"one of the functions of these names in keras_lipnext.lmi. Received: "

@@ -207,7 +207,7 @@ def by_method(method, certifiable, constant, body_constant):
             f"The Lipschitz constant by {method.title} is {body_constant}: no radius follows."
         )
     return {
-        "method": dataclasses.replace(method, function=None, public=None),
+        "method": dataclasses.replace(method, function=None),
         "constant": constant
         if certifiable.ending == 1
         else constant * certifiable.ending * UP_PRODUCT,

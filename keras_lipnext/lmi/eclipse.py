@@ -24,15 +24,15 @@ import time
 
 import numpy as np
 
-from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
-from keras_lipnext.lmi.result import certified_by, proven_bound
+from keras_lipnext.lmi.result import certifies_as, proven_bound
 
 # Room to stay positive definite in: the proof takes its own.
 _SLACK = 2.0**-40
 
 
+@certifies_as("ECLipsE-Fast")
 def eclipse_fast(model, part="logits"):
     """Bound of a model's l2 Lipschitz constant by ECLipsE-Fast, proven. NumPy only.
 
@@ -59,6 +59,7 @@ def eclipse_fast(model, part="logits"):
     )
 
 
+@certifies_as("ECLipsE")
 def eclipse(model, part="logits", solver=None, time_limit=None, verbose=0):
     """Bound of a model's l2 Lipschitz constant by ECLipsE, one program a layer, proven.
 
@@ -153,9 +154,3 @@ def _ill_conditioned():
         "keras_lipnext.lipschitz_bound multiplies the norms of the layers instead "
         "(lipschitz='product')."
     )
-
-
-METHODS["eclipse_fast"] = Method(
-    "eclipse_fast", "ECLipsE-Fast", certified_by(eclipse_fast), eclipse_fast
-)
-METHODS["eclipse"] = Method("eclipse", "ECLipsE", certified_by(eclipse), eclipse)

@@ -2,11 +2,10 @@
 
 import time
 
-from keras_lipnext.lipschitz.bounds import METHODS, Method
 from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
-from keras_lipnext.lmi.result import certified_by, proven_bound
+from keras_lipnext.lmi.result import certifies_as, proven_bound
 
 # A solver is exact to some 1e-8 of the rho it starts from. Where the best rho is below this share
 # of it, as in deep networks, the program is scaled anew and solved again.
@@ -14,6 +13,7 @@ _CLOSE = 0.03
 _ROUNDS = 8
 
 
+@certifies_as("LipSDP-Neuron")
 def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None, verbose=0):
     """Bound of a model's l2 Lipschitz constant by LipSDP, proven.
 
@@ -85,6 +85,3 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
         return found
 
     return proven_bound(model, part, f"lipsdp-{variant}", candidates)
-
-
-METHODS["lipsdp"] = Method("lipsdp", "LipSDP-Neuron", certified_by(lipsdp), lipsdp)

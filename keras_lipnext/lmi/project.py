@@ -4,10 +4,10 @@ import keras
 import numpy as np
 
 from keras_lipnext.arguments import number
-from keras_lipnext.lipschitz.bounds import LipschitzResult
 from keras_lipnext.lmi._dense_chain import dense_chain
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.eclipse import fast
+from keras_lipnext.lmi.result import LipschitzResult
 from keras_lipnext.lmi.result import proven_bound as prove
 from keras_lipnext.lmi.rs_lmi import RSLMI
 

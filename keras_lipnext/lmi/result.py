@@ -5,10 +5,68 @@ import time
 
 import numpy as np
 
-from keras_lipnext.lipschitz.bounds import FACTORIES, LipschitzResult, Method
+from keras_lipnext.lipschitz.bounds import Method
 from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi._verified import float64_vectors, verified_constant, verified_pairs
 from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF
+
+
+@dataclasses.dataclass(frozen=True)
+class LipschitzResult:
+    """An upper bound of the l2 Lipschitz constant of a model, or of its body: proven.
+
+    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_fast` and `project` answer with it, and
+    `keras_lipnext.certify(..., lipschitz=result)` proves it again from its multipliers.
+
+    Attributes:
+        constant: Float, rounded up.
+        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_fast" or "rs_lmi".
+        status: "verified": the matrix inequality was proven, in float64, to hold for the
+            multipliers and this constant.
+        part: "logits" if the constant covers the model, "body" if what is in front of its head.
+        seconds: Time it took.
+        multipliers: Tuple of vectors, the diagonals of the Lambda_i that prove it.
+    """
+
+    constant: float
+    method: str
+    status: str
+    part: str
+    seconds: float
+    multipliers: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+
+    @property
+    def certifying(self):
+        """`Method` that proves a bound anew from the multipliers.
+
+        Nothing else is taken from this result: if the weights have changed since, or it is another
+        model's, it proves less, or nothing.
+
+        Raises:
+            ValueError: for multipliers that are no vectors of real numbers; a method that is no
+                name.
+        """
+        if not (isinstance(self.method, str) and self.method.isprintable()):
+            raise ValueError(
+                "The method of a LipschitzResult must be a name in one line. "
+                f"Received: method={self.method!r}"
+            )
+        multipliers = float64_vectors(self.multipliers)
+
+        def bound(model, part):
+            def candidates(chain):
+                if not chain.fits(multipliers):
+                    sizes = [len(m) for m in multipliers]
+                    raise ValueError(
+                        f"`lipschitz` has multipliers for hidden layers of {sizes} neurons, and "
+                        f"model '{model.name}' has {[len(w) for w in chain.weights[:-1]]}."
+                    )
+                yield chain.to_units(multipliers)
+
+            return proven_bound(model, part, self.method, candidates)
+
+        title = f"LipSDP with the multipliers of {self.method}"
+        return Method(self.method, title, _constants_by(bound))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +160,21 @@ def proven_bound(model, part, method, candidates):
     )
 
 
-def certified_by(bound):
-    """What `certify` takes: a function from a model to its constant, the body's and the pairs'.
+def certifies_as(title):
+    """Decorator of a function of a model and `part` that answers with a `LipschitzResult`.
 
-    Args:
-        bound: Function of a model and `part` that answers with a `LipschitzResult`.
+    `certify(..., lipschitz=function)` takes it then: it holds the `Method`, of this title.
     """
+
+    def declare(bound):
+        bound.certifying = Method(bound.__name__, title, _constants_by(bound))
+        return bound
+
+    return declare
+
+
+def _constants_by(bound):
+    """A function from a model to its constant, the body's and the pairs', by such a function."""
 
     def constants(model):
         # The logits first: what does not fit is refused by its own name.
@@ -116,42 +183,6 @@ def certified_by(bound):
         return logits.constant, body.constant, pairs
 
     return constants
-
-
-def given(result):
-    """`Method` that proves a bound anew from the multipliers of an earlier `LipschitzResult`.
-
-    Nothing else is taken from it: if the weights have changed since, or it is another model's, it
-    proves less, or nothing.
-
-    Raises:
-        ValueError: for multipliers that are no vectors of real numbers; a method that is no name.
-    """
-    if not (isinstance(result.method, str) and result.method.isprintable()):
-        raise ValueError(
-            "The method of a LipschitzResult must be a name in one line. "
-            f"Received: method={result.method!r}"
-        )
-    multipliers = float64_vectors(result.multipliers)
-
-    def bound(model, part):
-        def candidates(chain):
-            if not chain.fits(multipliers):
-                sizes = [len(m) for m in multipliers]
-                raise ValueError(
-                    f"`lipschitz` has multipliers for hidden layers of {sizes} neurons, and model "
-                    f"'{model.name}' has {[len(w) for w in chain.weights[:-1]]}."
-                )
-            yield chain.to_units(multipliers)
-
-        return proven_bound(model, part, result.method, candidates)
-
-    return Method(
-        result.method, f"LipSDP with the multipliers of {result.method}", certified_by(bound)
-    )
-
-
-FACTORIES[LipschitzResult] = given
 
 
 def pair_constants(model, *candidates):

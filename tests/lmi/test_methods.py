@@ -130,7 +130,7 @@ def test_a_result_is_proven_again(plain):
 def test_pairs_take_the_better_of_both_multipliers(plain):
     model, _, _ = plain
     body, logits = (lip.lmi.lipsdp(model, part=part).multipliers for part in ("body", "logits"))
-    *_, pairs = lip.lipschitz.bounds.METHODS["lipsdp"].function(model)
+    *_, pairs = lip.lmi.lipsdp.certifying.function(model)
     ones = [pair_constants(model, multipliers) for multipliers in (body, logits)]
     assert (ones[1] < ones[0] * (1 - 1e-6)).any()
     np.testing.assert_allclose(pairs, np.minimum(*ones), rtol=1e-6)
