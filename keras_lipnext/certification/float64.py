@@ -6,20 +6,20 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
-from keras_lipnext.arguments import title
-from keras_lipnext.backend import keras_private
-from keras_lipnext.lipschitz.graph import Value
-from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lipschitz.overrides import plain_settings
-from keras_lipnext.lipschitz.rules.activations import (
+from keras_lipnext.activations import (
     ACTIVATION_LAYERS,
     Activation,
     find_activation,
     is_softmax,
 )
+from keras_lipnext.arguments import title
+from keras_lipnext.backend import keras_private
+from keras_lipnext.lipschitz.graph import Value
+from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.rules.base import find_rule
 from keras_lipnext.lipschitz.rules.layers import slice_step
 from keras_lipnext.lipschitz.rules.operations import NUMERIC
+from keras_lipnext.overrides import plain_settings
 
 
 class Float64Twin:
@@ -27,7 +27,7 @@ class Float64Twin:
 
     The layers are rebuilt from their configurations with dtype float64 and given the stored
     weights, which float64 holds exactly; activations are evaluated by the formulas in
-    lipschitz/rules/activations.py. `predict` and `fit` would cast inputs to float32, so batches go
+    keras_lipnext/activations.py. `predict` and `fit` would cast inputs to float32, so batches go
     to the layers directly, compiled as a whole on JAX and TensorFlow.
 
     Args:

@@ -5,50 +5,28 @@ import math
 import keras
 from keras import ops
 
+from keras_lipnext.activations import ACTIVATION_LAYERS, FUNCTIONS, NO_CONSTANT, of_function
 from keras_lipnext.arguments import positive_integer, resolve_data_format, title
 from keras_lipnext.layers import sdp_diagonal
 from keras_lipnext.layers.images import channel_axis, image_sizes
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel
 
 # Monotone and 1-Lipschitz: the residual form needs slopes in [0, 1].
-# tests/certification/test_activations.py measures them.
-SLOPES_IN_0_1 = (
-    *("linear", "relu", "relu6", "leaky_relu", "elu", "celu", "softplus", "squareplus"),
-    *("softsign", "soft_shrink", "tanh", "tanh_shrink", "hard_tanh", "sigmoid", "hard_sigmoid"),
-    *("sparse_plus", "sparse_sigmoid", "log_sigmoid"),
-)
-# Of some slope beyond [-1, 1], or with a jump.
-STEEP = (
-    *("selu", "gelu", "silu", "mish", "hard_silu", "exponential", "hard_shrink", "threshold"),
-    *("glu", "log_softmax"),
-)
-
-
-def _among(activation, names):
-    """Whether the activation is one of Keras' by these names, in `keras.ops` or elsewhere."""
-    modules = (keras.activations, ops)
-    return any(activation is getattr(m, name, m) for m in modules for name in names)
+SLOPES_IN_0_1 = [name for name, f in FUNCTIONS.items() if f.slopes[0] >= 0 and f.slopes[1] <= 1]
 
 
 def _slopes(activation):
-    """(least, largest) slope of a layer given as an activation, or None."""
+    """(least, largest) slope of an activation, infinite if it has none; None if not known."""
     if type(activation) is keras.layers.Activation:
         return _slopes(activation.activation)
-    if type(activation) is keras.layers.ReLU:
-        if activation.threshold:
-            return -math.inf, math.inf  # it jumps
-        ends = activation.negative_slope, 1.0
-    elif type(activation) is keras.layers.LeakyReLU:
-        ends = activation.negative_slope, 1.0
-    elif type(activation) is keras.layers.ELU:
-        ends = 0.0, activation.alpha, 1.0
-    elif _among(activation, SLOPES_IN_0_1):
-        ends = 0.0, 1.0
-    elif _among(activation, STEEP):
-        ends = -math.inf, math.inf
-    else:
-        return None
-    return min(ends), max(ends)
+    if isinstance(activation, keras.layers.PReLU):
+        return None  # training changes them
+    entry = of_function(activation)
+    if entry is not None:
+        return entry.slopes
+    names = (*NO_CONSTANT, "log_softmax")
+    steep = any(activation is getattr(m, n, m) for m in (keras.activations, ops) for n in names)
+    return (-math.inf, math.inf) if steep or type(activation) in ACTIVATION_LAYERS else None
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)

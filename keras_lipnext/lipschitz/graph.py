@@ -21,7 +21,7 @@ from keras_lipnext.lipschitz.composites import (
     declares_parts,
     parts_of,
 )
-from keras_lipnext.lipschitz.overrides import (
+from keras_lipnext.overrides import (
     first_argument_positional,
     plain_settings,
     replaced,

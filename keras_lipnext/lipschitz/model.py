@@ -8,17 +8,16 @@ import time
 
 import keras
 
+from keras_lipnext.activations import is_softmax
 from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
 from keras_lipnext.lipschitz.composites import check_composites, composite_notes
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
-from keras_lipnext.lipschitz.overrides import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.lipschitz.rounding import combined, underflow
 from keras_lipnext.lipschitz.rules import (
     layers as layer_rules,
 )
 from keras_lipnext.lipschitz.rules import merging, operations, pooling, sdp  # noqa: F401
-from keras_lipnext.lipschitz.rules.activations import is_softmax
 from keras_lipnext.lipschitz.rules.base import (
     Bound,
     Context,
@@ -30,6 +29,7 @@ from keras_lipnext.lipschitz.rules.base import (
 )
 from keras_lipnext.norms.matrices import spectral_norm_bound
 from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UP_PRODUCT
+from keras_lipnext.overrides import acts_by_default, replaced, unusual_arguments
 
 # Seconds of silence before a bar shows how far the layers are.
 _PATIENCE = 3.0

@@ -20,7 +20,7 @@ class AffineLayer:
         weight: Float64, shape (outputs, inputs).
         bias: Float64, shape (outputs,), rounded where layers were multiplied.
         error: Bound of the 2-norm of `weight` minus the exact matrix; 0 if it is as stored.
-        activations: Tuple of `certification.activations.Activation`, applied one after the other;
+        activations: Tuple of `activations.Activation`, applied one after the other;
             empty for the last layer.
     """
 

@@ -13,13 +13,10 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
+from keras_lipnext.activations import ACTIVATION_LAYERS, find_activation
 from keras_lipnext.lipschitz.composites import check_composites
 from keras_lipnext.lipschitz.model import read, required_rule, step_bounds
-from keras_lipnext.lipschitz.rules.activations import (
-    ACTIVATION_LAYERS,
-    activation_of,
-    find_activation,
-)
+from keras_lipnext.lipschitz.rules.activations import activation_of
 from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.norms.convolution_matrix import convolution_matrices, output_sides

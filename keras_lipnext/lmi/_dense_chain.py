@@ -10,10 +10,10 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_lipnext.activations import ACTIVATION_LAYERS, find_activation, is_softmax
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lipschitz.overrides import replaced, unusual_arguments
-from keras_lipnext.lipschitz.rules.activations import ACTIVATION_LAYERS, find_activation, is_softmax
 from keras_lipnext.lipschitz.rules.base import find_rule
+from keras_lipnext.overrides import replaced, unusual_arguments
 
 
 @dataclasses.dataclass(frozen=True)

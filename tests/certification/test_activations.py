@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from data import to_numpy
 
-from keras_lipnext import backend
-from keras_lipnext.lipschitz.rules import activations
-from keras_lipnext.lipschitz.rules.activations import (
-    _FUNCTIONS,
+from keras_lipnext import activations, backend
+from keras_lipnext.activations import (
+    FUNCTIONS,
     OPERATION_ACTIVATIONS,
     celu,
     clipped_relu,
@@ -73,7 +72,7 @@ EXACT = {
     "erf": mpmath.erf,
 }
 TABLE = {
-    **_FUNCTIONS,
+    **FUNCTIONS,
     "gelu by tanh": activations.gelu(True),
     "elu 1.7": elu(1.7),
     "celu 0.6": celu(0.6),
@@ -151,7 +150,7 @@ def test_the_80_bit_reference(name):
             assert error <= 2e-17 * (1 + abs(point))
 
 
-@pytest.mark.parametrize("name", _FUNCTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_they_are_what_keras_computes(name):
     x = np.linspace(-5, 5, 201).astype("float32")
     expected = to_numpy(getattr(keras.activations, name)(keras.ops.convert_to_tensor(x)))

@@ -448,9 +448,9 @@ def test_small_logits_behind_softmax_are_not_taken_for_another_function():
 
 def test_the_documentation_lists_what_has_a_rule():
     from keras_lipnext import certification
+    from keras_lipnext.activations import FUNCTIONS
     from keras_lipnext.lipschitz.rules import base as rules
     from keras_lipnext.lipschitz.rules import operations as operation_rules
-    from keras_lipnext.lipschitz.rules.activations import _FUNCTIONS
     from keras_lipnext.lipschitz.rules.layers import softmax
 
     paragraphs = [" ".join(p.split()) for p in certification.__doc__.split("\n\n")]
@@ -463,7 +463,7 @@ def test_the_documentation_lists_what_has_a_rule():
     assert listed["Layers that return their input at inference"] == identities
     keras_own = {cls.__name__ for cls in rules._LAYERS if cls.__module__.startswith("keras.")}
     assert listed["Layers of Keras"] == keras_own - identities - {"Softmax"}
-    assert listed["Activations, as names, functions or layers"] == set(_FUNCTIONS)
+    assert listed["Activations, as names, functions or layers"] == set(FUNCTIONS)
     refusing = (operation_rules.without_constant, softmax)
     operations = {n for n, rule in rules._OPERATIONS.items() if rule.function not in refusing}
     assert {"ReLU", "GetItem"} <= operations  # in the last paragraph, in words

@@ -124,7 +124,7 @@ def test_slopes():
 
 
 def layer_with(*names):
-    from keras_lipnext.lipschitz.rules.activations import find_activation
+    from keras_lipnext.activations import find_activation
 
     activations = tuple(find_activation(kl.Activation(name)) for name in names)
     return AffineLayer("a", np.eye(1), np.zeros(1), activations=activations)
@@ -339,7 +339,7 @@ def test_errors_are_brought_to_the_units_of_their_weights(exponent):
 
 
 def test_slopes_near_0_are_rounded_away():
-    from keras_lipnext.lipschitz.rules.activations import Activation
+    from keras_lipnext.activations import Activation
 
     for slope, ends in ((1e-40, (0.0, 1.0)), (-1e-40, (-(2.0**-100), 1.0))):
         activation = Activation(np.tanh, constant=1.0, least=slope)

@@ -7,8 +7,8 @@ import keras_lipnext as lip
 from keras_lipnext.models.training_state import Schedule, TrainingState
 
 
-def design_card_model():
-    """The functional model of the design card, at its shapes."""
+def functional_model():
+    """Layers of this library in a functional model, as a user puts them together."""
     inputs = keras.Input((32, 32, 3))
     x = lip.layers.PatchEmbedding(patch_size=4, units=128)(inputs)
     x = lip.layers.OrthogonalDense(128, activation="relu")(x)  # any 1-Lipschitz activation
@@ -31,9 +31,9 @@ def images(n=32, seed=0):
     return rng.random((n, 32, 32, 3)).astype("float32"), rng.integers(0, 10, n)
 
 
-def test_the_design_cards_model(tmp_path):
+def test_a_functional_model_from_training_to_certificate(tmp_path):
     x, y = images()
-    model = design_card_model()
+    model = functional_model()
     history = model.fit(x, y, epochs=2, batch_size=16, verbose=0).history
     assert set(history) == {"loss", "accuracy", "certified_accuracy"}
     certificate = lip.certify(model, x, y, verbose=0)
@@ -238,7 +238,7 @@ def test_jit_is_saved_as_it_was_asked_for(requested):
 
 
 def test_clones():
-    model = design_card_model()
+    model = functional_model()
     assert type(keras.models.clone_model(model)) is lip.CertifiableModel
     x, y = images(8)
     clone = keras.models.clone_model(small_lipnext())

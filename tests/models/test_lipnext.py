@@ -10,8 +10,8 @@ from keras_lipnext.models.presets import PRESETS, matrix_weights
 OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
 
 
-def test_the_design_cards_calls(digits, tmp_path):
-    """The calls of the design card, with fewer epochs."""
+def test_what_the_readme_begins_with(digits, tmp_path):
+    """The calls of the README's first example, with fewer epochs."""
     (x_train, y_train), (x_test, y_test) = digits
     model = lip.LipNeXt(size="tiny", input_shape=(8, 8, 1), num_classes=10)  # comes compiled
     history = model.fit(

@@ -17,11 +17,11 @@ import keras
 import numpy as np
 
 from keras_lipnext.backend import keras_private
-from keras_lipnext.lipschitz.overrides import replaced
 from keras_lipnext.manifolds import Stiefel
 from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_norm_bound
 from keras_lipnext.norms.matrices import spectral_norm_bound
 from keras_lipnext.norms.roundoff import ROUNDING
+from keras_lipnext.overrides import replaced
 
 # What the norm of a convolution may be too large by, relatively.
 FINE, COARSE = 1e-3, 0.25

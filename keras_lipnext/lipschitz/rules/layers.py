@@ -7,14 +7,9 @@ import keras
 import numpy as np
 
 from keras_lipnext import layers
+from keras_lipnext.activations import ACTIVATION_LAYERS, OPERATION_ACTIVATIONS, broken
 from keras_lipnext.lipschitz.rounding import added, block_diagonal, linear, repeated, scaled
-from keras_lipnext.lipschitz.rules.activations import (
-    ACTIVATION_LAYERS,
-    INNER_SOFTMAX,
-    OPERATION_ACTIVATIONS,
-    activation_of,
-    broken,
-)
+from keras_lipnext.lipschitz.rules.activations import INNER_SOFTMAX, activation_bound, activation_of
 from keras_lipnext.lipschitz.rules.base import COARSE, Bound, find_rule, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import NoContraction, einsum_axes, matrices
 from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
@@ -141,7 +136,7 @@ def full_shift_mixing(layer, context):
 
 
 def activated(layer, context):
-    return activation_of(layer, context).bound(context.output_shape)
+    return activation_bound(activation_of(layer, context), context.output_shape)
 
 
 @library_rule(layers.OrthogonalDense, kl.Dense, head=True)
@@ -297,7 +292,7 @@ def _check_plain(layer, context):
 def activation_layer(layer, context):
     if broken(layer):
         raise context.refusal(broken(layer))
-    return activation_of(layer, context).bound(context.output_shape)
+    return activation_bound(activation_of(layer, context), context.output_shape)
 
 
 @library_rule(kl.PReLU)

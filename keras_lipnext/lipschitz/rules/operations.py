@@ -8,9 +8,9 @@ import math
 import keras
 import numpy as np
 
+from keras_lipnext.activations import NO_CONSTANT
 from keras_lipnext.lipschitz.graph import Value
 from keras_lipnext.lipschitz.rounding import added, block_diagonal, scaled
-from keras_lipnext.lipschitz.rules.activations import NO_CONSTANT
 from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,

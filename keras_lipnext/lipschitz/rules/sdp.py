@@ -22,7 +22,7 @@ import numpy as np
 from keras_lipnext import backend, layers
 from keras_lipnext.layers.sdp_diagonal import Q_RANGE
 from keras_lipnext.lipschitz.rounding import added, linear
-from keras_lipnext.lipschitz.rules.activations import activation_of
+from keras_lipnext.lipschitz.rules.activations import activation_bound, activation_of
 from keras_lipnext.lipschitz.rules.base import Bound, NominalContext, library_rule, size
 from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
 
@@ -38,7 +38,7 @@ def sdp_linear(layer, context):
         yield form.product(kernel, form.norm(kernel), terms, context)
         if layer.bias is not None:
             yield added(context, layer.bias)
-    yield activation_of(layer, context).bound(context.output_shape)
+    yield activation_bound(activation_of(layer, context), context.output_shape)
 
 
 @library_rule(layers.SDPResidualDense, layers.SDPResidualConv2D)
