@@ -117,9 +117,9 @@ class Float64Twin:
 
 def _check_float64(step, outputs, lossy):
     """Sees the promise of float64 kept; `backend.float64_scope` alone would be believed."""
-    found = {keras.backend.standardize_dtype(output.dtype) for output in outputs}
-    if lossy is not None or found != {"float64"}:
-        how = f"by its operation {lossy}" if lossy else f"and answers in {', '.join(found)}"
+    dtypes = {keras.backend.standardize_dtype(output.dtype) for output in outputs}
+    if lossy is not None or dtypes != {"float64"}:
+        how = f"by its operation {lossy}" if lossy else f"and answers in {', '.join(dtypes)}"
         raise ValueError(
             f"{step.title} computes in lower precision although built in float64, {how}: what "
             "rounding can do to it is not bounded. Have it compute in the dtype of its inputs."
@@ -198,11 +198,11 @@ def _float64_layer(step, index, settings, proven):
     twin(*args, **kwargs)
     # A PReLU as an activation has weights of its own, and is evaluated by its formula.
     apart = {id(w) for w in getattr(getattr(layer, "activation", None), "weights", ())}
-    own = [w for w in layer.weights if id(w) not in apart]
-    built, stored = ([tuple(w.shape) for w in each] for each in (twin.weights, own))
+    sources = [w for w in layer.weights if id(w) not in apart]
+    built, stored = ([tuple(w.shape) for w in each] for each in (twin.weights, sources))
     if built != stored:
         raise _changed(step, f"it holds weights of shapes {stored}, its configuration says {built}")
-    for target, source in zip(twin.weights, own, strict=True):
+    for target, source in zip(twin.weights, sources, strict=True):
         values = keras.ops.convert_to_numpy(source)
         if keras.backend.is_float_dtype(keras.backend.standardize_dtype(source.dtype)):
             values = np.asarray(values, "float64")

@@ -266,13 +266,13 @@ def measured(body, shapes=None, progress=None):
     following = {first: position for position, first in _normalised(body)}
     for position, (step, context) in enumerate(zip(body.steps, contexts)):
         after = following.get(position)
-        found = after and layer_rules.normalised_norm(context, contexts[after])
-        if found:
-            joint[after] = Joint(step.name, step.inputs[0], found[0])
+        norms = after and layer_rules.normalised_norm(context, contexts[after])
+        if norms:
+            joint[after] = Joint(step.name, step.inputs[0], norms[0])
             # What only the normalisation reads matters to the allowance for rounding alone.
             if readers[step.outputs[0]] == 1:
                 context.coarse = True
-                context.known_norm = found[1] if math.isfinite(found[1]) else None
+                context.known_norm = norms[1] if math.isfinite(norms[1]) else None
         bounds.append(step_bounds(step, context))
         if progress:
             progress.add(1)
@@ -316,12 +316,12 @@ def _combined_along(body, bounds, joint=None):
         constant, joined = 1.0, ""
         for part in parts:
             constant *= part.constant * UP_PRODUCT
-        given = combined(parts[0].combine, [totals[i] for i in step.inputs])
-        total = given * constant * UP_PRODUCT
+        before = combined(parts[0].combine, [totals[i] for i in step.inputs])
+        total = before * constant * UP_PRODUCT
         pair = joint.get(position)
         if pair and totals[pair.given] * pair.constant * UP_PRODUCT < total:
             total, joined = totals[pair.given] * pair.constant * UP_PRODUCT, pair.name
-        zero = given == 0 or any(part.constant == 0 for part in parts)
+        zero = before == 0 or any(part.constant == 0 for part in parts)
         if zero:  # exactly: a constant branch adds nothing to what it is added to
             total = 0.0
             zeros.append(step)

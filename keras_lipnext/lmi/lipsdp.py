@@ -70,18 +70,18 @@ def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None,
         start = fast(weights, slopes)
         if not slopes:
             return [start[0]]  # an affine map: nothing to choose
-        started, found = time.perf_counter(), []
+        started, solved = time.perf_counter(), []
         for _ in range(_ROUNDS):
             left = time_limit
             if left is not None:
                 left = max(left - (time.perf_counter() - started), 1e-3)
             options = {"solver": solver, "time_limit": left, "verbose": verbose}
-            found += solved_multipliers(weights, slopes, start, variant, **options)
-            best = min(found, key=lambda m: estimated_square(weights, slopes, m))
+            solved += solved_multipliers(weights, slopes, start, variant, **options)
+            best = min(solved, key=lambda m: estimated_square(weights, slopes, m))
             square = estimated_square(weights, slopes, best)
             if not square < _CLOSE * start[1]:
                 break
             start = best, square
-        return found
+        return solved
 
     return proven_bound(model, part, f"lipsdp-{variant}", candidates)

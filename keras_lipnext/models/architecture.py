@@ -1,11 +1,15 @@
-"""What the model builders share: checks of their arguments, and EMMA's default temperature."""
+"""What a model is built of: its builder's arguments, checked, defaults in place of None."""
 
+import dataclasses
 import math
 import warnings
 
+import keras
 import numpy as np
 
-from keras_lipnext.arguments import number, positive_integer
+from keras_lipnext.arguments import number, positive_integer, resolve_data_format
+from keras_lipnext.losses import EMMA
+from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models.presets import PRESETS
 from keras_lipnext.report.text import range_warning
 
@@ -14,19 +18,100 @@ from keras_lipnext.report.text import range_warning
 SIZED_TEMPERATURE = 128.0
 
 
-def check_positive(or_none=False, **values):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The arguments that LipNeXt and SLLNet share, which document them.
+
+    Attributes:
+        input_shape: As given, a tuple.
+        data_format: Resolved.
+        dtype: The `keras.DTypePolicy`.
+        image: (height, width, channels) of that input shape.
+
+    Raises:
+        ValueError: for arguments that no model has.
+    """
+
+    size: str | None
+    input_shape: tuple
+    num_classes: int
+    epsilon: float
+    temperature: float | None
+    learning_rate: float | None
+    data_format: str
+    dtype: object
+    image: tuple = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        _check_positive(epsilon=self.epsilon)
+        for name in ("temperature", "learning_rate"):
+            if getattr(self, name) is not None:
+                _check_positive(**{name: getattr(self, name)})
+        check_classes(self.num_classes)
+        data_format = resolve_data_format(self.data_format)
+        self._resolve(
+            data_format=data_format,
+            dtype=keras.dtype_policies.get(self.dtype or keras.config.dtype_policy()),
+            image=image_sizes(self.input_shape, data_format),
+            input_shape=tuple(self.input_shape),
+        )
+
+    def _resolve(self, **values):
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # once, as the instance is made
+
+    def config(self):
+        """The arguments, of a model's `get_config`."""
+        names = [field.name for field in dataclasses.fields(self) if field.init]
+        return {**{name: getattr(self, name) for name in names}, "dtype": self.dtype.name}
+
+    def compile(self, model, optimizer):
+        """Compiles a model of it as builders do: EMMA, certified accuracy, a cosine decay."""
+        if self.dtype.name == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        height, width, _ = self.image
+        temperature = self.temperature or max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
+        model.compile(
+            optimizer,
+            loss=EMMA(3 * self.epsilon, temperature=temperature),
+            metrics=["accuracy", CertifiedAccuracy(self.epsilon)],
+        )
+        model._cosine = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LipNeXtArchitecture(Architecture):
+    """What `LipNeXt` documents; depth, width, shift ratio and patch size are numbers here."""
+
+    patch_size: int | None
+    depth: int | None
+    width: int | None
+    shift_ratio: float | None
+    beta: float
+    padding: str
+    mixing: str
+    remat: bool
+
+    def __post_init__(self):
+        if self.input_shape is None:
+            first = resolve_data_format(self.data_format) == "channels_first"
+            self._resolve(input_shape=(3, 224, 224) if first else (224, 224, 3))
+        super().__post_init__()
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"`remat` must be True or False. Received: remat={self.remat!r}")
+        sizes = _lipnext_sizes(self.size, self.depth, self.width, self.shift_ratio)
+        whole = {name: positive_integer(name, sizes[name]) for name in ("depth", "width")}
+        self._resolve(**{**sizes, **whole})
+        patch_size = self.patch_size
+        if patch_size is None:
+            patch_size = default_patch_size(*self.image, self.width)
+        self._resolve(patch_size=positive_integer("patch_size", patch_size))
+
+
+def _check_positive(**values):
     for name, value in values.items():
-        if or_none and value is None:
-            continue
         if not 0 < number(name, value) < float("inf"):
             raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
-
-
-def check_training(epsilon, temperature, learning_rate, remat):
-    check_positive(epsilon=epsilon)
-    check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
-    if not isinstance(remat, bool):
-        raise ValueError(f"`remat` must be True or False. Received: remat={remat!r}")
 
 
 def warn_of_range(x, epsilon):
@@ -37,22 +122,22 @@ def warn_of_range(x, epsilon):
             dtype alone, since reading a batch would change what is read next.
         epsilon: The model's.
     """
-    found = None
+    message = None
     if len(getattr(x, "shape", ())):
         first = x[:256]
         first = np.asarray(first.detach().cpu() if hasattr(first, "detach") else first)
         if first.dtype.kind in "biuf" and first.size:
-            found = range_warning((float(first.min()), float(first.max())), [epsilon])
+            message = range_warning((float(first.min()), float(first.max())), [epsilon])
     elif hasattr(x, "element_spec"):
         images = x.element_spec[0] if isinstance(x.element_spec, tuple) else x.element_spec
         dtype = getattr(getattr(images, "dtype", None), "name", "")
         if "int" in dtype:
-            found = (
+            message = (
                 f"The data set yields images of dtype {dtype}. If they go up to 255, epsilon = "
                 f"{epsilon:.4g} is {epsilon / 255:.2g} of their range."
             )
-    if found:
-        warnings.warn(f"{found} The model takes images in [0, 1]: divide by 255?", stacklevel=3)
+    if message:
+        warnings.warn(f"{message} The model takes images in [0, 1]: divide by 255?", stacklevel=3)
 
 
 def check_classes(num_classes):
@@ -84,16 +169,12 @@ def image_sizes(input_shape, data_format):
             f"`input_shape={tuple(input_shape)}` looks like {likely}: as {data_format} these are "
             f"images of {ends[1]} channels. Pass data_format='{likely}', or "
             f"input_shape={moved}.",
-            stacklevel=3,
+            stacklevel=5,  # above the constructors: where the model is asked for
         )
     return (first, *others) if data_format == "channels_last" else (*others, first)
 
 
-def default_temperature(height, width, _):
-    return max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
-
-
-def preset_of(size, depth, width, shift_ratio):
+def _lipnext_sizes(size, depth, width, shift_ratio):
     """{depth, width, shift_ratio} of a named size of LipNeXt, what is given taking precedence."""
     if size is None and (depth is None) != (width is None):
         raise ValueError(
@@ -102,8 +183,8 @@ def preset_of(size, depth, width, shift_ratio):
     size = "tiny" if size is None else size
     if size not in PRESETS:
         raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
-    given = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
-    return {**PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
+    overriding = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
+    return with_sizes(PRESETS[size], overriding)
 
 
 def default_patch_size(height, width, channels, units):
@@ -119,20 +200,6 @@ def default_patch_size(height, width, channels, units):
     return few[0] if few else fitting[-1]
 
 
-def resolved(size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format):
-    """LipNeXt's sizes, checked, with defaults in place of None.
-
-    Returns:
-        (depth, width, shift_ratio, input_shape, (height, width, channels), patch_size)
-    """
-    if input_shape is None:
-        input_shape = (224, 224, 3) if data_format == "channels_last" else (3, 224, 224)
-    preset = preset_of(size, depth, width, shift_ratio)
-    depth = positive_integer("depth", preset["depth"])
-    width = positive_integer("width", preset["width"])
-    check_classes(num_classes)
-    image = image_sizes(input_shape, data_format)
-    if patch_size is None:
-        patch_size = default_patch_size(*image, width)
-    patch_size = positive_integer("patch_size", patch_size)
-    return depth, width, preset["shift_ratio"], tuple(input_shape), image, patch_size
+def with_sizes(preset, overriding):
+    """A preset's sizes, those that are not None of the others taking precedence."""
+    return {**preset, **{name: size for name, size in overriding.items() if size is not None}}

@@ -24,12 +24,9 @@ dtype, too. tests/models/test_estimate.py compares with what XLA says of compile
 import dataclasses
 import math
 
-import keras
-
 from keras_lipnext import layers
-from keras_lipnext.arguments import positive_integer, resolve_data_format
+from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.spatial_shift import group_size
-from keras_lipnext.models.architecture import check_training, resolved
 
 # GB of memory: what cards are sold with.
 ACCELERATORS = {
@@ -124,48 +121,26 @@ class Estimate:
         return "\n".join([title, *lines])
 
 
-def estimate(
-    batch,
-    devices,
-    *,
-    size,
-    input_shape,
-    num_classes,
-    patch_size,
-    depth,
-    width,
-    shift_ratio,
-    beta,
-    padding,
-    mixing,
-    epsilon,
-    temperature,
-    learning_rate,
-    remat,
-    data_format,
-    dtype,
-    **_,
-):
-    """`Estimate` of a LipNeXt of these arguments, all of them; see `LipNeXt.estimate`."""
+def estimate(batch, devices, architecture):
+    """`Estimate` of a LipNeXt of this `LipNeXtArchitecture`; see `LipNeXt.estimate`."""
     batch, devices = positive_integer("batch", batch), positive_integer("devices", devices)
     if batch % devices:
         raise ValueError(
             "`batch`, the images of a step on all devices together, must be a multiple of "
             f"`devices`. Received: batch={batch}, devices={devices}"
         )
-    check_training(epsilon, temperature, learning_rate, remat)
-    data_format = resolve_data_format(data_format)
-    blocks, c, shift_ratio, input_shape, image, side = resolved(
-        size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format
-    )
-    rows, columns, channels = image
-    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    blocks, c, side = architecture.depth, architecture.width, architecture.patch_size
+    num_classes, mixing, remat = architecture.num_classes, architecture.mixing, architecture.remat
+    rows, columns, channels = architecture.image
+    policy = architecture.dtype
     stored, computed = (_itemsize(d) for d in (policy.variable_dtype, policy.compute_dtype))
 
     # Layers without weights: they refuse what the model's own would.
-    shared = {"data_format": data_format, "dtype": policy}
-    entries = layers.PatchEmbedding(side, c, **shared).entries((None, *input_shape))
-    block = layers.LipNeXtBlock(shift_ratio, beta, padding, mixing, **shared)
+    shared = {"data_format": architecture.data_format, "dtype": policy}
+    entries = layers.PatchEmbedding(side, c, **shared).entries((None, *architecture.input_shape))
+    block = layers.LipNeXtBlock(
+        architecture.shift_ratio, architecture.beta, architecture.padding, mixing, **shared
+    )
     moving = 4 * group_size(block.mixing, c)
     t = (rows // side) * (columns // side)
     m = moving if mixing == "reduced" else c

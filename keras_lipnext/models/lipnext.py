@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import inspect
 import math
 import warnings
@@ -6,16 +7,8 @@ import warnings
 import keras
 
 from keras_lipnext import backend, layers
-from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
-from keras_lipnext.losses import EMMA
-from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.architecture import (
-    check_training,
-    default_temperature,
-    resolved,
-    warn_of_range,
-)
+from keras_lipnext.models.architecture import LipNeXtArchitecture, warn_of_range
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.estimate import estimate
 from keras_lipnext.optimizers import ManifoldMuon
@@ -115,7 +108,24 @@ class LipNeXt(CertifiableModel):
         **kwargs,
     ):
         reject_unknown(self, kwargs, ("trainable",))
-        check_training(epsilon, temperature, learning_rate, remat)
+        architecture = LipNeXtArchitecture(
+            size=size,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            depth=depth,
+            width=width,
+            shift_ratio=shift_ratio,
+            beta=beta,
+            padding=padding,
+            mixing=mixing,
+            epsilon=epsilon,
+            temperature=temperature,
+            learning_rate=learning_rate,
+            remat=remat,
+            data_format=data_format,
+            dtype=dtype,
+        )
         if remat and keras.backend.backend() == "jax" and backend.on_cpu():
             # A warning: a model that was trained on an accelerator must load.
             warnings.warn(
@@ -124,23 +134,20 @@ class LipNeXt(CertifiableModel):
                 "KERAS_BACKEND=tensorflow or torch.",
                 stacklevel=2,
             )
-        data_format = resolve_data_format(data_format)
-        depth, width, shift_ratio, input_shape, sizes, patch_size = resolved(
-            size, depth, width, shift_ratio, input_shape, num_classes, patch_size, data_format
-        )
+        depth, width, policy = architecture.depth, architecture.width, architecture.dtype
+        patch_size, shift_ratio = architecture.patch_size, architecture.shift_ratio
         mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
         check_distribution(
             {
-                "patch_embedding/kernel": (patch_size**2 * sizes[-1], width),
+                "patch_embedding/kernel": (patch_size**2 * architecture.image[-1], width),
                 "block_0/mixing/kernel": (width, mixed),
                 "block_0/dense/kernel": (width, width),
                 "head/kernel": (width, num_classes),
             }
         )
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        shared = {"data_format": data_format, "dtype": policy}
+        shared = {"data_format": architecture.data_format, "dtype": policy}
 
-        inputs = keras.Input(input_shape, name="image")
+        inputs = keras.Input(architecture.input_shape, name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         x = layers.PatchEmbedding(patch_size, width, name="patch_embedding", **shared)(x)
         blocks = [f"block_{index}" for index in range(depth)]
@@ -153,35 +160,11 @@ class LipNeXt(CertifiableModel):
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
 
-        self._config = {
-            "size": size,
-            "input_shape": input_shape,
-            "num_classes": num_classes,
-            "patch_size": patch_size,
-            "depth": depth,
-            "width": width,
-            "shift_ratio": shift_ratio,
-            "beta": beta,
-            "padding": padding,
-            "mixing": mixing,
-            "epsilon": epsilon,
-            "temperature": temperature,
-            "learning_rate": learning_rate,
-            "remat": remat,
-            "data_format": data_format,
-            "dtype": policy.name,
-        }
+        self._config = architecture.config()
         if compile:
             rate = ANGLE / math.sqrt(depth) if learning_rate is None else learning_rate
             optimizer = ManifoldMuon(float(rate), euclidean_learning_rate=EUCLIDEAN_SHARE * rate)
-            if policy.name == "mixed_float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            self.compile(
-                optimizer,
-                loss=EMMA(3 * epsilon, temperature=temperature or default_temperature(*sizes)),
-                metrics=["accuracy", CertifiedAccuracy(epsilon)],
-            )
-            self._cosine = True
+            architecture.compile(self, optimizer)
 
     def reduced(self):
         """This model with `mixing="reduced"`: the same function up to rounding, cheaper.
@@ -230,7 +213,9 @@ class LipNeXt(CertifiableModel):
         reject_unknown(cls, arguments, signature.parameters)
         full = signature.bind(size=size, dtype=dtype, **arguments)
         full.apply_defaults()
-        return estimate(batch, devices, **full.arguments)
+        names = [field.name for field in dataclasses.fields(LipNeXtArchitecture) if field.init]
+        architecture = LipNeXtArchitecture(**{name: full.arguments[name] for name in names})
+        return estimate(batch, devices, architecture)
 
     get_layout_map = staticmethod(lipnext_layout_map)
 

@@ -1,22 +1,54 @@
+import dataclasses
+
 import keras
 
 from keras_lipnext import layers
-from keras_lipnext.arguments import positive_integer, resolve_data_format
+from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import channel_axis
-from keras_lipnext.losses import EMMA
-from keras_lipnext.metrics import CertifiedAccuracy
-from keras_lipnext.models.architecture import (
-    check_classes,
-    check_positive,
-    default_temperature,
-    image_sizes,
-    warn_of_range,
-)
+from keras_lipnext.models.architecture import Architecture, warn_of_range, with_sizes
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import SLL_PRESETS
 from keras_lipnext.optimizers import ManifoldAdam
 
 LEARNING_RATE = 3e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SLLArchitecture(Architecture):
+    """What `SLLNet` documents; the sizes are numbers here."""
+
+    depth: int | None
+    width: int | None
+    hidden_filters: int | None
+    dense_depth: int | None
+    hidden_units: int | None
+    kernel_size: int | tuple
+    pool_size: int
+    bound: str
+    activation: object
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = "tiny" if self.size is None else self.size
+        if size not in SLL_PRESETS:
+            raise ValueError(
+                f"`size` must be one of {', '.join(SLL_PRESETS)}. Received: size={size!r}"
+            )
+        preset = SLL_PRESETS[size]
+        sizes = with_sizes(preset, {name: getattr(self, name) for name in preset})
+        sizes["pool_size"] = self.pool_size
+        self._resolve(**{name: positive_integer(name, value) for name, value in sizes.items()})
+        height, breadth, channels = self.image
+        if height % self.pool_size or breadth % self.pool_size:
+            raise ValueError(
+                "`pool_size` must divide the images' height and width. Received: "
+                f"pool_size={self.pool_size}, input_shape={self.input_shape}"
+            )
+        if self.width < channels:
+            raise ValueError(
+                f"`width` must be at least the images' number of channels, {channels}. Received: "
+                f"width={self.width}"
+            )
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -100,41 +132,36 @@ class SLLNet(CertifiableModel):
         **kwargs,
     ):
         reject_unknown(self, kwargs, ("trainable",))
-        check_positive(epsilon=epsilon)
-        check_positive(or_none=True, temperature=temperature, learning_rate=learning_rate)
-        check_classes(num_classes)
-        data_format = resolve_data_format(data_format)
-        height, breadth, channels = image_sizes(input_shape, data_format)
-        given = {
-            "depth": depth,
-            "width": width,
-            "hidden_filters": hidden_filters,
-            "dense_depth": dense_depth,
-            "hidden_units": hidden_units,
-        }
-        sizes = _preset(size, given)
-        pool_size = positive_integer("pool_size", pool_size)
-        if height % pool_size or breadth % pool_size:
-            raise ValueError(
-                "`pool_size` must divide the images' height and width. Received: "
-                f"pool_size={pool_size}, input_shape={tuple(input_shape)}"
-            )
-        if sizes["width"] < channels:
-            raise ValueError(
-                f"`width` must be at least the images' number of channels, {channels}. Received: "
-                f"width={sizes['width']}"
-            )
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        architecture = SLLArchitecture(
+            size=size,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            depth=depth,
+            width=width,
+            hidden_filters=hidden_filters,
+            dense_depth=dense_depth,
+            hidden_units=hidden_units,
+            kernel_size=kernel_size,
+            pool_size=pool_size,
+            bound=bound,
+            activation=activation,
+            epsilon=epsilon,
+            temperature=temperature,
+            learning_rate=learning_rate,
+            data_format=data_format,
+            dtype=dtype,
+        )
+        policy, data_format = architecture.dtype, architecture.data_format
         shared = {"bound": bound, "activation": activation, "dtype": policy}
 
-        inputs = keras.Input(tuple(input_shape), name="image")
+        inputs = keras.Input(architecture.input_shape, name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
         padding = [(0, 0)] * 4
-        padding[channel_axis(data_format)] = (0, sizes["width"] - channels)
+        padding[channel_axis(data_format)] = (0, architecture.width - architecture.image[-1])
         x = keras.ops.pad(x, padding)
-        for index in range(sizes["depth"]):
+        for index in range(architecture.depth):
             x = layers.SDPResidualConv2D(
-                sizes["hidden_filters"],
+                architecture.hidden_filters,
                 kernel_size,
                 data_format=data_format,
                 name=f"convolution_{index}",
@@ -144,37 +171,15 @@ class SLLNet(CertifiableModel):
         pool = keras.layers.AveragePooling2D(pool_size, data_format=data_format, dtype=policy)
         x = keras.layers.Rescaling(float(pool_size), dtype=policy)(pool(x))
         x = keras.layers.Flatten(data_format=data_format, dtype=policy)(x)
-        for index in range(sizes["dense_depth"]):
-            x = layers.SDPResidualDense(sizes["hidden_units"], name=f"dense_{index}", **shared)(x)
+        for index in range(architecture.dense_depth):
+            units = architecture.hidden_units
+            x = layers.SDPResidualDense(units, name=f"dense_{index}", **shared)(x)
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
 
-        self._config = {
-            "size": size,
-            "input_shape": tuple(input_shape),
-            "num_classes": num_classes,
-            **sizes,
-            "kernel_size": kernel_size,
-            "pool_size": pool_size,
-            "bound": bound,
-            "activation": activation,
-            "epsilon": epsilon,
-            "temperature": temperature,
-            "learning_rate": learning_rate,
-            "data_format": data_format,
-            "dtype": policy.name,
-        }
+        self._config = architecture.config()
         if compile:
-            optimizer = ManifoldAdam(learning_rate or LEARNING_RATE)
-            if policy.name == "mixed_float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            temperature = temperature or default_temperature(height, breadth, channels)
-            self.compile(
-                optimizer,
-                loss=EMMA(3 * epsilon, temperature=temperature),
-                metrics=["accuracy", CertifiedAccuracy(epsilon)],
-            )
-            self._cosine = True
+            architecture.compile(self, ManifoldAdam(learning_rate or LEARNING_RATE))
 
     def fit(self, x=None, *args, **kwargs):
         """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
@@ -199,11 +204,3 @@ class SLLNet(CertifiableModel):
                 layer.trainable = False
         model._cosine = cosine_decay
         return model
-
-
-def _preset(size, given):
-    size = "tiny" if size is None else size
-    if size not in SLL_PRESETS:
-        raise ValueError(f"`size` must be one of {', '.join(SLL_PRESETS)}. Received: size={size!r}")
-    sizes = {**SLL_PRESETS[size], **{k: v for k, v in given.items() if v is not None}}
-    return {name: positive_integer(name, value) for name, value in sizes.items()}

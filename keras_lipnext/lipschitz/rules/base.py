@@ -130,8 +130,8 @@ def find_rule(step):
     if replaced(operation):
         return None  # an instance whose methods were replaced is not what its class says
     if not isinstance(operation, keras.layers.Layer):
-        known = keras_private.is_keras_operation(operation)
-        return _OPERATIONS.get(type(operation).__name__) if known else None
+        of_keras = keras_private.is_keras_operation(operation)
+        return _OPERATIONS.get(type(operation).__name__) if of_keras else None
     rule = _LAYERS.get(type(operation))
     declared = getattr(operation, "lipschitz_constant", None)
     if rule is None and isinstance(declared, numbers.Real):
@@ -183,11 +183,12 @@ class Context:
     def array(self, weight):
         """The stored values in float64; ValueError if one is not finite."""
         if not isinstance(weight, (keras.Variable, np.ndarray, np.generic, int, float)):
-            own = getattr(self.step.operation, "weights", None)
-            if own is not None:  # a kernel replaced by a tensor, which `weights` does not show
+            if hasattr(
+                self.step.operation, "weights"
+            ):  # a kernel replaced by a tensor, which `weights` does not show
                 raise self.refusal("what it multiplies with is not one of its weights")
         elif isinstance(weight, keras.Variable) and not any(
-            weight is own for own in getattr(self.step.operation, "weights", (weight,))
+            weight is stored for stored in getattr(self.step.operation, "weights", (weight,))
         ):
             raise self.refusal("it uses a weight that is not one of its own")
         array = np.asarray(keras.ops.convert_to_numpy(weight))

@@ -214,10 +214,10 @@ def pad(operation, context):
     widths = operation.pad_width
     if len(widths) == 1 or any(widths[0]):
         raise context.refusal("it pads the batch axis")
-    given = [*context.step.args[1:], *context.step.kwargs.values()]
-    if any(isinstance(v, Value) for v in given):
+    fillings = [*context.step.args[1:], *context.step.kwargs.values()]
+    if any(isinstance(v, Value) for v in fillings):
         raise context.refusal("it pads with a tensor, not with one number")
-    value = context.array(_numbers(([v for v in given if v is not None] or [0.0])[0]))
+    value = context.array(_numbers(([v for v in fillings if v is not None] or [0.0])[0]))
     if value.ndim:
         raise context.refusal("it pads with an array, not with one number")
     if operation.mode == "constant":
