@@ -39,3 +39,11 @@ def share(name, value):
     if not 0 <= number(name, value) < 1:
         raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}")
     return value
+
+
+def are_shares(shape, classes):
+    """Whether labels of this shape are rows of shares of the classes, one-hot ones included.
+
+    Of one class there are none: shape (n, 1) holds integers.
+    """
+    return len(shape) == 2 and shape[1] == classes > 1

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_lipnext.arguments import positive_integer
+from keras_lipnext.arguments import are_shares, positive_integer
 
 
 def numpy_batches(x, y=None, batch_size=256, input_shape=None):
@@ -98,7 +98,7 @@ def class_labels(y, classes):
     y = np.asarray(y)
     if y.dtype.kind not in "biuf":
         raise ValueError(f"Labels are integers or one-hot rows. Received: dtype={y.dtype}")
-    if y.ndim == 2 and y.shape[1] == classes > 1:
+    if are_shares(y.shape, classes):
         return y.argmax(axis=-1)
     if y.ndim not in (1, 2) or y.size != len(y):
         raise ValueError(

@@ -142,10 +142,10 @@ def _greedy(weights, slopes, time_limit=None, **options):
 
 
 def _form(p, w):
-    found = output_form(p, w)
-    if found is None:
+    form = output_form(p, w)
+    if form is None:
         raise _ill_conditioned()
-    return found
+    return form
 
 
 def _ill_conditioned():

@@ -51,15 +51,15 @@ def project(model, lipschitz, bound=None):
     multipliers = training.multipliers() if training else None
 
     def current():
-        found = bound(network) if bound else proven_bound(network, multipliers)
-        if not isinstance(found, LipschitzResult) or found.part != "logits":
+        result = bound(network) if bound else proven_bound(network, multipliers)
+        if not isinstance(result, LipschitzResult) or result.part != "logits":
             raise ValueError(
                 "`bound` must answer with the LipschitzResult of the logits, as "
-                f"keras_lipnext.lmi.eclipse does. Received: {found!r}"
+                f"keras_lipnext.lmi.eclipse does. Received: {result!r}"
             )
-        return found
+        return result
 
-    found = current()
+    result = current()
     weights = chain.layers[-1].weights
     stored = [np.array(keras.ops.convert_to_numpy(w)) for w in weights]
     dtype = keras.backend.standardize_dtype(chain.layers[-1].kernel.dtype)
@@ -67,24 +67,24 @@ def project(model, lipschitz, bound=None):
     room, factor, trained = max(spacing, 1e-7), 1.0, multipliers
     try:
         for attempt in range(ATTEMPTS):
-            if found.constant <= lipschitz:
+            if result.constant <= lipschitz:
                 break
-            factor *= lipschitz / found.constant * (1 - min(room * 4**attempt, 0.5))
+            factor *= lipschitz / result.constant * (1 - min(room * 4**attempt, 0.5))
             for weight, values in zip(weights, stored):
                 weight.assign(keras.ops.cast(values.astype("float64") * factor, weight.dtype))
             if trained:  # they scale like the squares of the outputs
                 multipliers = [m * factor**2 for m in trained]
-            found = current()
-        if not found.constant <= lipschitz:
+            result = current()
+        if not result.constant <= lipschitz:
             raise ValueError(
-                f"Scaling did not bring the bound below {lipschitz}: it is {found.constant}. Does "
+                f"Scaling did not bring the bound below {lipschitz}: it is {result.constant}. Does "
                 "`bound` depend on the last layer's weights?"
             )
     except Exception:
         for weight, values in zip(weights, stored):
             weight.assign(values)
         raise
-    return found
+    return result
 
 
 def proven_bound(network, multipliers=None):

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lipnext.arguments import number
+from keras_lipnext.arguments import are_shares, number
 from keras_lipnext.radius import check_head, head_distances, of_one_head, unbound
 
 
@@ -79,17 +79,17 @@ class CertifiedLoss(keras.losses.Loss):
                 "Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape "
                 f"(batch, {classes}). Received: y_true of shape {tuple(y_true.shape)}"
             )
-        if len(y_true.shape) == 2 and y_true.shape[-1] == classes > 1:
+        if are_shares(y_true.shape, classes):
             probabilities = ops.cast(y_true, y_pred.dtype)
             labels = ops.argmax(y_true, axis=-1)
         else:
-            given = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-            labels = ops.clip(given, 0, classes - 1)
+            integers = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+            labels = ops.clip(integers, 0, classes - 1)
             probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
             # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a
             # division: a NaN that stands ready for it would stop those who search for NaNs.
-            known = ops.cast(given == labels, y_pred.dtype)[:, None]
-            probabilities = probabilities / known
+            inside = ops.cast(integers == labels, y_pred.dtype)[:, None]
+            probabilities = probabilities / inside
         own = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(own * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lipnext.arguments import number
+from keras_lipnext.arguments import are_shares, number
 from keras_lipnext.radius import certified_radii, check_head, head_distances, of_one_head, unbound
 
 
@@ -44,8 +44,10 @@ class CertifiedMetric(keras.metrics.Mean):
             self._distances = self.add_variable(
                 (classes, classes), "zeros", aggregation="mean", name="distances"
             )
-        known = lipschitz_constant if callable(lipschitz_constant) else lambda: lipschitz_constant
-        self._constants = lambda: head_distances(head, known())
+        constant = (
+            lipschitz_constant if callable(lipschitz_constant) else lambda: lipschitz_constant
+        )
+        self._constants = lambda: head_distances(head, constant())
         self.read_constants()
         return self
 
@@ -63,8 +65,8 @@ class CertifiedMetric(keras.metrics.Mean):
         self._check_bound()
         y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true = ops.convert_to_tensor(y_true)
-        one_hot = len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1] > 1
-        labels = ops.argmax(y_true, axis=-1) if one_hot else ops.reshape(y_true, (-1,))
+        shares = are_shares(y_true.shape, y_pred.shape[-1])
+        labels = ops.argmax(y_true, axis=-1) if shares else ops.reshape(y_true, (-1,))
         radii = certified_radii(y_pred, ops.cast(self._distances, self.dtype))
         correct = ops.cast(labels, "int32") == ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         super().update_state(self.values(radii, correct), sample_weight=sample_weight)

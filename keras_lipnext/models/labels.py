@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.arguments import are_shares
 from keras_lipnext.batches import class_labels, to_numpy
 
 
@@ -37,15 +38,15 @@ def with_labels_checked(data, classes):
     labels = _only_array(y)
     if labels is None:
         return data
-    if len(labels.shape) == 2 and labels.shape[1] == classes:
-        known, message = labels >= 0, "Probabilities as labels are at least 0."
+    if are_shares(labels.shape, classes):
+        valid, message = labels >= 0, "Probabilities as labels are at least 0."
     else:
         whole = ops.cast(labels, "int32")
-        known = (ops.cast(whole, labels.dtype) == labels) & (whole >= 0) & (whole < classes)
+        valid = (ops.cast(whole, labels.dtype) == labels) & (whole >= 0) & (whole < classes)
         message = (
             f"The model has {classes} classes: labels are whole numbers from 0 to {classes - 1}."
         )
-    checked = backend.check_each(labels, known, message)
+    checked = backend.check_each(labels, valid, message)
     return keras.tree.map_structure(lambda a: checked if a is labels else a, data)
 
 

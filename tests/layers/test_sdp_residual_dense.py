@@ -90,3 +90,11 @@ def test_other_callables_are_refused():
     for activation in (lambda x: -x, keras.ops.abs):
         with pytest.raises(ValueError, match=r"whose slope lies in \[0, 1\]"):
             SDPResidualDense(activation=activation)
+
+
+def test_slopes_that_training_changes_are_refused():
+    activation = keras.layers.PReLU(alpha_initializer="zeros")
+    activation.build((None, 4))
+    for free in (activation, keras.layers.Activation(activation)):
+        with pytest.raises(ValueError, match=r"whose slope lies in \[0, 1\]"):
+            SDPResidualDense(activation=free)

@@ -183,9 +183,8 @@ class Context:
     def array(self, weight):
         """The stored values in float64; ValueError if one is not finite."""
         if not isinstance(weight, (keras.Variable, np.ndarray, np.generic, int, float)):
-            if hasattr(
-                self.step.operation, "weights"
-            ):  # a kernel replaced by a tensor, which `weights` does not show
+            # A kernel replaced by a tensor, which `weights` does not show.
+            if getattr(self.step.operation, "weights", None) is not None:
                 raise self.refusal("what it multiplies with is not one of its weights")
         elif isinstance(weight, keras.Variable) and not any(
             weight is stored for stored in getattr(self.step.operation, "weights", (weight,))

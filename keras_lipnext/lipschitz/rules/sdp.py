@@ -158,14 +158,14 @@ class _Form:
     def _correlations(self):
         """W^T W at each offset, shape (offsets, columns, columns)."""
         sizes = self.w.shape[:2]
-        found = []
+        products = []
         for d in itertools.product(*(range(1 - k, k) for k in sizes)):
             one, two = (
                 self.w[tuple(slice(max(0, s * i), k - max(0, -s * i)) for i, k in zip(d, sizes))]
                 for s in (1, -1)
             )
-            found.append(one.reshape(-1, self.columns).T @ two.reshape(-1, self.columns))
-        return np.stack(found)
+            products.append(one.reshape(-1, self.columns).T @ two.reshape(-1, self.columns))
+        return np.stack(products)
 
     def product(self, kernel, norm, terms, context):
         """`Bound` of a product with W T^(-1/2), or its adjoint, without bias."""
