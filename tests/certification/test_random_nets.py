@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
 # JAX and TensorFlow compile each network anew. benchmarks/soundness.py runs thousands.
-EXAMPLES = {"torch": 150, "tensorflow": 15}.get(keras.backend.backend(), 6)
+EXAMPLES = {"torch": 80, "tensorflow": 10}.get(keras.backend.backend(), 6)
 
 
 @settings(max_examples=EXAMPLES)

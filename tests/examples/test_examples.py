@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -229,10 +230,15 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
 
 
 @pytest.mark.once
-def test_help():
-    scripts = ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING)
-    for script in scripts:
-        assert "--epochs" in run(script, "--help")
+@pytest.mark.parametrize(
+    "script", ["quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what examples import
+def test_help(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert "--epochs" in capsys.readouterr().out
 
 
 def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
