@@ -13,7 +13,7 @@ from data import small_lipnext
 from keras_lipnext.certification.float64 import Float64Twin
 
 # One source is enough: each backend reads and computes; tests/golden pins what all have to find.
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 OTHERS = [b for b in ("jax", "torch", "tensorflow") if b != keras.backend.backend()]
 MIXINGS = ("reduced", "full")
 

@@ -34,6 +34,7 @@ def uninterrupted(tmp_path_factory):
     return resumed.train(BackupAndRestore(tmp_path_factory.mktemp("plain"), seed=3))
 
 
+@pytest.mark.slow
 @every_callback
 def test_a_killed_training_ends_with_the_same_bits(make, uninterrupted, tmp_path):
     """SIGKILL in the middle of an epoch: weights, moments and counters, bit by bit."""
@@ -287,6 +288,7 @@ def test_the_model_of_the_latest_checkpoint(digits, tmp_path):
     np.testing.assert_allclose(to_numpy(loaded(x[:8])), to_numpy(model(x[:8])), atol=1e-5)
 
 
+@pytest.mark.slow
 @orbax
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_sharded_checkpoints_continue_also_on_another_mesh(tmp_path):

@@ -45,6 +45,7 @@ def share(text, name):
     return float(re.search(rf"{re.escape(name)} +([0-9.]+)%", text).group(1))
 
 
+@pytest.mark.slow
 def test_quickstart_reaches_its_goals(tmp_path):
     """Held-out digits, fixed seed: clean >= 97 %, CRA(0.25) >= 88 %, no certified flip.
 
@@ -66,6 +67,7 @@ def test_quickstart_reaches_its_goals(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
 def test_custom_model():
     text = run("custom_model.py", "--epochs", "6")
     assert share(text, "clean accuracy") > 80
@@ -75,6 +77,7 @@ def test_custom_model():
     assert max(map(float, defects)) < 2e-6
 
 
+@pytest.mark.slow
 @on_jax
 def test_attacks_stay_above_the_certificate(tmp_path):
     """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
@@ -95,6 +98,7 @@ def test_attacks_stay_above_the_certificate(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
 @on_torch
 def test_layer_zoo(tmp_path):
     size = ["--epochs", "2", "--width", "64", "--depth", "2", "--output", str(tmp_path / "out")]
@@ -135,6 +139,7 @@ def settings(model):
     return config["config"], config["compile_config"]["optimizer"]["config"]
 
 
+@pytest.mark.slow
 @on_jax
 def test_imagenet_smoke(tmp_path):
     """From files to the report; over three devices, among which 64 images do not divide."""
@@ -151,6 +156,7 @@ def test_imagenet_smoke(tmp_path):
     assert not optimizer["use_ema"]
 
 
+@pytest.mark.slow
 def test_mnist_smoke(tmp_path):
     """Averaged weights and rematerialisation; on JAX each matrix spread over two devices."""
     arguments, environment = ["--ema", "0.9", "--certify-images", "100"], {}
@@ -169,6 +175,7 @@ def test_mnist_smoke(tmp_path):
     assert optimizer["use_ema"] and optimizer["ema_momentum"] == 0.9
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_training_that_was_killed_goes_on(tmp_path):
     """SIGKILL in the middle of an epoch: the same records and weights in the end, bit by bit."""
@@ -189,6 +196,7 @@ def test_training_that_was_killed_goes_on(tmp_path):
             np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
+@pytest.mark.slow
 @on_jax
 def test_what_cannot_be_spread_is_said():
     for flags, message in (
@@ -207,6 +215,7 @@ def test_what_cannot_be_spread_is_said():
 DATASETS = ("imagenet2012", "cifar10", "mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("script, dataset", list(zip(TRAINING, DATASETS)))
 def test_missing_data_is_said_at_once(script, dataset, tmp_path):

@@ -12,6 +12,7 @@ def small(**kwargs):
     return lip.SLLNet(**(arguments | kwargs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["sll", "spectral"])
 def test_learns_digits_and_certifies(digits, bound):
     (x, y), (x_test, y_test) = digits
@@ -59,6 +60,7 @@ def test_mixed_precision(digits):
         assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_sizes():
     model = lip.SLLNet("small", compile=False)
     kinds = [type(layer).__name__ for layer in model.layers]
