@@ -1,6 +1,7 @@
 """What SDPDense, SDPResidualDense, SDPConv2D and SDPResidualConv2D share."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,6 +10,7 @@ from keras_lipnext.arguments import positive_integer, resolve_data_format, title
 from keras_lipnext.layers import sdp_diagonal
 from keras_lipnext.layers.images import channel_axis, image_sizes
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel
+from keras_lipnext.typing import Activation, Config, Initializer, Tensor
 
 # Monotone and 1-Lipschitz: the residual form needs slopes in [0, 1].
 # tests/certification/test_activations.py measures them.
@@ -71,7 +73,15 @@ class CentredOrthogonal(keras.initializers.Initializer):
 class SDPLayer(keras.layers.Layer):
     """A kernel W, the name of a bound, and T of both. Not for use on its own."""
 
-    def __init__(self, bound, activation, use_bias, kernel_initializer, bias_initializer, **kwargs):
+    def __init__(
+        self,
+        bound: str,
+        activation: Activation,
+        use_bias: bool,
+        kernel_initializer: Initializer,
+        bias_initializer: Initializer,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if bound not in sdp_diagonal.BOUNDS:
             raise ValueError(
@@ -129,7 +139,9 @@ class SDPLayer(keras.layers.Layer):
             f"activation={name!r}. Another one can follow as a layer of its own."
         )
 
-    def diagonal_form(self, kernel=None, log_q=None):
+    def diagonal_form(
+        self, kernel: Tensor | None = None, log_q: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(W / s, 1 / T of that, s), in float32 or float64; T is 1, and s, for "orthogonal".
 
         Args:
@@ -152,7 +164,7 @@ class SDPLayer(keras.layers.Layer):
         """W: the linear layers' kernel is W^T, whose rows T scales; the residual ones' is W."""
         return kernel
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "bound": self.bound,
@@ -163,7 +175,7 @@ class SDPLayer(keras.layers.Layer):
         }
 
 
-class SDPResidual:
+class SDPResidual(SDPLayer):
     """What the residual layers share: h(x) = x - 2 D R^-1 sigma(R D^T x + b), slopes in [0, 1].
 
     D = W T^(-1/2) and R = T^(1/2) make it x - 2 W T^-1 sigma(W^T x + b). ||D|| <= 1 whatever the
@@ -177,7 +189,7 @@ class SDPResidual:
                 "1-Lipschitz only with an activation whose slope lies in [0, 1]"
             )
 
-    def residual_form(self):
+    def residual_form(self) -> tuple[Tensor, Tensor, Tensor]:
         """(D, of the kernel's shape, R, R^-1), in float32 or float64."""
         w, inverse, scale = self.diagonal_form()
         root = ops.sqrt(inverse)
@@ -193,7 +205,13 @@ class SDPResidual:
 class SDPConvolution(SDPLayer):
     """What the two convolutions share: sizes, padding and the layout of images."""
 
-    def __init__(self, kernel_size, padding, data_format, **kwargs):
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        padding: str,
+        data_format: str | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.kernel_size = pair("kernel_size", kernel_size)
         if padding not in ("same", "circular"):
@@ -242,7 +260,7 @@ class SDPConvolution(SDPLayer):
     def _own_format(self, x):
         return x if self.data_format == "channels_last" else ops.transpose(x, (0, 3, 1, 2))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "kernel_size": self.kernel_size,

@@ -1,9 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import number, resolve_data_format, title
 from keras_lipnext.layers.images import along, channel_axis, image_sizes, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Config, Shape, Tensor
 
 # Direction of each of the four groups: (index of the spatial axis, step).
 DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))  # up, down, left, right
@@ -106,27 +109,33 @@ class SpatialShift(keras.layers.Layer):
         LipNeXt (Hu et al., ICLR 2026), Theorem 1, arXiv 2601.18513.
     """
 
-    def __init__(self, ratio=1 / 8, padding="circular", data_format=None, **kwargs):
+    def __init__(
+        self,
+        ratio: float = 1 / 8,
+        padding: str = "circular",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_shift(ratio, padding)
         self.ratio = ratio
         self.padding = padding
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, _, channels = image_sizes(self, input_shape)
         # In a traced call sizes may be tensors.
         self.group = group_size(self, channels)
         axes = {channel_axis(self.data_format) % 4: channels}
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return shift_groups(inputs, self.group, self.padding, self.data_format)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "ratio": self.ratio,

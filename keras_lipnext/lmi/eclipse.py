@@ -22,9 +22,10 @@ are ours.
 
 import time
 
+import keras
 import numpy as np
 
-from keras_lipnext.lipschitz.bounds import METHODS, Method
+from keras_lipnext.lipschitz.bounds import METHODS, LipschitzResult, Method
 from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
 from keras_lipnext.lmi.result import certified_by, proven_bound
@@ -33,7 +34,7 @@ from keras_lipnext.lmi.result import certified_by, proven_bound
 _SLACK = 2.0**-40
 
 
-def eclipse_fast(model, part="logits"):
+def eclipse_fast(model: keras.Model, part: str = "logits") -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by ECLipsE-Fast, proven. NumPy only.
 
     Never above the product of the layers' norms, but for rounding. A layer of width n takes some
@@ -59,7 +60,13 @@ def eclipse_fast(model, part="logits"):
     )
 
 
-def eclipse(model, part="logits", solver=None, time_limit=None, verbose=0):
+def eclipse(
+    model: keras.Model,
+    part: str = "logits",
+    solver: str | None = None,
+    time_limit: float | None = None,
+    verbose: int = 0,
+) -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by ECLipsE, one program a layer, proven.
 
     It is greedy: each program makes the most of its own layer, with the closed form of

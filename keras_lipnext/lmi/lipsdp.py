@@ -2,7 +2,9 @@
 
 import time
 
-from keras_lipnext.lipschitz.bounds import METHODS, Method
+import keras
+
+from keras_lipnext.lipschitz.bounds import METHODS, LipschitzResult, Method
 from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
@@ -14,7 +16,14 @@ _CLOSE = 0.03
 _ROUNDS = 8
 
 
-def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None, verbose=0):
+def lipsdp(
+    model: keras.Model,
+    variant: str = "neuron",
+    part: str = "logits",
+    solver: str | None = None,
+    time_limit: float | None = None,
+    verbose: int = 0,
+) -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by LipSDP, proven.
 
     Minimises rho over multipliers Lambda_i >= 0, one a hidden neuron, that make the matrix of the

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, dtype_of, frobenius
+from keras_lipnext.typing import Tensor
 
 # Truncation error allowed, in multiples of the working precision's epsilon: 1e-6 in float32.
 TOLERANCE = 8
@@ -69,7 +70,7 @@ def _eye(d):
     return ops.eye(d.shape[-1], dtype=d.dtype)
 
 
-def fast_exp(d):
+def fast_exp(d: Tensor) -> Tensor:
     """Matrix exponential of skew-symmetric `d`.
 
     Args:

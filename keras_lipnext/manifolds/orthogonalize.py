@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import tall, transpose
+from keras_lipnext.typing import Tensor
 
 
 def scales(smallest, steps):
@@ -28,7 +29,9 @@ def scales(smallest, steps):
 
 
 @tall
-def orthogonalize(m, *, steps=4, smallest=0.02, precision="exact"):
+def orthogonalize(
+    m: Tensor, *, steps: int = 4, smallest: float = 0.02, precision: str = "exact"
+) -> Tensor:
     """Brings the singular values of `m` close to 1 and keeps its singular vectors.
 
     Args:

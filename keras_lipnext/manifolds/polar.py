@@ -10,12 +10,17 @@ least squared by each step. All functions accept leading batch dimensions and ei
 """
 
 import functools
+from collections.abc import Callable
+from typing import ParamSpec
 
 import keras
 from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.backend import matmul
+from keras_lipnext.typing import Tensor
+
+P = ParamSpec("P")
 
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -32,7 +37,7 @@ def transpose(a):
     return ops.swapaxes(a, -1, -2)
 
 
-def tall(fn):
+def tall(fn: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Lets `fn`, written for matrices with orthonormal columns, accept orthonormal rows too.
 
     Arithmetic is done in float32 at least: half precision cannot represent an orthogonal matrix
@@ -87,13 +92,13 @@ def largest_finite(values):
 
 
 @tall
-def polar_svd(x):
+def polar_svd(x: Tensor) -> Tensor:
     """Polar factor by singular value decomposition: the exact reference."""
     u, _, vh = ops.svd(x, full_matrices=False)
     return matmul(u, vh)
 
 
-def newton_schulz(x, steps, defect=None):
+def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor:
     """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n.
 
     `defect` is `gram_defect(x)`, if known.
@@ -174,7 +179,7 @@ _BRANCHES = [
 
 
 @tall
-def polar(x):
+def polar(x: Tensor) -> Tensor:
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
     As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for, at two products

@@ -21,13 +21,16 @@ from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, dtype_of, largest_finite, newton_schulz
+from keras_lipnext.typing import Tensor
 
 CUBIC = (1 - 0.5**0.5) / 2
 # What ||p^T p - I||_2 may be, in multiples of the dtype's epsilon.
 TOLERANCE = 2
 
 
-def rotate(x, d, norm=None, period=None):
+def rotate(
+    x: Tensor, d: Tensor, norm: float | Tensor | None = None, period: int | None = None
+) -> Tensor:
     """Moves orthogonal matrices by a rotation close to `exp(d)`.
 
     Args:
