@@ -38,7 +38,7 @@ class FullShiftMixing(ShiftMixing):
         The block's `R^T S R`: LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
-    def _kernel_shape(self, channels):
+    def _kernel_shape(self, channels: int) -> tuple[int, int]:
         return channels, channels
 
     def call(self, inputs: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class LipNeXtBlock(keras.layers.Layer):
             part.trainable = part.name not in frozen
         self._frozen = None
 
-    def _names_of_frozen(self):
+    def _names_of_frozen(self) -> list[str]:
         """Keras saves and sets only what a layer itself is: parts keep count of theirs here."""
         if self._frozen is not None:
             return list(self._frozen)

@@ -84,7 +84,7 @@ class SDPConv2D(SDPConvolution):
         shape = (*self.kernel_size, channels, self.filters)
         self._add_weights(shape, columns=channels, biases=self.filters)
 
-    def _columns_last(self, kernel):
+    def _columns_last(self, kernel: Tensor) -> Tensor:
         return ops.transpose(kernel, (0, 1, 3, 2))
 
     def effective_kernel(self) -> Tensor:
@@ -101,7 +101,8 @@ class SDPConv2D(SDPConvolution):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         shape = list(input_shape)
         for axis, stride in zip(spatial_axes(self.data_format), self.strides):
-            shape[axis] = shape[axis] and -(-shape[axis] // stride)
+            size = shape[axis]
+            shape[axis] = size and -(-size // stride)
         shape[channel_axis(self.data_format)] = self.filters
         return tuple(shape)
 

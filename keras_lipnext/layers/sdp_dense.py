@@ -70,7 +70,7 @@ class SDPDense(SDPLayer):
         self._add_weights((features, self.units), columns=features, biases=self.units)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
 
-    def _columns_last(self, kernel):
+    def _columns_last(self, kernel: Tensor) -> Tensor:
         return ops.transpose(kernel)
 
     def effective_kernel(self) -> Tensor:

@@ -66,7 +66,7 @@ class ShiftMixing(keras.layers.Layer):
             self, self._kernel_shape(channels), self.kernel_initializer
         )
 
-    def _kernel_shape(self, channels):
+    def _kernel_shape(self, channels: int) -> tuple[int, int]:
         """Shape of the kernel for this many channels: of R^T, the columns that move."""
         return channels, 4 * self.group
 

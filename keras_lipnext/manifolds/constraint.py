@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_lipnext.manifolds import stiefel
-from keras_lipnext.typing import Config, Tensor
+from keras_lipnext.typing import Config, Initializer, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -55,11 +55,11 @@ class ProjectedInitializer(keras.initializers.Initializer):
         initializer: Any Keras initializer identifier.
     """
 
-    def __init__(self, initializer):
+    def __init__(self, initializer: Initializer) -> None:
         self.initializer = keras.initializers.get(initializer)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         return stiefel.projx(self.initializer(shape, dtype=dtype or keras.config.floatx()))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {"initializer": keras.initializers.serialize(self.initializer)}

@@ -16,7 +16,7 @@ from keras_lipnext.manifolds.polar import tall, transpose
 from keras_lipnext.typing import Tensor
 
 
-def scales(smallest, steps):
+def scales(smallest: float, steps: int) -> tuple[list[float], float]:
     """([a of each step], factor of the last result) for singular values in [smallest, 1].
 
     The factor centres the last interval [q, 1] at 1.
@@ -61,5 +61,5 @@ def orthogonalize(
     return last * m
 
 
-def _positive(scale):
+def _positive(scale: Tensor) -> Tensor:
     return ops.where(scale > 0, scale, 1.0)

@@ -7,7 +7,8 @@ tangent vector.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -114,13 +115,13 @@ def random(
     return ops.cast(x, dtype)
 
 
-def _haar(rows, columns, seeds, dtype):
+def _haar(rows: int, columns: int, seeds: Iterator[Any], dtype: str) -> Tensor:
     q, r = ops.qr(keras.random.normal((rows, columns), dtype=dtype, seed=next(seeds)))
     # Signs of R's diagonal make the factorisation unique and Q uniformly distributed.
     return q * ops.cast(ops.where(ops.diagonal(r) < 0, -1, 1), dtype)
 
 
-def _seeds(seed):
+def _seeds(seed: Any) -> Iterator[Any]:
     """Endless distinct seeds from one: keras.random repeats itself for a repeated integer."""
     if isinstance(seed, keras.random.SeedGenerator):
         while True:
@@ -130,5 +131,5 @@ def _seeds(seed):
         yield int(sequence.spawn(1)[0].generate_state(1)[0] % (2**31))
 
 
-def _factor_near_sqrt(n):
+def _factor_near_sqrt(n: int) -> int:
     return next(f for f in range(math.isqrt(n), 0, -1) if n % f == 0)

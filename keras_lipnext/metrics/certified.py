@@ -92,7 +92,7 @@ class CertifiedMetric(keras.metrics.Mean):
         self._check_bound()
         return super().result()
 
-    def _check_bound(self):
+    def _check_bound(self) -> None:
         if self._constants is None:
             raise unbound(self, "metric.bind(head)")
 

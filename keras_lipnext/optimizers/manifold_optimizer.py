@@ -5,7 +5,7 @@ handful of batched operations, and as many lines of a compiled program, instead 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -130,7 +130,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 (len(variables),), aggregation="only_first_replica", name="started"
             )
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(
+        self, grads: Sequence[Tensor], trainable_variables: list[keras.Variable]
+    ) -> None:
         super()._backend_apply_gradients(grads, trainable_variables)
         if backend.replicas() > 1 or (self.use_ema and self.ema_overwrite_frequency):
             # Averages that overwrite variables lie off the manifold; replicas share constraints.
@@ -141,7 +143,12 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             v for v in trainable_variables if not self._on_manifold[variable_index(self, v)]
         ]
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+    def _backend_update_step(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: list[keras.Variable],
+        learning_rate: Tensor,
+    ) -> None:
         if backend.replicas() > 1:
             # Keras sums the gradients of the replicas there, and calls `update_step`.
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
@@ -159,7 +166,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         self._step([(gradient, variable, variable_index(self, variable))], learning_rate)
 
-    def _step(self, members, learning_rate):
+    def _step(self, members: Sequence[tuple[Tensor, Any, int]], learning_rate: Tensor) -> None:
         """One step of variables of the same kind, shape and dtype: (gradient, variable, index)."""
         gradients, variables, indices = zip(*members)
         moments = list(zip(*(self._moments[i] for i in indices)))
@@ -198,7 +205,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             "moments)`: see ManifoldOptimizer."
         )
 
-    def _step_on_manifold(self, x, gradient, learning_rate, moments):
+    def _step_on_manifold(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         # In half precision 0.999 is 1, and no matrix is orthogonal.
         dtype = at_least_float32(keras.backend.standardize_dtype(x.dtype))
         new, gradient, learning_rate = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
@@ -244,14 +253,16 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
         return m * alpha / (ops.sqrt(v) + self.epsilon), [m, v]
 
-    def _euclidean_rate(self, learning_rate):
+    def _euclidean_rate(self, learning_rate: Tensor) -> Tensor:
         rate = self.euclidean_learning_rate
         if rate is None:
             return learning_rate
         # Of what Keras' schedules count: batches, whether or not their gradients are accumulated.
         return rate(batches_seen(self)) if callable(rate) else rate
 
-    def _look_ahead(self, old, fast, indices, sharding):
+    def _look_ahead(
+        self, old: Tensor, fast: Tensor, indices: Sequence[int] | np.ndarray, sharding: Any
+    ) -> Tensor:
         """Every `lookahead_period` steps: slow <- slow + step (fast - slow), fast <- slow.
 
         The sum is projected by the variable's constraint. On the orthogonal group at step 1/2
@@ -276,13 +287,13 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         backend.assign_stacked(self, variables, slow, sharding)
         return ops.where(due, slow, fast)
 
-    def _use_weight_decay(self, variable):
+    def _use_weight_decay(self, variable: Any) -> bool:
         # Shrinking an orthogonal matrix and projecting it back is no regularisation.
         if variable_key(self, variable) in self._manifold_keys:
             return False
         return super()._use_weight_decay(variable)
 
-    def _apply_weight_decay(self, variables):
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         decayed = [v for v in variables if self._use_weight_decay(v)]
         if decayed:  # PyTorch's fused implementation fails on an empty list.
             super()._apply_weight_decay(decayed)
@@ -324,16 +335,16 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-def _applied_if(condition, function, x):
+def _applied_if(condition: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` or `x`. No lambdas: outside jit JAX compiles anew for each function object."""
     return ops.switch(ops.cast(condition, "int32"), (_unchanged, function), x)
 
 
-def _unchanged(x):
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _has_left(x):
+def _has_left(x: Tensor) -> Tensor:
     """Whether square matrices are visibly off the manifold, by `X^T X v` for one vector v of signs.
 
     Rounding alone leaves entries of `X^T X v - v` below `epsilon * sqrt(n)`. Projections that a
