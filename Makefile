@@ -57,9 +57,10 @@ test-oldest: $(OLDEST:%=.venv-oldest/%/.installed)  ## Run the tests of layers t
 	    $(OLDEST_TESTS:%=tests/%) $(OLDEST_TESTS_NOT:%=--ignore=tests/%) || exit 1; \
 	done
 
-lint: $(INSTALLED)  ## Check style and formatting
+lint: $(INSTALLED)  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:  ## Remove the virtual environments and caches
-	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .jax_cache
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache

@@ -150,8 +150,10 @@ def check_one_process(model):
 
 
 def lipnext_layout_map(
-    device_mesh, model_parallel_dim_name="model", data_parallel_dim_name="batch"
-):
+    device_mesh: keras.distribution.DeviceMesh,
+    model_parallel_dim_name: str = "model",
+    data_parallel_dim_name: str = "batch",
+) -> keras.distribution.LayoutMap:
     """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
 
     Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along

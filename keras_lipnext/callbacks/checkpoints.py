@@ -16,6 +16,7 @@ import keras
 from keras_lipnext import backend
 from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.resuming import Resuming, read, write
+from keras_lipnext.typing import Logs, Path
 
 WHOLE = "whole.json"  # the digests of the backups that were written to their end
 
@@ -65,13 +66,13 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
         RuntimeError: in one of several processes, which `OrbaxCheckpoint` is made for.
     """
 
-    def __init__(self, backup_dir, seed=0, delete_checkpoint=True):
+    def __init__(self, backup_dir: Path, seed: int = 0, delete_checkpoint: bool = True) -> None:
         super().__init__(
             os.fspath(backup_dir), double_checkpoint=True, delete_checkpoint=delete_checkpoint
         )
         self._set_up(backup_dir, seed)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         count = backend.processes()
         if count > 1:
             raise RuntimeError(
@@ -81,7 +82,7 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
         self._prepare()
         super().on_train_begin(logs)
 
-    def save(self, epoch, logs=None):
+    def save(self, epoch: int, logs: Logs = None) -> None:
         super().save(epoch, logs)
         write(self._folder / WHOLE, [self._digest(*self._pairs()[0]), *self._whole()][:2])
 
@@ -166,7 +167,9 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
 
     _by_path = True
 
-    def __init__(self, directory, seed=0, max_to_keep=2, save_on_background=True):
+    def __init__(
+        self, directory: Path, seed: int = 0, max_to_keep: int = 2, save_on_background: bool = True
+    ) -> None:
         if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 2:
             raise ValueError(
                 "`max_to_keep` must be an integer of at least 2, so that there is a checkpoint to "
@@ -212,9 +215,9 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
                 f"No checkpoint in {folder} can be read. Delete the folder to train from the "
                 "beginning."
             ) from damaged[0][1]
-        for path, error in damaged:
+        for path, reason in damaged:
             warnings.warn(
-                f"The checkpoint {path} cannot be read ({error}) and is now called "
+                f"The checkpoint {path} cannot be read ({reason}) and is now called "
                 f"{path.stem}.damaged: training continues from the one before it.",
                 stacklevel=2,
             )

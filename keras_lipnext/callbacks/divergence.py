@@ -4,6 +4,7 @@ import statistics
 import keras
 
 from keras_lipnext.arguments import number, positive_integer
+from keras_lipnext.typing import Logs
 
 
 class DivergenceError(RuntimeError):
@@ -73,7 +74,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         DivergenceError: out of `fit`.
     """
 
-    def __init__(self, factor=3.0, window=20, floor=0.5):
+    def __init__(self, factor: float = 3.0, window: int = 20, floor: float = 0.5) -> None:
         super().__init__()
         if not number("factor", factor) > 1:
             raise ValueError(f"`factor` must be above 1. Received: factor={factor!r}")
@@ -86,14 +87,14 @@ class StopOnDivergence(keras.callbacks.Callback):
         self._low = math.inf
         self._losses = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._restart()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._epoch, self._count, self._sum = epoch, 0, 0.0
 
-    def on_train_batch_end(self, batch, logs=None):
-        mean = float(logs["loss"])
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        mean = float(logs["loss"])  # type: ignore[index]
         if not math.isfinite(mean):
             self._stop(batch, f"the loss is {mean}")
         # Keras logs the mean over the epoch's batches so far: their sum grows by this one's loss.
@@ -112,7 +113,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         if median > max(self.factor * self._low, self.floor) and self._low > 0:
             self._stop(batch, f"the loss rose from about {self._low:.4g} to {median:.4g} of late")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         check_finite(self.model)
 
     def _stop(self, batch, reason):

@@ -25,6 +25,7 @@ from keras_lipnext.backend import keras_private
 from keras_lipnext.callbacks.divergence import check_finite
 from keras_lipnext.callbacks.states import States, list_that_calls
 from keras_lipnext.models.training_state import Schedule, TrainingState, put_back
+from keras_lipnext.typing import Logs
 
 TRAINING = "training.json"  # what was trained, and how
 
@@ -70,7 +71,7 @@ class Resuming(keras.callbacks.Callback):
         self._last = Last(self)
         self._states = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         found = list_that_calls(self)
         if found is not None and self._last not in found.callbacks:
             found.callbacks.append(self._last)  # and so called after all others, now already
@@ -95,19 +96,19 @@ class Resuming(keras.callbacks.Callback):
     def _load(self):
         """Restores the latest checkpoint, where Keras' own callback does not."""
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         super().on_epoch_begin(epoch, logs)
         keras.utils.set_random_seed(seed_of(self.seed, epoch))
         generators = [v for v in self.model.variables if v.name == keras_private.SEED_STATE]
         for index, state in enumerate(generators):
             state.assign([seed_of(self.seed, epoch, index), 0])
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         check_finite(self.model)
         if self._states is None:  # called by no list, beside nothing
             self.save(epoch, logs)
 
-    def resume_others(self):
+    def resume_others(self) -> None:
         """Gives the callbacks beside this one, all of them begun, their states back."""
         ours = (Resuming, Last, Schedule, keras.callbacks.History, keras.callbacks.ProgbarLogger)
         self._states = States([c for c in self._beside if not isinstance(c, ours)])
@@ -134,7 +135,7 @@ class Resuming(keras.callbacks.Callback):
             )
             keras_private.set_initial_epoch(self.model, self.params["epochs"])
 
-    def save(self, epoch, logs=None):
+    def save(self, epoch: int, logs: Logs = None) -> None:
         """Writes the checkpoint of an epoch that all callbacks are done with.
 
         Averages that SwapEMAWeights has left in the model are put back on their manifolds before,

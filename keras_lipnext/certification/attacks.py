@@ -3,14 +3,25 @@
 They prove nothing.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_lipnext import backend
 from keras_lipnext.certification.float64 import Float64Twin
 
 
-def pgd(model, x, labels, radii, steps=20, step_size=0.25, seed=0):
+def pgd(
+    model: keras.Model,
+    x: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    radii: npt.ArrayLike,
+    steps: int = 20,
+    step_size: float = 0.25,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """l2 PGD that tries to change each prediction within its own radius, in float64.
 
     Maximises the best other logit minus the label's, by normalised gradient steps projected on the
@@ -56,7 +67,9 @@ def pgd(model, x, labels, radii, steps=20, step_size=0.25, seed=0):
     return twin(adversarial).argmax(axis=-1) != labels, adversarial
 
 
-def as_torch_module(model, data_format=None, logit_scale=1.0):
+def as_torch_module(
+    model: keras.Model, data_format: str | None = None, logit_scale: float = 1.0
+) -> Any:
     """A `torch.nn.Module` of the model, on any Keras backend, for the attack libraries.
 
     foolbox, the adversarial-robustness-toolbox and AutoAttack attack modules of PyTorch that map
@@ -111,7 +124,7 @@ def as_torch_module(model, data_format=None, logit_scale=1.0):
     if any(tensors is not None and len(tensors) != 1 for tensors in (inputs, outputs)):
         raise ValueError(
             f"Model '{model.name}' must have one input and one output. Received: "
-            f"{len(inputs)} inputs and {len(outputs)} outputs."
+            f"{len(inputs)} inputs and {len(outputs)} outputs."  # type: ignore[arg-type]
         )
     dtype = keras.backend.standardize_dtype(inputs[0].dtype if inputs else model.compute_dtype)
     if "float" not in dtype:

@@ -1,15 +1,18 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_lipnext.batches import check_batch, check_numbers, class_labels, numpy_batches
 from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.distribution import check_one_process
-from keras_lipnext.lipschitz.bounds import method_of
+from keras_lipnext.lipschitz.bounds import LipschitzResult, method_of
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.own_precision import low_precision
 from keras_lipnext.report import text
@@ -26,15 +29,15 @@ ONE_LOGIT = (
 
 
 def certify(
-    model,
-    x,
-    y=None,
-    epsilons=EPSILONS,
-    batch_size=256,
-    verbose="auto",
-    expected_hash=None,
-    lipschitz="product",
-):
+    model: keras.Model,
+    x: Any,
+    y: npt.ArrayLike | None = None,
+    epsilons: float | Sequence[float] = EPSILONS,
+    batch_size: int = 256,
+    verbose: int | str = "auto",
+    expected_hash: str | None = None,
+    lipschitz: str | LipschitzResult | Callable[..., LipschitzResult] = "product",
+) -> Certificate:
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
     The Lipschitz constant K is an upper bound proven from the stored weights; logits are evaluated

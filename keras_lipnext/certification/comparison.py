@@ -7,7 +7,7 @@ from keras_lipnext.backend import keras_private
 from keras_lipnext.distribution import parts_of_a_batch
 
 
-def own_answer(model, inputs):
+def own_answer(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """The model's own output for a batch, of any size also where devices share its batches."""
     sizes = model.inputs[0].shape[0] or len(inputs)
     missing = max(sizes - len(inputs), 0)

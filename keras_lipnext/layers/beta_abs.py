@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -5,6 +7,7 @@ from keras import ops
 from keras_lipnext.arguments import number
 from keras_lipnext.layers.images import along, channels_of
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Config, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -32,27 +35,27 @@ class BetaAbs(keras.layers.Layer):
         LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
-    def __init__(self, beta=0.75, axis=-1, **kwargs):
+    def __init__(self, beta: float = 0.75, axis: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= number("beta", beta) <= 1:
             raise ValueError(f"`beta` must be in [0, 1]. Received: beta={beta!r}")
         self.beta = beta
         self.axis = axis
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = channels_of(self, input_shape, self.axis)
         rank = len(input_shape)
         # In a traced call sizes may be tensors.
         self.rectified = round(self.beta * channels)
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         channels = self.input_spec.axes[self.axis % self.input_spec.ndim]
         mask = along(np.arange(channels) < self.rectified, self.axis, self.input_spec.ndim)
         return ops.where(mask, ops.abs(inputs), inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "beta": self.beta, "axis": self.axis}

@@ -6,6 +6,7 @@ from keras_lipnext.layers.images import channel_axis, matmul
 from keras_lipnext.layers.shift_mixing import ShiftMixing
 from keras_lipnext.layers.spatial_shift import shift_groups
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -37,17 +38,17 @@ class FullShiftMixing(ShiftMixing):
         The block's `R^T S R`: LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
-    def _kernel_shape(self, channels):
+    def _kernel_shape(self, channels: int) -> tuple[int, int]:
         return channels, channels
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         axis = channel_axis(self.data_format)
         kernel = ops.convert_to_tensor(self.kernel)
         rotated = matmul(inputs, kernel, axis)
         shifted = shift_groups(rotated, self.group, self.padding, self.data_format)
         return matmul(shifted, ops.transpose(kernel), axis)
 
-    def reduced(self):
+    def reduced(self) -> ShiftMixing:
         """The `ShiftMixing` that computes the same: built, with the columns that move, exactly.
 
         The two functions differ by what R^T R differs from the identity, and by rounding.

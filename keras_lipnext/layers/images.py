@@ -1,19 +1,23 @@
 """What the layers share: where the channels of an image are, its sizes, products along an axis."""
 
+import keras
 from keras import ops
 
 from keras_lipnext.arguments import title
+from keras_lipnext.typing import Shape, Tensor
 
 
-def channel_axis(data_format):
+def channel_axis(data_format: str) -> int:
     return -1 if data_format == "channels_last" else 1
 
 
-def spatial_axes(data_format):
+def spatial_axes(data_format: str) -> tuple[int, int]:
     return (1, 2) if data_format == "channels_last" else (2, 3)
 
 
-def image_sizes(layer, input_shape):
+def image_sizes(
+    layer: keras.layers.Layer, input_shape: Shape
+) -> tuple[int | None, int | None, int]:
     """(height, width, channels) of a rank 4 shape; raises for another rank or unknown channels."""
     if len(input_shape) != 4:
         raise ValueError(
@@ -25,7 +29,7 @@ def image_sizes(layer, input_shape):
     return height, width, channels_of(layer, input_shape, channel_axis(layer.data_format))
 
 
-def channels_of(layer, input_shape, axis):
+def channels_of(layer: keras.layers.Layer, input_shape: Shape, axis: int) -> int:
     """Size of the channel axis, which must exist and be known when the layer is built."""
     if not -len(input_shape) <= axis < len(input_shape) or axis % len(input_shape) == 0:
         raise ValueError(
@@ -41,7 +45,7 @@ def channels_of(layer, input_shape, axis):
     return channels
 
 
-def matmul(x, kernel, axis):
+def matmul(x: Tensor, kernel: Tensor, axis: int) -> Tensor:
     """Multiplies the vectors along `axis` of `x`, read as rows, by `kernel`.
 
     As one matrix of all rows: of a product with three batch axes XLA makes the kernel's gradient by
@@ -55,7 +59,7 @@ def matmul(x, kernel, axis):
     return ops.reshape(rows, (*ops.shape(x)[:-1], kernel.shape[-1]))
 
 
-def along(vector, axis, rank):
+def along(vector: Tensor, axis: int, rank: int) -> Tensor:
     """Reshapes a vector so that it broadcasts along `axis` of a tensor of `rank`."""
     shape = [1] * rank
     shape[axis] = -1

@@ -1,9 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import number, resolve_data_format
 from keras_lipnext.layers.images import channel_axis, image_sizes, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype
+from keras_lipnext.typing import Config, DType, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -31,22 +34,28 @@ class L2Pool(keras.layers.Layer):
         LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
-    def __init__(self, epsilon=1e-12, data_format=None, dtype=None, **kwargs):
+    def __init__(
+        self,
+        epsilon: float = 1e-12,
+        data_format: str | None = None,
+        dtype: DType = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(dtype=accumulating_dtype(dtype), **kwargs)
         if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
         self.epsilon = epsilon
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         image_sizes(self, input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         energy = ops.sum(ops.square(inputs), axis=spatial_axes(self.data_format))
         return ops.sqrt(energy + self.epsilon)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], input_shape[channel_axis(self.data_format)])
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "epsilon": self.epsilon, "data_format": self.data_format}

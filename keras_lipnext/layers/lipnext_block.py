@@ -1,3 +1,5 @@
+from typing import Any, Self
+
 import keras
 
 from keras_lipnext.arguments import resolve_data_format
@@ -8,6 +10,7 @@ from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Config, Shape, Tensor
 
 MIXINGS = {"reduced": ShiftMixing, "full": FullShiftMixing}
 
@@ -45,13 +48,13 @@ class LipNeXtBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        shift_ratio=1 / 8,
-        beta=0.75,
-        padding="circular",
-        mixing="reduced",
-        data_format=None,
-        **kwargs,
-    ):
+        shift_ratio: float = 1 / 8,
+        beta: float = 0.75,
+        padding: str = "circular",
+        mixing: str = "reduced",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if mixing not in MIXINGS:
             raise ValueError(
@@ -68,14 +71,15 @@ class LipNeXtBlock(keras.layers.Layer):
         self.positional_bias = PositionalBias(name="positional_bias", **shared)
         self.mixing = MIXINGS[mixing](shift_ratio, padding, name="mixing", **shared)
         self.activation = BetaAbs(beta, axis=self._axis, name="activation", dtype=self.dtype_policy)
-        self.dense = None  # until the number of channels is known
+        self.dense: OrthogonalDense | None = None  # until the number of channels is known
         if not self.trainable:  # the parts were not there when it was set
             for part in self.parts:
                 part.trainable = False
-        self._frozen = None  # names of the parts that are to be frozen once they are there
+        # Names of the parts that are to be frozen once they are there.
+        self._frozen: tuple[str, ...] | None = None
 
     @property
-    def parts(self):
+    def parts(self) -> tuple[keras.layers.Layer, ...]:
         """The layers applied, in order; without the dense one before the block is built.
 
         Saved files name the weights of `positional_bias` by this property: it keeps its name.
@@ -83,11 +87,11 @@ class LipNeXtBlock(keras.layers.Layer):
         parts = (self.positional_bias, self.mixing, self.dense, self.activation)
         return tuple(part for part in parts if part is not None)
 
-    def certified_parts(self):
+    def certified_parts(self) -> tuple[keras.layers.Layer, ...]:
         """The block is the composition of its parts: certificates read them one by one."""
         return self.parts
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, _, channels = image_sizes(self, input_shape)
         self.dense = OrthogonalDense(
             channels, axis=self._axis, name="dense", dtype=self.dtype_policy
@@ -98,23 +102,23 @@ class LipNeXtBlock(keras.layers.Layer):
             part.trainable = part.name not in frozen
         self._frozen = None
 
-    def _names_of_frozen(self):
+    def _names_of_frozen(self) -> list[str]:
         """Keras saves and sets only what a layer itself is: parts keep count of theirs here."""
         if self._frozen is not None:
             return list(self._frozen)
         frozen = [part.name for part in self.parts if not part.trainable]
         return frozen + ["dense"] * (not self.built and not self.trainable)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = inputs
         for part in self.parts:
             x = part(x)
         return x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "shift_ratio": self.shift_ratio,
@@ -126,7 +130,7 @@ class LipNeXtBlock(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> Self:
         config = dict(config)
         frozen = config.pop("frozen", None)
         block = cls(**config)

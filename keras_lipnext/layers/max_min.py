@@ -1,9 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import title
 from keras_lipnext.layers.images import channels_of
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Config, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -29,11 +32,11 @@ class MaxMin(keras.layers.Layer):
         Sorting out Lipschitz function approximation (Anil et al., ICML 2019), arXiv 1811.05381.
     """
 
-    def __init__(self, axis=-1, **kwargs):
+    def __init__(self, axis: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.axis = axis
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = channels_of(self, input_shape, self.axis)
         if channels % 2:
             raise ValueError(
@@ -42,14 +45,14 @@ class MaxMin(keras.layers.Layer):
                 f"input_shape={tuple(input_shape)}"
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         first, second = ops.split(inputs, 2, axis=self.axis)
         return ops.concatenate(
             [ops.maximum(first, second), ops.minimum(first, second)], axis=self.axis
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "axis": self.axis}

@@ -1,8 +1,11 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import channels_of, matmul
 from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype, add_bias
+from keras_lipnext.typing import Config, DType, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -36,20 +39,20 @@ class NormalizedDense(keras.layers.Layer):
 
     def __init__(
         self,
-        units,
-        use_bias=True,
-        kernel_initializer="glorot_normal",
-        bias_initializer="zeros",
-        dtype=None,
-        **kwargs,
-    ):
+        units: int,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_normal",
+        bias_initializer: Initializer = "zeros",
+        dtype: DType = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(dtype=accumulating_dtype(dtype), **kwargs)
         self.units = positive_integer("units", units)
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         features = channels_of(self, input_shape, -1)
         unit_norm = keras.constraints.UnitNorm(axis=0)
         self.kernel = self.add_weight(
@@ -64,14 +67,14 @@ class NormalizedDense(keras.layers.Layer):
             self.bias = add_bias(self, (self.units,), self.bias_initializer)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         logits = matmul(inputs, self.kernel, -1)
         return logits if self.bias is None else logits + self.bias
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "units": self.units,

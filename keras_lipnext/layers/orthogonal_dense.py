@@ -1,8 +1,11 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import along, channels_of, matmul
 from keras_lipnext.layers.weights import NAMESPACE, add_bias, add_stiefel_kernel, serialize_optional
+from keras_lipnext.typing import Activation, Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -43,14 +46,14 @@ class OrthogonalDense(keras.layers.Layer):
 
     def __init__(
         self,
-        units,
-        activation=None,
-        use_bias=True,
-        axis=-1,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        units: int,
+        activation: Activation = None,
+        use_bias: bool = True,
+        axis: int = -1,
+        kernel_initializer: Initializer = None,
+        bias_initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.units = positive_integer("units", units)
         self.activation = keras.activations.get(activation)
@@ -59,7 +62,7 @@ class OrthogonalDense(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         features = channels_of(self, input_shape, self.axis)
         self.kernel = add_stiefel_kernel(self, (features, self.units), self.kernel_initializer)
         self.bias = None
@@ -69,18 +72,18 @@ class OrthogonalDense(keras.layers.Layer):
             min_ndim=2, axes={self.axis % len(input_shape): features}
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = matmul(inputs, self.kernel, self.axis)
         if self.bias is not None:
             x = x + along(self.bias, self.axis, len(x.shape))
         return self.activation(x)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         shape = list(input_shape)
         shape[self.axis] = self.units
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,9 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import positive_integer, resolve_data_format, title
 from keras_lipnext.layers.images import image_sizes, matmul
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
+from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -31,14 +34,21 @@ class PatchEmbedding(keras.layers.Layer):
         ValueError: if `units` is too small to be an isometry or the patches do not tile the image.
     """
 
-    def __init__(self, patch_size, units, kernel_initializer=None, data_format=None, **kwargs):
+    def __init__(
+        self,
+        patch_size: int,
+        units: int,
+        kernel_initializer: Initializer = None,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.patch_size = positive_integer("patch_size", patch_size)
         self.units = positive_integer("units", units)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.data_format = resolve_data_format(data_format)
 
-    def entries(self, input_shape):
+    def entries(self, input_shape: Shape) -> int:
         """Numbers in a patch of such images; an error if they cannot be embedded."""
         height, width, channels = image_sizes(self, input_shape)
         p = self.patch_size
@@ -57,12 +67,12 @@ class PatchEmbedding(keras.layers.Layer):
                 )
         return p * p * channels
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.kernel = add_stiefel_kernel(
             self, (self.entries(input_shape), self.units), self.kernel_initializer
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         first = self.data_format == "channels_first"
         x = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
         p = self.patch_size
@@ -75,14 +85,14 @@ class PatchEmbedding(keras.layers.Layer):
         x = matmul(x, self.kernel, -1)
         return ops.transpose(x, (0, 3, 1, 2)) if first else x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         height, width, _ = image_sizes(self, input_shape)
         tokens = tuple(n and n // self.patch_size for n in (height, width))
         if self.data_format == "channels_first":
             return (input_shape[0], self.units, *tokens)
         return (input_shape[0], *tokens, self.units)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "patch_size": self.patch_size,

@@ -1,8 +1,11 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import resolve_data_format, title
 from keras_lipnext.layers.images import image_sizes, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE, add_bias
+from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -28,12 +31,14 @@ class PositionalBias(keras.layers.Layer):
         LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
     """
 
-    def __init__(self, initializer="zeros", data_format=None, **kwargs):
+    def __init__(
+        self, initializer: Initializer = "zeros", data_format: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.initializer = keras.initializers.get(initializer)
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         height, width, _ = image_sizes(self, input_shape)
         if height is None or width is None:
             raise ValueError(
@@ -46,13 +51,13 @@ class PositionalBias(keras.layers.Layer):
         sizes = dict(zip(spatial_axes(self.data_format), (height, width)))
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=sizes)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return inputs + self.bias
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "initializer": keras.initializers.serialize(self.initializer),

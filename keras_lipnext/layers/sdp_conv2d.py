@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -5,6 +7,7 @@ from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import channel_axis, spatial_axes
 from keras_lipnext.layers.sdp_base import CentredOrthogonal, SDPConvolution, pair
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Activation, Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -50,18 +53,18 @@ class SDPConv2D(SDPConvolution):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        bound="aol",
-        strides=1,
-        padding="same",
-        activation=None,
-        use_bias=True,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        data_format=None,
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        bound: str = "aol",
+        strides: int | tuple[int, int] = 1,
+        padding: str = "same",
+        activation: Activation = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = None,
+        bias_initializer: Initializer = "zeros",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             kernel_size,
             padding,
@@ -76,31 +79,32 @@ class SDPConv2D(SDPConvolution):
         self.filters = positive_integer("filters", filters)
         self.strides = pair("strides", strides)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = self._check_image(input_shape)
         shape = (*self.kernel_size, channels, self.filters)
         self._add_weights(shape, columns=channels, biases=self.filters)
 
-    def _columns_last(self, kernel):
+    def _columns_last(self, kernel: Tensor) -> Tensor:
         return ops.transpose(kernel, (0, 1, 3, 2))
 
-    def effective_kernel(self):
+    def effective_kernel(self) -> Tensor:
         """The kernel with its inputs scaled by T^(-1/2)."""
         w, inverse, _ = self.diagonal_form()
         return ops.transpose(w * ops.sqrt(inverse), (0, 1, 3, 2))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = self._channels_last(self._cast(inputs))
         x = self._convolved(x, self._cast(self.effective_kernel()), self.strides)
         x = x if self.bias is None else x + self._cast(self.bias)
         return self._own_format(self.activation(x))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         shape = list(input_shape)
         for axis, stride in zip(spatial_axes(self.data_format), self.strides):
-            shape[axis] = shape[axis] and -(-shape[axis] // stride)
+            size = shape[axis]
+            shape[axis] = size and -(-size // stride)
         shape[channel_axis(self.data_format)] = self.filters
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "filters": self.filters, "strides": self.strides}

@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -5,6 +7,7 @@ from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import channels_of, matmul
 from keras_lipnext.layers.sdp_base import SDPLayer
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Activation, Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -49,38 +52,38 @@ class SDPDense(SDPLayer):
 
     def __init__(
         self,
-        units,
-        bound="aol",
-        activation=None,
-        use_bias=True,
-        kernel_initializer="orthogonal",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        units: int,
+        bound: str = "aol",
+        activation: Activation = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "orthogonal",
+        bias_initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             bound, activation, use_bias, kernel_initializer, bias_initializer, **kwargs
         )
         self.units = positive_integer("units", units)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         features = channels_of(self, input_shape, -1)
         self._add_weights((features, self.units), columns=features, biases=self.units)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
 
-    def _columns_last(self, kernel):
+    def _columns_last(self, kernel: Tensor) -> Tensor:
         return ops.transpose(kernel)
 
-    def effective_kernel(self):
+    def effective_kernel(self) -> Tensor:
         """T^(-1/2) W^T, shape (d, units): what the input is multiplied with."""
         w, inverse, _ = self.diagonal_form()
         return ops.transpose(w * ops.sqrt(inverse))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = matmul(self._cast(inputs), self._cast(self.effective_kernel()), -1)
         return self.activation(x if self.bias is None else x + self._cast(self.bias))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "units": self.units}

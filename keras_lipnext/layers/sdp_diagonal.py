@@ -34,12 +34,14 @@ iteration). What is added for rounding is ours.
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
+from keras_lipnext.typing import Tensor
 
 BOUNDS = ("spectral", "aol", "sll", "orthogonal")
 UNIT = 2.0**-23  # of float32, in whatever dtype T is computed: it is part of T's definition
@@ -49,25 +51,25 @@ GRID = 6  # points of the symbol's grid an axis, times the kernel's degree
 SMALLEST = 2.0**-100  # a kernel with no entry above this counts as 0
 
 
-def guard(operations):
+def guard(operations: int) -> float:
     """The factor that makes up for as many roundings of float32: (1 - u)^-n, about exp(n u)."""
     return math.exp(operations * UNIT / 2)
 
 
-def wide(x):
+def wide(x: Tensor) -> Tensor:
     """`x` in float32, or float64 if it is that: T is never computed in half precision."""
     x = ops.convert_to_tensor(x)
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
-def scaled(w):
+def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
     """(w / s, s) with s the largest magnitude: both W T^(-1/2) and W T^-1 s do not depend on s."""
     largest = ops.max(ops.abs(ops.stop_gradient(w)))
     s = ops.where(largest > SMALLEST, largest, ops.ones_like(largest))
     return w / s, s
 
 
-def inverse_diagonal(w, bound, log_q=None):
+def inverse_diagonal(w: Tensor, bound: str, log_q: Tensor | None = None) -> Tensor:
     """1 / T of a scaled W, shape (columns,).
 
     Args:
@@ -81,7 +83,7 @@ def inverse_diagonal(w, bound, log_q=None):
     return 1 / (_row_sums(w, log_q) + UNIT**2)
 
 
-def _row_sums(w, log_q):
+def _row_sums(w: Tensor, log_q: Tensor | None) -> Tensor:
     magnitudes, offsets = _correlation(w)
     # Of one entry: its products, the sum over offsets and over the columns, a few operations more.
     operations = math.prod(w.shape[:-1]) + offsets + w.shape[-1] + 64
@@ -94,7 +96,7 @@ def _row_sums(w, log_q):
     return backend.matmul(magnitudes, q[:, None])[:, 0] / q
 
 
-def _correlation(w):
+def _correlation(w: Tensor) -> tuple[Tensor, int]:
     """(|W^T W| summed over all offsets, number of offsets).
 
     Offset by offset, as matrix products: a convolution would also multiply with the padding.
@@ -114,7 +116,7 @@ def _correlation(w):
     return magnitudes, 2 * len(half) - 1
 
 
-def _spectral(w):
+def _spectral(w: Tensor) -> Tensor:
     """||W||^2, from above: lambda <= ||G^(2^k)||_F^(2^-k), squared and scaled k times.
 
     Of a convolution the largest of its symbol's on a grid, times what can lie between the points
@@ -143,12 +145,12 @@ def _spectral(w):
     return factor * guard(operations + 128) * ops.max(first * ops.exp(logarithm))
 
 
-def _root(parts):
+def _root(parts: Sequence[Tensor]) -> Tensor:
     """Frobenius norms of a stack. The addend keeps that of 0, and its gradient, finite."""
     return ops.sqrt(sum(ops.sum(ops.sum(p * p, axis=2), axis=1) for p in parts) + UNIT**4)
 
 
-def _squared(parts):
+def _squared(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The square of symmetric matrices, or of Hermitian ones as (real, imaginary) parts."""
     real, *imaginary = parts
     if not imaginary:
@@ -162,7 +164,7 @@ def _squared(parts):
     )
 
 
-def _symbol_grams(w):
+def _symbol_grams(w: Tensor) -> tuple[tuple[Tensor, ...], float]:
     """((real, imaginary) of W^(theta)* W^(theta) on half a grid, the factor of the grid)."""
     height, width, rows, columns = w.shape
     sizes = [max(GRID * (k - 1), 1) for k in (height, width)]

@@ -1,8 +1,11 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.sdp_base import SDPConvolution, SDPResidual
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Activation, Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -48,17 +51,17 @@ class SDPResidualConv2D(SDPResidual, SDPConvolution):
 
     def __init__(
         self,
-        hidden_filters=None,
-        kernel_size=3,
-        bound="sll",
-        padding="same",
-        activation="relu",
-        use_bias=True,
-        kernel_initializer="glorot_normal",
-        bias_initializer="zeros",
-        data_format=None,
-        **kwargs,
-    ):
+        hidden_filters: int | None = None,
+        kernel_size: int | tuple[int, int] = 3,
+        bound: str = "sll",
+        padding: str = "same",
+        activation: Activation = "relu",
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_normal",
+        bias_initializer: Initializer = "zeros",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             kernel_size,
             padding,
@@ -74,19 +77,19 @@ class SDPResidualConv2D(SDPResidual, SDPConvolution):
             positive_integer("hidden_filters", hidden_filters)
         self.hidden_filters = hidden_filters
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = self._check_image(input_shape)
         hidden = self.hidden_filters or channels
         self._add_weights((*self.kernel_size, channels, hidden), columns=hidden, biases=hidden)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         kernel, sizes, inverses = self.residual_form()
         kernel, x = self._cast(kernel), self._channels_last(self._cast(inputs))
         hidden = self._hidden(self._convolved(x, kernel), sizes, inverses)
         return self._own_format(x - 2 * self._convolved(hidden, kernel, adjoint=True))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "hidden_filters": self.hidden_filters}

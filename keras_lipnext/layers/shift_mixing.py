@@ -1,9 +1,12 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.layers.images import channel_axis, image_sizes, matmul
 from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_changes
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
+from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -40,8 +43,13 @@ class ShiftMixing(keras.layers.Layer):
     """
 
     def __init__(
-        self, ratio=1 / 8, padding="circular", kernel_initializer=None, data_format=None, **kwargs
-    ):
+        self,
+        ratio: float = 1 / 8,
+        padding: str = "circular",
+        kernel_initializer: Initializer = None,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_shift(ratio, padding)
         self.ratio = ratio
@@ -49,7 +57,7 @@ class ShiftMixing(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, _, channels = image_sizes(self, input_shape)
         self.group = group_size(self, channels)
         axes = {channel_axis(self.data_format) % 4: channels}
@@ -58,21 +66,21 @@ class ShiftMixing(keras.layers.Layer):
             self, self._kernel_shape(channels), self.kernel_initializer
         )
 
-    def _kernel_shape(self, channels):
+    def _kernel_shape(self, channels: int) -> tuple[int, int]:
         """Shape of the kernel for this many channels: of R^T, the columns that move."""
         return channels, 4 * self.group
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         axis = channel_axis(self.data_format)
         kernel = keras.ops.convert_to_tensor(self.kernel)
         rows = matmul(inputs, kernel, axis)
         changes = shift_changes(rows, self.padding, self.data_format)
         return inputs + matmul(changes, keras.ops.transpose(kernel), axis)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "ratio": self.ratio,

@@ -1,15 +1,19 @@
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import number, resolve_data_format, title
 from keras_lipnext.layers.images import along, channel_axis, image_sizes, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.typing import Config, Shape, Tensor
 
 # Direction of each of the four groups: (index of the spatial axis, step).
 DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))  # up, down, left, right
 
 
-def group_size(layer, channels):
+def group_size(layer: keras.layers.Layer, channels: int) -> int:
     """Channels that move in one direction: `ratio * channels`, which must be whole."""
     size = layer.ratio * channels
     if abs(size - round(size)) > 1e-6 or round(size) < 1:
@@ -23,7 +27,7 @@ def group_size(layer, channels):
     return round(size)
 
 
-def check_shift(ratio, padding):
+def check_shift(ratio: float, padding: str) -> None:
     if not 0 < number("ratio", ratio) <= 0.25:
         raise ValueError(
             "`ratio`, the share of the channels that moves in each of four directions, must be "
@@ -36,7 +40,7 @@ def check_shift(ratio, padding):
         )
 
 
-def shift_groups(x, group, padding, data_format):
+def shift_groups(x: Tensor, group: int, padding: str, data_format: str) -> Tensor:
     """Moves channels [0, g) up, [g, 2g) down, [2g, 3g) left, [3g, 4g) right; the others stay."""
     axis = channel_axis(data_format)
     # A split at given places is one at data-dependent places to `torch.export`.
@@ -46,7 +50,7 @@ def shift_groups(x, group, padding, data_format):
     return ops.concatenate([*_moved(moving, padding, data_format), rest], axis=axis)
 
 
-def shift_changes(x, padding, data_format):
+def shift_changes(x: Tensor, padding: str, data_format: str) -> Tensor:
     """(S - I) x, where all channels move: up, down, left, right, a quarter each.
 
     Subtracted before the groups are joined, it fuses better on JAX (benchmarks/shifts.py).
@@ -57,18 +61,18 @@ def shift_changes(x, padding, data_format):
     return ops.concatenate([after - part for after, part in zip(moved, moving)], axis=axis)
 
 
-def _moved(parts, padding, data_format):
+def _moved(parts: Sequence[Tensor], padding: str, data_format: str) -> list[Tensor]:
     """Each of the four groups, moved its way."""
     spatial = spatial_axes(data_format)
     move = _roll if padding == "circular" else _slide
     return [move(part, spatial[i], step) for part, (i, step) in zip(parts, DIRECTIONS)]
 
 
-def _roll(x, axis, step):
+def _roll(x: Tensor, axis: int, step: int) -> Tensor:
     return ops.roll(x, step, axis=axis)
 
 
-def _slide(x, axis, step):
+def _slide(x: Tensor, axis: int, step: int) -> Tensor:
     """Moves by one position along `axis`, zeros entering at the border.
 
     A roll whose wrapped entries are multiplied by 0: slices and padding cost TensorFlow three times
@@ -106,27 +110,33 @@ class SpatialShift(keras.layers.Layer):
         LipNeXt (Hu et al., ICLR 2026), Theorem 1, arXiv 2601.18513.
     """
 
-    def __init__(self, ratio=1 / 8, padding="circular", data_format=None, **kwargs):
+    def __init__(
+        self,
+        ratio: float = 1 / 8,
+        padding: str = "circular",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_shift(ratio, padding)
         self.ratio = ratio
         self.padding = padding
         self.data_format = resolve_data_format(data_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, _, channels = image_sizes(self, input_shape)
         # In a traced call sizes may be tensors.
         self.group = group_size(self, channels)
         axes = {channel_axis(self.data_format) % 4: channels}
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return shift_groups(inputs, self.group, self.padding, self.data_format)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "ratio": self.ratio,

@@ -96,18 +96,18 @@ class LipschitzBound:
     method: Method | None = None
 
     @property
-    def product(self):
+    def product(self) -> float:
         """What the body's layers combine to; `body_constant` unless by a method."""
         if self.method is None:
             return self.body_constant
         return self.layers[-1].total if self.layers else 1.0
 
     @property
-    def declared(self):
+    def declared(self) -> tuple[str, ...]:
         """Names of the layers whose constants are declared, not proven."""
         return tuple(layer.name for layer in self.layers if not layer.proven)
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers], default=5)
         kinds = max([len(layer.kind) for layer in self.layers], default=5)
         lines = [f"{'layer':<{width}}  {'class':<{kinds}}  {'constant':>15}  {'input to here':>15}"]

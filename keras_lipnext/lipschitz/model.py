@@ -5,12 +5,13 @@ import dataclasses
 import math
 import numbers
 import time
+from collections.abc import Callable
 
 import keras
 
 from keras_lipnext.activations import is_softmax
 from keras_lipnext.backend import keras_private
-from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
+from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, LipschitzResult, method_of
 from keras_lipnext.lipschitz.composites import check_composites, composite_notes
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
 from keras_lipnext.lipschitz.rounding import combined, underflow
@@ -150,7 +151,11 @@ def _is_head(step):
     return plain and not getattr(layer, "quantization_mode", None)
 
 
-def lipschitz_bound(model, verbose="auto", lipschitz="product"):
+def lipschitz_bound(
+    model: keras.Model,
+    verbose: int | str = "auto",
+    lipschitz: str | LipschitzResult | Callable[..., LipschitzResult] = "product",
+) -> LipschitzBound:
     """Proves upper bounds of a model's l2 Lipschitz constant from its stored weights.
 
     `constant` of the answer is the model's, from its input to its output; `body_constant` that of

@@ -22,18 +22,19 @@ are ours.
 
 import time
 
+import keras
 import numpy as np
 
 from keras_lipnext.lmi._semidefinite import check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import output_form, schur_complement, without_kernel
-from keras_lipnext.lmi.result import certifies_as, proven_bound
+from keras_lipnext.lmi.result import LipschitzResult, certifies_as, proven_bound
 
 # Room to stay positive definite in: the proof takes its own.
 _SLACK = 2.0**-40
 
 
 @certifies_as("ECLipsE-Fast")
-def eclipse_fast(model, part="logits"):
+def eclipse_fast(model: keras.Model, part: str = "logits") -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by ECLipsE-Fast, proven. NumPy only.
 
     Never above the product of the layers' norms, but for rounding. A layer of width n takes some
@@ -60,7 +61,13 @@ def eclipse_fast(model, part="logits"):
 
 
 @certifies_as("ECLipsE")
-def eclipse(model, part="logits", solver=None, time_limit=None, verbose=0):
+def eclipse(
+    model: keras.Model,
+    part: str = "logits",
+    solver: str | None = None,
+    time_limit: float | None = None,
+    verbose: int = 0,
+) -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by ECLipsE, one program a layer, proven.
 
     It is greedy: each program makes the most of its own layer, with the closed form of

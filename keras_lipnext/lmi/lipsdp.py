@@ -2,10 +2,12 @@
 
 import time
 
+import keras
+
 from keras_lipnext.lmi._semidefinite import VARIANTS, check_time_limit, solved_multipliers
 from keras_lipnext.lmi._verified import estimated_square
 from keras_lipnext.lmi.eclipse import fast
-from keras_lipnext.lmi.result import certifies_as, proven_bound
+from keras_lipnext.lmi.result import LipschitzResult, certifies_as, proven_bound
 
 # A solver is exact to some 1e-8 of the rho it starts from. Where the best rho is below this share
 # of it, as in deep networks, the program is scaled anew and solved again.
@@ -14,7 +16,14 @@ _ROUNDS = 8
 
 
 @certifies_as("LipSDP-Neuron")
-def lipsdp(model, variant="neuron", part="logits", solver=None, time_limit=None, verbose=0):
+def lipsdp(
+    model: keras.Model,
+    variant: str = "neuron",
+    part: str = "logits",
+    solver: str | None = None,
+    time_limit: float | None = None,
+    verbose: int = 0,
+) -> LipschitzResult:
     """Bound of a model's l2 Lipschitz constant by LipSDP, proven.
 
     Minimises rho over multipliers Lambda_i >= 0, one a hidden neuron, that make the matrix of the

@@ -36,6 +36,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_lipnext import backend
 from keras_lipnext.lmi._chain import read_chain
@@ -61,7 +62,7 @@ class TransformedNetwork:
     psi: list
     sizes: tuple
 
-    def __call__(self, x):
+    def __call__(self, x: npt.ArrayLike) -> np.ndarray:
         """Outputs, shape (batch, k), for inputs of shape (batch, m): flattened, as stored."""
         x = np.asarray(x, "float64")
         w = np.zeros((len(x), len(self.c)))
@@ -73,7 +74,7 @@ class TransformedNetwork:
             start += size
         return x @ self.C.T + w @ self.D.T + self.d
 
-    def quadratic_form(self, lipschitz, multipliers):
+    def quadratic_form(self, lipschitz: float, multipliers: npt.ArrayLike) -> np.ndarray:
         """The left-hand side of (1), shape (m + n, m + n), for `multipliers` of shape (n,)."""
         multipliers = np.asarray(multipliers, "float64")
         outputs, states = np.hstack([self.C, self.D]), np.hstack([self.E, self.F])
@@ -81,7 +82,7 @@ class TransformedNetwork:
         form = -(states.T * multipliers) @ states
         return np.diag(diagonal) - outputs.T @ outputs + form
 
-    def convex_form(self, lipschitz, multipliers):
+    def convex_form(self, lipschitz: float, multipliers: npt.ArrayLike) -> np.ndarray:
         """The matrix of (2): positive semidefinite iff (1) is, for positive multipliers."""
         multipliers = np.asarray(multipliers, "float64")
         states = multipliers[:, None] * np.hstack([self.E, self.F])
@@ -108,7 +109,7 @@ def convex_form(square, multipliers, outputs, states):
     return np.block([[first, below.T], [below, second]])
 
 
-def loop_transformation(model):
+def loop_transformation(model: keras.Model) -> TransformedNetwork:
     """The network's loop transformation.
 
     Example:

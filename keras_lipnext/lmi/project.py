@@ -1,5 +1,7 @@
 """Scaling a trained network to a Lipschitz constant that is proven of its stored weights."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -17,7 +19,11 @@ ATTEMPTS = 8
 STEPS, LONGEST = (2.0, 1.4, 1.1, 1.03, 1.01), 20
 
 
-def project(model, lipschitz, bound=None):
+def project(
+    model: keras.Model,
+    lipschitz: float,
+    bound: Callable[[keras.Model], LipschitzResult] | None = None,
+) -> LipschitzResult:
     """Scales the last Dense layer such that the network's constant is proven to be at most L.
 
     The outputs, biases included, are multiplied by one factor <= 1, the proven bound's excess. So

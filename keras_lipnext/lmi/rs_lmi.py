@@ -1,10 +1,14 @@
 import numbers
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
+import numpy as np
 
 from keras_lipnext.arguments import number
 from keras_lipnext.lmi._dense_chain import dense_chain
 from keras_lipnext.lmi.admissibility import Admissibility
+from keras_lipnext.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -69,21 +73,21 @@ class RSLMI(keras.Model):
 
     def __init__(
         self,
-        model,
-        lipschitz,
-        sketch=16,
-        order=1,
-        weight=10.0,
-        margin=0.02,
-        rank=8,
-        seed=0,
-        head=None,
-        **kwargs,
-    ):
+        model: keras.Model,
+        lipschitz: float,
+        sketch: int | None = 16,
+        order: int = 1,
+        weight: float = 10.0,
+        margin: float = 0.02,
+        rank: int = 8,
+        seed: int = 0,
+        head: str | keras.Model | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        for name, value in (("lipschitz", lipschitz), ("weight", weight)):
-            if not 0 < number(name, value) < float("inf"):
-                raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
+        for name, positive in (("lipschitz", lipschitz), ("weight", weight)):
+            if not 0 < number(name, positive) < float("inf"):
+                raise ValueError(f"`{name}` must be positive. Received: {name}={positive!r}")
         if not 0 <= number("margin", margin) <= 0.5:
             raise ValueError(f"`margin` must be in [0, 0.5]. Received: margin={margin!r}")
         for name, value, least in (("sketch", sketch, 1), ("order", order, 0), ("rank", rank, 1)):
@@ -122,33 +126,40 @@ class RSLMI(keras.Model):
         self.built = True
 
     @property
-    def constrained(self):
+    def constrained(self) -> keras.Model:
         """The chain of Dense layers whose constant is meant: the model, or its head."""
         head = self.settings["head"]
         return self.model if head is None else self.model.get_layer(head)
 
-    def multipliers(self):
+    def multipliers(self) -> list[np.ndarray]:
         """The trained multipliers of the hidden layers, in NumPy float64: vectors (units,).
 
         In the convention of LipSDP with P_0 = I: those of the blocks over 2 L^2.
         """
         return self.admissibility.multiplier_values()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.model(inputs, training=training)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
         penalty = self.settings["weight"] * self.admissibility.penalty()
         return loss + keras.ops.cast(penalty, loss.dtype)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         config = {"model": keras.saving.serialize_keras_object(self.model), **self.settings}
         return {**super().get_config(), **config}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         return cls(**{**config, "model": model})

@@ -1,8 +1,12 @@
+from collections.abc import Callable
+from typing import Any, Self
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import are_shares, number
 from keras_lipnext.radius import check_head, head_distances, of_one_head, unbound
+from keras_lipnext.typing import Config, Tensor
 
 
 class CertifiedLoss(keras.losses.Loss):
@@ -28,7 +32,14 @@ class CertifiedLoss(keras.losses.Loss):
     `CertifiableModel` refuses it before a step is taken.
     """
 
-    def __init__(self, epsilon, temperature=1.0, ramp=0.5, start=0.1, **kwargs):
+    def __init__(
+        self,
+        epsilon: float,
+        temperature: float = 1.0,
+        ramp: float = 0.5,
+        start: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value in (("epsilon", epsilon), ("temperature", temperature), ("start", start)):
             if not 0 < number(name, value) < float("inf"):
@@ -40,10 +51,15 @@ class CertifiedLoss(keras.losses.Loss):
         self.ramp = ramp
         self.start = start
         self._head = None
-        self._distances = None
-        self._progress = None
+        self._distances: Callable[[], Tensor] | None = None
+        self._progress: Callable[[], Tensor] | None = None
 
-    def bind(self, head, lipschitz_constant=1.0, progress=None):
+    def bind(
+        self,
+        head: keras.layers.Layer,
+        lipschitz_constant: float = 1.0,
+        progress: Callable[[], Tensor] | None = None,
+    ) -> Self:
         """Takes the pairwise constants from `head`, read anew at each call.
 
         The binding is not saved: in a model that is no `CertifiableModel`, bind again after
@@ -62,7 +78,7 @@ class CertifiedLoss(keras.losses.Loss):
         self._progress = progress
         return self
 
-    def current_epsilon(self):
+    def current_epsilon(self) -> float | Tensor:
         """The margin radius demanded now: a float or, while a ramp runs, a scalar tensor."""
         if self._progress is None or self.ramp == 0:
             return self.epsilon
@@ -70,7 +86,18 @@ class CertifiedLoss(keras.losses.Loss):
         done = ops.minimum(ops.cast(self._progress(), self.dtype) / self.ramp, 1.0)
         return start + (self.epsilon - start) * done
 
-    def call(self, y_true, y_pred):
+    def demanded_share(self, d: Tensor, margin: Tensor) -> Tensor:
+        """The share `e_j` of each margin that is demanded, in [0, 1], shape (batch, classes).
+
+        Args:
+            d: Differences of logits, z_j - z_y, shape (batch, classes).
+            margin: epsilon * D_j, of the same shape.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `demanded_share(d, margin)`: see CertifiedLoss."
+        )
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self._distances is None:
             raise unbound(self, "loss.bind(head)")
         classes = y_pred.shape[-1]
@@ -98,7 +125,7 @@ class CertifiedLoss(keras.losses.Loss):
         losses = keras.losses.categorical_crossentropy(probabilities, logits, from_logits=True)
         return losses / self.temperature
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "epsilon": self.epsilon,
@@ -146,7 +173,7 @@ class EMMA(CertifiedLoss):
         Hu et al. 2023, arXiv 2301.12549 and 2310.02513.
     """
 
-    def demanded_share(self, d, margin):
+    def demanded_share(self, d: Tensor, margin: Tensor) -> Tensor:
         positive = margin > 0
         share = ops.clip(-d / ops.where(positive, margin, 1), 0.01, 1)
         return ops.stop_gradient(ops.where(positive, share, 1))
@@ -159,5 +186,5 @@ class CertifiedCrossEntropy(CertifiedLoss):
     The plain certified loss, for comparison. Arguments and labels as in `EMMA`.
     """
 
-    def demanded_share(self, d, margin):
+    def demanded_share(self, d: Tensor, margin: Tensor) -> Tensor:
         return ops.ones_like(margin)

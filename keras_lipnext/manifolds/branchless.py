@@ -17,6 +17,7 @@ from keras_lipnext import backend
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import SERIES, gram_defect, skew, sym, tall, transpose
 from keras_lipnext.manifolds.rotation import CUBIC, quadratic_coefficient
+from keras_lipnext.typing import Tensor
 
 # In radians: what a step by the quadratic and by the quartic may turn. Of p^T p - I they leave at
 # most 1e-3 there, and 2e-7 at a tenth and a third of it.
@@ -27,7 +28,7 @@ RETRACTION_LIMIT = 0.5
 PERIOD = 8  # the share of the rows whose drift a step removes is 1 / PERIOD
 
 
-def turn(x, d, norm=None):
+def turn(x: Tensor, d: Tensor, norm: Tensor | None = None) -> Tensor:
     """`x p(d)`, a rotation of orthogonal matrices close to `x exp(d)`; see `rotate`.
 
     Args:
@@ -55,7 +56,7 @@ def turn(x, d, norm=None):
 
 
 @tall
-def retract(x, u):
+def retract(x: Tensor, u: Tensor) -> Tensor:
     """Polar retraction of the tangent vectors `u` at thin matrices `x`: polar(x + u).
 
     Five terms of (I + E)^(-1/2), E the exact defect of `x + u`: one exact product, two rough ones
@@ -71,7 +72,7 @@ def retract(x, u):
     return y + matmul(y, c1 * defect + matmul(squared, tail, "increment"), "increment")
 
 
-def remove_drift(x, step):
+def remove_drift(x: Tensor, step: Tensor) -> Tensor:
     """Makes an eighth of the rows of orthogonal matrices orthonormal, and orthogonal to the others.
 
     To first order, with E = R X^T - (their rows of I) of the rows R: R <- R - W * E X, W being 1/2

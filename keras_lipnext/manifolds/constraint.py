@@ -1,10 +1,12 @@
 """The `Stiefel` constraint marks a variable as living on the manifold and puts it back there."""
 
 import random
+from collections.abc import Sequence
 
 import keras
 
 from keras_lipnext.manifolds import stiefel
+from keras_lipnext.typing import Config, Initializer, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -22,7 +24,7 @@ class Stiefel(keras.constraints.Constraint):
     ```
     """
 
-    def __call__(self, w):
+    def __call__(self, w: Tensor) -> Tensor:
         return stiefel.projx(w)
 
 
@@ -35,13 +37,13 @@ class RandomStiefel(keras.initializers.Initializer):
             `keras.utils.set_random_seed` seeds.
     """
 
-    def __init__(self, seed=None):
+    def __init__(self, seed: int | None = None) -> None:
         self.seed = random.randint(1, 2**31 - 1) if seed is None else seed
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         return stiefel.random(shape, seed=self.seed, dtype=dtype or keras.config.floatx())
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {"seed": self.seed}
 
 
@@ -53,11 +55,11 @@ class ProjectedInitializer(keras.initializers.Initializer):
         initializer: Any Keras initializer identifier.
     """
 
-    def __init__(self, initializer):
+    def __init__(self, initializer: Initializer) -> None:
         self.initializer = keras.initializers.get(initializer)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         return stiefel.projx(self.initializer(shape, dtype=dtype or keras.config.floatx()))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {"initializer": keras.initializers.serialize(self.initializer)}

@@ -16,18 +16,19 @@ from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, dtype_of, frobenius
+from keras_lipnext.typing import Tensor
 
 # Truncation error allowed, in multiples of the working precision's epsilon: 1e-6 in float32.
 TOLERANCE = 8
 
 
-def _largest_theta(order, dtype):
+def _largest_theta(order: int, dtype: str) -> float:
     """Largest spectral norm for which the Taylor polynomial of `order` is accurate."""
     allowed = TOLERANCE * EPSILON[dtype]
     return (allowed * math.factorial(order + 1)) ** (1 / (order + 1))
 
 
-def skew_norm(d, d2):
+def skew_norm(d: Tensor, d2: Tensor) -> Tensor:
     """Upper bound of `||D||_2` of skew matrices `d`, shape (..., n, n): a scalar, batch maximum.
 
     The eigenvalues come in pairs +-i t, so ||D||_2^2 <= ||D||_F^2 / 2, and likewise for D^2, which
@@ -37,22 +38,22 @@ def skew_norm(d, d2):
     return ops.minimum(frobenius(d) / 2**0.5, by_square)
 
 
-def _order_2(d, d2, _):
+def _order_2(d: Tensor, d2: Tensor, _: Tensor) -> Tensor:
     return _eye(d) + d + d2 / 2
 
 
-def _order_4(d, d2, _):
+def _order_4(d: Tensor, d2: Tensor, _: Tensor) -> Tensor:
     return _eye(d) + d + d2 / 2 + matmul(d2, d / 6 + d2 / 24)
 
 
-def _order_8(d, d2, _):
+def _order_8(d: Tensor, d2: Tensor, _: Tensor) -> Tensor:
     d3 = matmul(d2, d)
     d4 = matmul(d2, d2)
     tail = _eye(d) / 24 + d / 120 + d2 / 720 + d3 / 5040 + d4 / 40320
     return _eye(d) + d + d2 / 2 + d3 / 6 + matmul(d4, tail)
 
 
-def _scaling_and_squaring(d, d2, theta):
+def _scaling_and_squaring(d: Tensor, d2: Tensor, theta: Tensor) -> Tensor:
     dtype = dtype_of(d)
     doublings = ops.ceil(ops.log2(theta / _largest_theta(8, dtype)))
     doublings = ops.cast(ops.clip(doublings, 0, 64), "int32")
@@ -65,11 +66,11 @@ def _scaling_and_squaring(d, d2, theta):
     return result
 
 
-def _eye(d):
+def _eye(d: Tensor) -> Tensor:
     return ops.eye(d.shape[-1], dtype=d.dtype)
 
 
-def fast_exp(d):
+def fast_exp(d: Tensor) -> Tensor:
     """Matrix exponential of skew-symmetric `d`.
 
     Args:

@@ -13,9 +13,10 @@ from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import tall, transpose
+from keras_lipnext.typing import Tensor
 
 
-def scales(smallest, steps):
+def scales(smallest: float, steps: int) -> tuple[list[float], float]:
     """([a of each step], factor of the last result) for singular values in [smallest, 1].
 
     The factor centres the last interval [q, 1] at 1.
@@ -28,7 +29,9 @@ def scales(smallest, steps):
 
 
 @tall
-def orthogonalize(m, *, steps=4, smallest=0.02, precision="exact"):
+def orthogonalize(
+    m: Tensor, *, steps: int = 4, smallest: float = 0.02, precision: str = "exact"
+) -> Tensor:
     """Brings the singular values of `m` close to 1 and keeps its singular vectors.
 
     Args:
@@ -58,5 +61,5 @@ def orthogonalize(m, *, steps=4, smallest=0.02, precision="exact"):
     return last * m
 
 
-def _positive(scale):
+def _positive(scale: Tensor) -> Tensor:
     return ops.where(scale > 0, scale, 1.0)

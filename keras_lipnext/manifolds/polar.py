@@ -10,29 +10,34 @@ least squared by each step. All functions accept leading batch dimensions and ei
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import keras
 from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.backend import matmul
+from keras_lipnext.typing import Tensor
+
+P = ParamSpec("P")
 
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
-def sym(a):
+def sym(a: Tensor) -> Tensor:
     return (a + transpose(a)) / 2
 
 
-def skew(a):
+def skew(a: Tensor) -> Tensor:
     return (a - transpose(a)) / 2
 
 
-def transpose(a):
+def transpose(a: Tensor) -> Tensor:
     return ops.swapaxes(a, -1, -2)
 
 
-def tall(fn):
+def tall(fn: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Lets `fn`, written for matrices with orthonormal columns, accept orthonormal rows too.
 
     Arithmetic is done in float32 at least: half precision cannot represent an orthogonal matrix
@@ -40,8 +45,8 @@ def tall(fn):
     """
 
     @functools.wraps(fn)
-    def wrapper(*matrices, **options):
-        matrices = [ops.convert_to_tensor(backend.value(a)) for a in matrices]
+    def wrapper(*matrices: Any, **options: Any) -> Tensor:
+        matrices = tuple(ops.convert_to_tensor(backend.value(a)) for a in matrices)
         if len(matrices[0].shape) < 2:
             raise ValueError(
                 f"`{fn.__name__}` expects matrices, shape (..., rows, columns). "
@@ -50,7 +55,7 @@ def tall(fn):
         dtype = dtype_of(matrices[0])
         if not keras.backend.is_float_dtype(dtype):
             raise ValueError(f"`{fn.__name__}` expects floating point. Received: dtype={dtype}")
-        matrices = [ops.cast(a, at_least_float32(dtype)) for a in matrices]
+        matrices = tuple(ops.cast(a, at_least_float32(dtype)) for a in matrices)
         wide = matrices[0].shape[-2] < matrices[0].shape[-1]
         result = fn(*(map(transpose, matrices) if wide else matrices), **options)
         if len(result.shape) >= 2 and wide:
@@ -60,25 +65,25 @@ def tall(fn):
     return wrapper
 
 
-def at_least_float32(dtype):
+def at_least_float32(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-def dtype_of(x):
+def dtype_of(x: Tensor) -> str:
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def gram_defect(x):
+def gram_defect(x: Tensor) -> Tensor:
     """`X^T X - I`."""
     return matmul(transpose(x), x) - ops.eye(x.shape[-1], dtype=x.dtype)
 
 
-def frobenius(a):
+def frobenius(a: Tensor) -> Tensor:
     """Largest Frobenius norm in a batch of matrices, those that are not finite left out."""
     return largest_finite(ops.sqrt(ops.sum(ops.square(a), axis=(-2, -1))))
 
 
-def largest_finite(values):
+def largest_finite(values: Tensor) -> Tensor:
     """The largest finite one of non-negative values, 0 if there is none: a scalar.
 
     One member of a batch that is not finite must not decide what is done to the others.
@@ -87,13 +92,13 @@ def largest_finite(values):
 
 
 @tall
-def polar_svd(x):
+def polar_svd(x: Tensor) -> Tensor:
     """Polar factor by singular value decomposition: the exact reference."""
     u, _, vh = ops.svd(x, full_matrices=False)
     return matmul(u, vh)
 
 
-def newton_schulz(x, steps, defect=None):
+def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor:
     """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n.
 
     `defect` is `gram_defect(x)`, if known.
@@ -110,7 +115,7 @@ _STEPS = (1, 3)
 _MOST_STEPS = 30
 
 
-def _threshold(steps, dtype):
+def _threshold(steps: int, dtype: str) -> float:
     """Largest `||X^T X - I||_F` that `steps` Newton-Schulz steps bring to working precision."""
     return (4 * EPSILON[dtype]) ** (0.5**steps)  # each squares it
 
@@ -119,7 +124,7 @@ def _threshold(steps, dtype):
 SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
 
 
-def _far(x, defect):
+def _far(x: Tensor, defect: Tensor) -> Tensor:
     """Six products where the spectral norm is small, as that of an optimizer's step is.
 
     For noise it is many times smaller than the Frobenius norm, and ||E||_2^2 <= ||E^2||_F.
@@ -131,13 +136,13 @@ def _far(x, defect):
     return ops.switch(branch, (_by_series, _iterated), x, defect, squared)
 
 
-def _by_series(x, defect, squared):
+def _by_series(x: Tensor, defect: Tensor, squared: Tensor) -> Tensor:
     _, c1, c2, c3, c4 = SERIES
     tail = matmul(squared, c2 * ops.eye(x.shape[-1], dtype=x.dtype) + c3 * defect + c4 * squared)
     return newton_schulz(x + matmul(x, c1 * defect + tail), 1)
 
 
-def _iterated(x, *_):
+def _iterated(x: Tensor, *_: Any) -> Tensor:
     """Newton-Schulz steps until they converge; what is near singular is decomposed instead."""
     enough = _threshold(1, dtype_of(x))
     # The largest absolute row sum bounds ||X^T X||_2. Steps converge from singular values <= 1.
@@ -155,13 +160,13 @@ def _iterated(x, *_):
     )
 
 
-def _decomposed(x):
+def _decomposed(x: Tensor) -> Tensor:
     """Polar factors by SVD, but of a member that is not finite: routines raise or hang on those."""
     finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
     return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), x)
 
 
-def _counted_step(i, x, defect):
+def _counted_step(i: Tensor, x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = newton_schulz(x, 1, defect)
     return i + 1, x, gram_defect(x)
 
@@ -174,7 +179,7 @@ _BRANCHES = [
 
 
 @tall
-def polar(x):
+def polar(x: Tensor) -> Tensor:
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
     As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for, at two products

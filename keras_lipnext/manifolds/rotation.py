@@ -16,18 +16,22 @@ leave too much, D is halved until it does not, and the result squared as often.
 """
 
 import math
+from typing import Any
 
 from keras import ops
 
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.polar import EPSILON, dtype_of, largest_finite, newton_schulz
+from keras_lipnext.typing import Tensor
 
 CUBIC = (1 - 0.5**0.5) / 2
 # What ||p^T p - I||_2 may be, in multiples of the dtype's epsilon.
 TOLERANCE = 2
 
 
-def rotate(x, d, norm=None, period=None):
+def rotate(
+    x: Tensor, d: Tensor, norm: float | Tensor | None = None, period: int | None = None
+) -> Tensor:
     """Moves orthogonal matrices by a rotation close to `exp(d)`.
 
     Args:
@@ -71,7 +75,7 @@ def rotate(x, d, norm=None, period=None):
     return ops.switch(branch, branches, x, d, d2, b[..., None, None], fourth)
 
 
-def _squares_and_ratio(d2):
+def _squares_and_ratio(d2: Tensor) -> tuple[Tensor, Tensor]:
     """tr(s^2) and r of each matrix."""
     squares = ops.sum(ops.square(d2), axis=(-2, -1))
     trace = -ops.trace(d2, axis1=-2, axis2=-1)
@@ -79,28 +83,28 @@ def _squares_and_ratio(d2):
     return squares, ops.minimum(ratio, 0.5)  # beyond, another polynomial is taken anyway
 
 
-def quadratic_coefficient(d2):
+def quadratic_coefficient(d2: Tensor) -> Tensor:
     """b of each matrix of a stack, of D^2."""
     return 1 / (1 + ops.sqrt(1 - _squares_and_ratio(d2)[1]))
 
 
-def _quadratic(x, d, d2, b, _):
+def _quadratic(x: Tensor, d: Tensor, d2: Tensor, b: Tensor, _: Tensor) -> Tensor:
     # Added to X, whose entries it changes little, the rounding of the product hardly counts.
     return x + matmul(x, d + b * d2)
 
 
-def _quartic(x, d, d2, *_):
+def _quartic(x: Tensor, d: Tensor, d2: Tensor, *_: Any) -> Tensor:
     return x + matmul(x, _quartic_change(d, d2))
 
 
-def _quartic_change(d, d2):
+def _quartic_change(d: Tensor, d2: Tensor) -> Tensor:
     """p(D) - I."""
     # Minus: of three large summands TensorFlow's memory optimizer makes an AddN with a temporary
     # variable, which fails in a branch ("AlreadyExistsError: tmp_var").
     return d + d2 / 2 - matmul(d2, -CUBIC * d - CUBIC**2 * d2)
 
 
-def _squarings(x, d, d2, _, fourth):
+def _squarings(x: Tensor, d: Tensor, d2: Tensor, _: Tensor, fourth: Tensor) -> Tensor:
     # Halving divides D^8 by 256, squaring doubles what is left.
     tolerance = TOLERANCE * EPSILON[dtype_of(x)]
     excess = math.log2(CUBIC**4 / tolerance) + 2 * ops.log2(fourth)

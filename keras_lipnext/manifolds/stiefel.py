@@ -7,6 +7,8 @@ tangent vector.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,18 +25,19 @@ from keras_lipnext.manifolds.polar import (
     tall,
     transpose,
 )
+from keras_lipnext.typing import Tensor
 
 # From this size on a random point is drawn in O(m n) instead of O(m n^2) operations.
 STRUCTURED_FROM = 2048
 
 
-def projx(x):
+def projx(x: Tensor) -> Tensor:
     """Nearest point of the manifold: the polar factor of `x`."""
     return polar(x)
 
 
 @tall
-def proju(x, u, *, precision="exact"):
+def proju(x: Tensor, u: Tensor, *, precision: str = "exact") -> Tensor:
     """Orthogonal projection of `u` onto the tangent space { U : X^T U skew } at `x`.
 
     `precision`: of the products on accelerators, as in `orthogonalize`.
@@ -43,13 +46,13 @@ def proju(x, u, *, precision="exact"):
 
 
 @tall
-def retr(x, u):
+def retr(x: Tensor, u: Tensor) -> Tensor:
     """Polar retraction of the tangent vector `u` at `x`: the nearest point to `x + u`."""
     return polar(x + u)
 
 
 @tall
-def expmap(x, u):
+def expmap(x: Tensor, u: Tensor) -> Tensor:
     """Geodesic from `x` along the tangent vector `u`, at time 1, for the canonical metric.
 
     exp(W) X with the skew W = P U X^T - X U^T P, P = I - X X^T / 2, which satisfies W X = U.
@@ -63,12 +66,16 @@ def expmap(x, u):
 
 
 @tall
-def defect(x):
+def defect(x: Tensor) -> Tensor:
     """Distance from orthonormality, `max |X^T X - I|` over entries and batch: a scalar."""
     return ops.stop_gradient(ops.max(ops.abs(gram_defect(x))))
 
 
-def random(shape, seed=None, dtype="float32"):
+def random(
+    shape: Sequence[int],
+    seed: int | keras.random.SeedGenerator | None = None,
+    dtype: str = "float32",
+) -> Tensor:
     """Random point.
 
     Uniformly distributed (QR of a Gaussian matrix) up to `STRUCTURED_FROM` rows. Above, where QR
@@ -108,13 +115,13 @@ def random(shape, seed=None, dtype="float32"):
     return ops.cast(x, dtype)
 
 
-def _haar(rows, columns, seeds, dtype):
+def _haar(rows: int, columns: int, seeds: Iterator[Any], dtype: str) -> Tensor:
     q, r = ops.qr(keras.random.normal((rows, columns), dtype=dtype, seed=next(seeds)))
     # Signs of R's diagonal make the factorisation unique and Q uniformly distributed.
     return q * ops.cast(ops.where(ops.diagonal(r) < 0, -1, 1), dtype)
 
 
-def _seeds(seed):
+def _seeds(seed: Any) -> Iterator[Any]:
     """Endless distinct seeds from one: keras.random repeats itself for a repeated integer."""
     if isinstance(seed, keras.random.SeedGenerator):
         while True:
@@ -124,5 +131,5 @@ def _seeds(seed):
         yield int(sequence.spawn(1)[0].generate_state(1)[0] % (2**31))
 
 
-def _factor_near_sqrt(n):
+def _factor_near_sqrt(n: int) -> int:
     return next(f for f in range(math.isqrt(n), 0, -1) if n % f == 0)

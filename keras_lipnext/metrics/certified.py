@@ -1,8 +1,12 @@
+from collections.abc import Callable
+from typing import Self
+
 import keras
 from keras import ops
 
 from keras_lipnext.arguments import are_shares, number
 from keras_lipnext.radius import certified_radii, check_head, head_distances, of_one_head, unbound
+from keras_lipnext.typing import Config, DType, Tensor
 
 
 class CertifiedMetric(keras.metrics.Mean):
@@ -19,12 +23,14 @@ class CertifiedMetric(keras.metrics.Mean):
     return their arguments in `get_config`.
     """
 
-    def __init__(self, name, dtype=None):
+    def __init__(self, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self._head = None
-        self._constants = None
+        self._constants: Callable[[], Tensor] | None = None
 
-    def bind(self, head, lipschitz_constant=1.0):
+    def bind(
+        self, head: keras.layers.Layer, lipschitz_constant: float | Callable[[], float] = 1.0
+    ) -> Self:
         """Takes the pairwise constants from `head`.
 
         The binding is not saved: in a model that is no `CertifiableModel`, bind again after
@@ -51,17 +57,30 @@ class CertifiedMetric(keras.metrics.Mean):
         self.read_constants()
         return self
 
-    def read_constants(self):
+    def read_constants(self) -> None:
         """Takes the pairwise constants of the weights as they are now."""
         if self._constants is not None:
             distances = ops.stop_gradient(self._constants())
             self._distances.assign(ops.cast(distances, self._distances.dtype))
 
-    def reset_state(self):
+    def values(self, radii: Tensor, correct: Tensor) -> Tensor:
+        """The quantity that is averaged, shape (batch,).
+
+        Args:
+            radii: Certified radii, shape (batch,).
+            correct: Booleans, shape (batch,), whether the prediction is right.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `values(radii, correct)`: see CertifiedMetric."
+        )
+
+    def reset_state(self) -> None:
         super().reset_state()
         self.read_constants()
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         self._check_bound()
         y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true = ops.convert_to_tensor(y_true)
@@ -71,11 +90,11 @@ class CertifiedMetric(keras.metrics.Mean):
         correct = ops.cast(labels, "int32") == ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         super().update_state(self.values(radii, correct), sample_weight=sample_weight)
 
-    def result(self):
+    def result(self) -> Tensor:
         self._check_bound()
         return super().result()
 
-    def _check_bound(self):
+    def _check_bound(self) -> None:
         if self._constants is None:
             raise unbound(self, "metric.bind(head)")
 
@@ -90,16 +109,18 @@ class CertifiedAccuracy(CertifiedMetric):
         dtype: As for any Keras metric.
     """
 
-    def __init__(self, epsilon, name="certified_accuracy", dtype=None):
+    def __init__(
+        self, epsilon: float, name: str = "certified_accuracy", dtype: DType = None
+    ) -> None:
         if not number("epsilon", epsilon) >= 0:
             raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon!r}")
         super().__init__(name=name, dtype=dtype)
         self.epsilon = epsilon
 
-    def values(self, radii, correct):
+    def values(self, radii: Tensor, correct: Tensor) -> Tensor:
         return ops.cast(correct & (radii > self.epsilon), self.dtype)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
@@ -112,8 +133,8 @@ class CertifiedRadius(CertifiedMetric):
         dtype: As for any Keras metric.
     """
 
-    def __init__(self, name="certified_radius", dtype=None):
+    def __init__(self, name: str = "certified_radius", dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
-    def values(self, radii, correct):
+    def values(self, radii: Tensor, correct: Tensor) -> Tensor:
         return ops.where(correct, radii, 0)

@@ -3,14 +3,18 @@ import functools
 import inspect
 import itertools
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy.typing as npt
 from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.backend import keras_private
 from keras_lipnext.certification.certify import certify
 from keras_lipnext.distribution import check_batches, check_distribution, check_fit
+from keras_lipnext.lipschitz.bounds import LipschitzBound
 from keras_lipnext.lipschitz.model import lipschitz_bound, nominal_constant, read
 from keras_lipnext.losses.emma import CertifiedLoss
 from keras_lipnext.manifolds.constraint import Stiefel
@@ -18,6 +22,8 @@ from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.labels import check_labels, with_labels_checked
 from keras_lipnext.models.training_state import Schedule, TrainingState, with_weights_put_back
+from keras_lipnext.report.certificate import Certificate
+from keras_lipnext.typing import Config, Path, Tensor
 
 # What JAX's trainer hands a step: all of these, a test step no optimizer's.
 JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables")
@@ -93,7 +99,7 @@ class CertifiableModel(keras.Model):
             can change, or if the last layer is not a linear head.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         # From 3.12 on Keras rebuilds a functional subclass of this signature from its graph.
         reject_unknown(self, kwargs, ("inputs", "outputs", "name", "trainable"))
         check_distribution()
@@ -126,19 +132,19 @@ class CertifiableModel(keras.Model):
                 setattr(cls, name, step_of(vars(cls)[name], training))
 
     @property
-    def head(self):
+    def head(self) -> keras.layers.Layer:
         """The linear layer that makes the logits."""
         return self._find_head()
 
-    def lipschitz_bound(self):
+    def lipschitz_bound(self) -> LipschitzBound:
         """Proven Lipschitz bound; see `keras_lipnext.certification.lipschitz_bound`."""
         return lipschitz_bound(self)
 
-    def certify(self, x, y=None, **kwargs):
+    def certify(self, x: Any, y: npt.ArrayLike | None = None, **kwargs: Any) -> Certificate:
         """Certifies predictions on data; see `keras_lipnext.certify`."""
         return certify(self, x, y, **kwargs)
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training, as `keras.Model.compile`, and binds certified losses and metrics.
 
         Each is copied before it is bound, so that models can share them.
@@ -204,16 +210,16 @@ class CertifiableModel(keras.Model):
         for metric in (*self._find_metrics(), *attached):
             metric.read_constants()
 
-    def reset_metrics(self):
+    def reset_metrics(self) -> None:
         super().reset_metrics()
         self._read_constants()  # of metrics that Keras has yet to build, too
 
     @functools.partial(step_of, training=True)
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
         return super().train_step(*args)
 
     @functools.partial(step_of, training=False)
-    def test_step(self, *args):
+    def test_step(self, *args: Any) -> Any:
         return super().test_step(*args)
 
     def _begin_step(self, training):
@@ -245,7 +251,9 @@ class CertifiableModel(keras.Model):
             for variable, value in before:
                 keras_private.hold(variable, value)
 
-    def stateless_call(self, trainable_variables, *args, **kwargs):
+    def stateless_call(
+        self, trainable_variables: Sequence[Tensor], *args: Any, **kwargs: Any
+    ) -> Any:
         if getattr(self._thread, "in_step", False):
             # Of these variables a step differentiates the loss: of this kernel, too.
             for variable, value in zip(self.trainable_variables, trainable_variables):
@@ -253,10 +261,10 @@ class CertifiableModel(keras.Model):
                     keras_private.hold(variable, value)
         return super().stateless_call(trainable_variables, *args, **kwargs)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         self._with_labels_checked("train_function", super().make_train_function, force)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
         self._with_labels_checked("test_function", super().make_test_function, force)
 
     def _with_labels_checked(self, name, make, force):
@@ -312,7 +320,7 @@ class CertifiableModel(keras.Model):
         if self._certifies_labels():
             check_labels(y, self.output_shape[-1])
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps.
 
         Labels outside the classes are an error of certified losses: before the first step where
@@ -334,7 +342,7 @@ class CertifiableModel(keras.Model):
         finally:
             schedule.finish()
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates, as `keras.Model.evaluate`; first checks that batches fit the devices.
 
         Averages that SwapEMAWeights evaluates are put back where constraints keep weights.
@@ -346,7 +354,7 @@ class CertifiableModel(keras.Model):
         with self._labels_of(given.get("y")), self._evaluation():
             return self._checked(super().evaluate, *arguments.args, **arguments.kwargs)
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with self._evaluation():
             return super().test_on_batch(*args, **kwargs)
 
@@ -369,7 +377,7 @@ class CertifiableModel(keras.Model):
         finally:
             self._labels_in_batches = before
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predicts, as `keras.Model.predict`; first checks that batches fit the devices."""
         return self._checked(super().predict, *args, **kwargs)
 
@@ -379,7 +387,7 @@ class CertifiableModel(keras.Model):
         check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
         return method(*args, **kwargs)
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
         """Saves, as `keras.Model.save`, to a .keras file.
 
         A program that loads it imports keras_lipnext first.
@@ -397,12 +405,12 @@ class CertifiableModel(keras.Model):
             )
         return super().save(filepath, *args, **kwargs)
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> Config | None:
         # Keras saves what "auto" became here: a model from JAX would ask PyTorch for torch.compile.
         config = super().get_compile_config()
         return {**config, "jit_compile": self._requested_jit} if config else config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: Config) -> None:
         cosine = self._cosine
         self.compile(**keras.saving.deserialize_keras_object(config))
         self._cosine = cosine

@@ -79,26 +79,26 @@ class Estimate:
     dtype: str
 
     @property
-    def state_bytes(self):
+    def state_bytes(self) -> int:
         """Memory that stays from step to step."""
         return self.weight_bytes + self.optimizer_bytes
 
     @property
-    def peak_bytes(self):
+    def peak_bytes(self) -> int:
         """Most memory in use in a training step."""
         working = max(self.activation_bytes + self.copy_bytes, self.temporary_bytes)
         return self.state_bytes + self.gradient_bytes + working
 
-    def suffices(self, gigabytes):
+    def suffices(self, gigabytes: float) -> bool:
         """Whether a device with so many GB (10^9 bytes) of memory can take the training step."""
         return self.peak_bytes <= USABLE * gigabytes * 1e9
 
     @property
-    def accelerators(self):
+    def accelerators(self) -> dict[int, str]:
         """{GB of memory: examples of accelerators} that suffice."""
         return {size: names for size, names in ACCELERATORS.items() if self.suffices(size)}
 
-    def __str__(self):
+    def __str__(self) -> str:
         cards = [f"{size} GB ({names})" for size, names in self.accelerators.items()]
         rows = [
             ("parameters", f"{self.parameters:,}"),

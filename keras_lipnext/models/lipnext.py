@@ -3,6 +3,8 @@ import dataclasses
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 
@@ -10,8 +12,9 @@ from keras_lipnext import backend, layers
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
 from keras_lipnext.models.architecture import LipNeXtArchitecture, warn_of_range
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
-from keras_lipnext.models.estimate import estimate
+from keras_lipnext.models.estimate import Estimate, estimate
 from keras_lipnext.optimizers import ManifoldMuon
+from keras_lipnext.typing import Config, DType
 
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 ANGLE = 0.04  # radians by which the matrices of sqrt(depth) blocks together turn in a step
@@ -87,26 +90,26 @@ class LipNeXt(CertifiableModel):
 
     def __init__(
         self,
-        size=None,
-        input_shape=None,
-        num_classes=1000,
-        patch_size=None,
-        depth=None,
-        width=None,
-        shift_ratio=None,
-        beta=0.75,
-        padding="circular",
-        mixing="reduced",
-        epsilon=36 / 255,
-        temperature=None,
-        learning_rate=None,
-        remat=False,
-        data_format=None,
-        dtype=None,
-        compile=True,
-        name=None,
-        **kwargs,
-    ):
+        size: str | None = None,
+        input_shape: tuple[int, int, int] | None = None,
+        num_classes: int = 1000,
+        patch_size: int | None = None,
+        depth: int | None = None,
+        width: int | None = None,
+        shift_ratio: float | None = None,
+        beta: float = 0.75,
+        padding: str = "circular",
+        mixing: str = "reduced",
+        epsilon: float = 36 / 255,
+        temperature: float | None = None,
+        learning_rate: float | None = None,
+        remat: bool = False,
+        data_format: str | None = None,
+        dtype: DType = None,
+        compile: bool = True,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         reject_unknown(self, kwargs, ("trainable",))
         architecture = LipNeXtArchitecture(
             size=size,
@@ -166,7 +169,7 @@ class LipNeXt(CertifiableModel):
             optimizer = ManifoldMuon(float(rate), euclidean_learning_rate=EUCLIDEAN_SHARE * rate)
             architecture.compile(self, optimizer)
 
-    def reduced(self):
+    def reduced(self) -> Self:
         """This model with `mixing="reduced"`: the same function up to rounding, cheaper.
 
         Weights are carried over exactly, of each whole R the rows that move. What was frozen stays
@@ -185,7 +188,14 @@ class LipNeXt(CertifiableModel):
         return model
 
     @classmethod
-    def estimate(cls, size=None, batch=1, devices=1, dtype=None, **arguments):
+    def estimate(
+        cls,
+        size: str | None = None,
+        batch: int = 1,
+        devices: int = 1,
+        dtype: DType = None,
+        **arguments: Any,
+    ) -> Estimate:
         """What training takes, from formulas: no model is built, nothing allocated.
 
         Example:
@@ -228,12 +238,12 @@ class LipNeXt(CertifiableModel):
                 parts |= {f"{layer.name}/{part.name}": part for part in layer.parts}
         return parts
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
         warn_of_range(x, self._config["epsilon"])
         return super().fit(x, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             "name": self.name,
             **self._config,
@@ -242,7 +252,7 @@ class LipNeXt(CertifiableModel):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
         # What the model was compiled with is saved, and restored, apart from its config.

@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 
@@ -9,6 +11,7 @@ from keras_lipnext.models.architecture import Architecture, warn_of_range, with_
 from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
 from keras_lipnext.models.presets import SLL_PRESETS
 from keras_lipnext.optimizers import ManifoldAdam
+from keras_lipnext.typing import Activation, Config, DType
 
 LEARNING_RATE = 3e-3
 
@@ -110,27 +113,27 @@ class SLLNet(CertifiableModel):
 
     def __init__(
         self,
-        size=None,
-        input_shape=(32, 32, 3),
-        num_classes=10,
-        depth=None,
-        width=None,
-        hidden_filters=None,
-        dense_depth=None,
-        hidden_units=None,
-        kernel_size=3,
-        pool_size=4,
-        bound="sll",
-        activation="relu",
-        epsilon=36 / 255,
-        temperature=None,
-        learning_rate=None,
-        data_format=None,
-        dtype=None,
-        compile=True,
-        name=None,
-        **kwargs,
-    ):
+        size: str | None = None,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        depth: int | None = None,
+        width: int | None = None,
+        hidden_filters: int | None = None,
+        dense_depth: int | None = None,
+        hidden_units: int | None = None,
+        kernel_size: int | tuple[int, int] = 3,
+        pool_size: int = 4,
+        bound: str = "sll",
+        activation: Activation = "relu",
+        epsilon: float = 36 / 255,
+        temperature: float | None = None,
+        learning_rate: float | None = None,
+        data_format: str | None = None,
+        dtype: DType = None,
+        compile: bool = True,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         reject_unknown(self, kwargs, ("trainable",))
         architecture = SLLArchitecture(
             size=size,
@@ -181,12 +184,12 @@ class SLLNet(CertifiableModel):
         if compile:
             architecture.compile(self, ManifoldAdam(learning_rate or LEARNING_RATE))
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
         warn_of_range(x, self._config["epsilon"])
         return super().fit(x, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             "name": self.name,
             **self._config,
@@ -195,7 +198,7 @@ class SLLNet(CertifiableModel):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
         model = cls(**config, compile=False)

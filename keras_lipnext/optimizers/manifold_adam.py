@@ -1,4 +1,6 @@
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -6,8 +8,9 @@ from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds import branchless, fast_exp, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import PROJECTION_PERIOD, ManifoldOptimizer
+from keras_lipnext.typing import Config, LearningRate, Tensor
 
-RETRACTIONS = {
+RETRACTIONS: dict[str, Callable[..., Tensor]] = {
     "polynomial": functools.partial(rotate, period=PROJECTION_PERIOD),
     "exponential": lambda x, d: matmul(x, fast_exp(d)),
 }
@@ -67,7 +70,13 @@ class ManifoldAdam(ManifoldOptimizer):
 
     moment_names = ("momentum", "velocity")
 
-    def __init__(self, learning_rate=1e-3, retraction="polynomial", name="manifold_adam", **kwargs):
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-3,
+        retraction: str = "polynomial",
+        name: str = "manifold_adam",
+        **kwargs: Any,
+    ) -> None:
         if retraction not in RETRACTIONS:
             raise ValueError(
                 f"`retraction` must be one of {', '.join(RETRACTIONS)}. Received: "
@@ -76,7 +85,9 @@ class ManifoldAdam(ManifoldOptimizer):
         super().__init__(learning_rate, name=name, **kwargs)
         self.retraction = retraction
 
-    def manifold_step(self, x, gradient, learning_rate, moments):
+    def manifold_step(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         rough, precision = self.rough(x), self.direction_precision(x)
         if x.shape[-1] == x.shape[-2]:
             tangent = skew(matmul(transpose(x), gradient, precision))
@@ -89,5 +100,5 @@ class ManifoldAdam(ManifoldOptimizer):
         retract = branchless.retract if rough else stiefel.retr
         return retract(x, stiefel.proju(x, -direction, precision=precision)), moments
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "retraction": self.retraction}

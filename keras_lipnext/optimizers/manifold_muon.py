@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 
 from keras_lipnext.arguments import positive_integer, share
@@ -5,6 +7,7 @@ from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds import branchless, orthogonalize, rotate, stiefel
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
+from keras_lipnext.typing import Config, LearningRate, Tensor
 
 LARGEST = 1.23  # singular value that `orthogonalize` leaves
 
@@ -70,19 +73,21 @@ class ManifoldMuon(ManifoldOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-2,
-        momentum=0.95,
-        nesterov=True,
-        newton_schulz_steps=4,
-        name="manifold_muon",
-        **kwargs,
-    ):
+        learning_rate: LearningRate = 1e-2,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        newton_schulz_steps: int = 4,
+        name: str = "manifold_muon",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, name=name, **kwargs)
         self.momentum = share("momentum", momentum)
         self.nesterov = nesterov
         self.newton_schulz_steps = positive_integer("newton_schulz_steps", newton_schulz_steps)
 
-    def manifold_step(self, x, gradient, learning_rate, moments):
+    def manifold_step(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         (m,) = moments
         rough, precision = self.rough(x), self.direction_precision(x)
         square = x.shape[-1] == x.shape[-2]
@@ -99,7 +104,7 @@ class ManifoldMuon(ManifoldOptimizer):
         retract = branchless.retract if rough else stiefel.retr
         return retract(x, stiefel.proju(x, -learning_rate * direction, precision=precision)), [m]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "momentum": self.momentum,

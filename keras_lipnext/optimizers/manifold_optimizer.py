@@ -5,6 +5,8 @@ handful of batched operations, and as many lines of a compiled program, instead 
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -17,6 +19,7 @@ from keras_lipnext.distribution import check_distribution
 from keras_lipnext.manifolds import branchless, stiefel
 from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, largest_finite, transpose
+from keras_lipnext.typing import Config, LearningRate, Tensor
 
 # Rotations drift by about one epsilon of the dtype a step, in entries; a projection costs two
 # products.
@@ -39,20 +42,20 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     visibly off, and all are projected at the end of `fit`.
     """
 
-    moment_names = ()
+    moment_names: tuple[str, ...] = ()
 
     def __init__(
         self,
-        learning_rate,
-        euclidean_learning_rate=None,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-7,
-        lookahead_period=None,
-        lookahead_step=0.5,
-        precision="auto",
-        **kwargs,
-    ):
+        learning_rate: LearningRate,
+        euclidean_learning_rate: LearningRate | None = None,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        lookahead_period: int | None = None,
+        lookahead_step: float = 0.5,
+        precision: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         if isinstance(lookahead_period, bool) or not (
             lookahead_period is None
             or (isinstance(lookahead_period, int) and lookahead_period >= 1)
@@ -92,7 +95,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self.lookahead_step = lookahead_step
         self.precision = precision
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         check_distribution()
@@ -127,7 +130,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 (len(variables),), aggregation="only_first_replica", name="started"
             )
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(
+        self, grads: Sequence[Tensor], trainable_variables: list[keras.Variable]
+    ) -> None:
         super()._backend_apply_gradients(grads, trainable_variables)
         if backend.replicas() > 1 or (self.use_ema and self.ema_overwrite_frequency):
             # Averages that overwrite variables lie off the manifold; replicas share constraints.
@@ -138,7 +143,12 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             v for v in trainable_variables if not self._on_manifold[variable_index(self, v)]
         ]
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+    def _backend_update_step(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: list[keras.Variable],
+        learning_rate: Tensor,
+    ) -> None:
         if backend.replicas() > 1:
             # Keras sums the gradients of the replicas there, and calls `update_step`.
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
@@ -153,10 +163,10 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             for first in range(0, len(members), count):
                 self._step(members[first : first + count], learning_rate)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         self._step([(gradient, variable, variable_index(self, variable))], learning_rate)
 
-    def _step(self, members, learning_rate):
+    def _step(self, members: Sequence[tuple[Tensor, Any, int]], learning_rate: Tensor) -> None:
         """One step of variables of the same kind, shape and dtype: (gradient, variable, index)."""
         gradients, variables, indices = zip(*members)
         moments = list(zip(*(self._moments[i] for i in indices)))
@@ -179,7 +189,25 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             for targets, values in zip((variables, *moments), (new, *state)):
                 backend.assign_stacked(self, targets, values, sharding)
 
-    def _step_on_manifold(self, x, gradient, learning_rate, moments):
+    def manifold_step(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(new points, new moments) of a stack of matrices, in float32 or float64.
+
+        Args:
+            x: Points, shape (n, rows, columns).
+            gradient: Gradients of the loss, of the same shape.
+            learning_rate: Scalar.
+            moments: Stacks like `x`, one for each of `moment_names`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `manifold_step(x, gradient, learning_rate, "
+            "moments)`: see ManifoldOptimizer."
+        )
+
+    def _step_on_manifold(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         # In half precision 0.999 is 1, and no matrix is orthogonal.
         dtype = at_least_float32(keras.backend.standardize_dtype(x.dtype))
         new, gradient, learning_rate = (ops.cast(a, dtype) for a in (x, gradient, learning_rate))
@@ -196,7 +224,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
 
     remove_drift = staticmethod(stiefel.projx)
 
-    def rough(self, x):
+    def rough(self, x: Tensor) -> bool:
         """Whether a step of `x` takes the ways of accelerators, in less than float32 where it may.
 
         Steps of variables in half precision are computed in float32; float64 was asked for.
@@ -204,11 +232,13 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         dtype = keras.backend.standardize_dtype(x.dtype)
         return self.precision == "auto" and dtype == "float32" and not backend.on_cpu()
 
-    def direction_precision(self, x):
+    def direction_precision(self, x: Tensor) -> str:
         """What the products of a direction may lose; see `backend.matmul`."""
         return "direction" if self.rough(x) else "exact"
 
-    def adam(self, gradient, learning_rate, moments):
+    def adam(
+        self, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """(what Adam subtracts, its new moments), in the order of Keras' operations.
 
         lr * m_hat / (sqrt(v_hat) + epsilon / sqrt(1 - beta_2^t)), in the efficient form of Kingma
@@ -223,14 +253,16 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
         return m * alpha / (ops.sqrt(v) + self.epsilon), [m, v]
 
-    def _euclidean_rate(self, learning_rate):
+    def _euclidean_rate(self, learning_rate: Tensor) -> Tensor:
         rate = self.euclidean_learning_rate
         if rate is None:
             return learning_rate
         # Of what Keras' schedules count: batches, whether or not their gradients are accumulated.
         return rate(batches_seen(self)) if callable(rate) else rate
 
-    def _look_ahead(self, old, fast, indices, sharding):
+    def _look_ahead(
+        self, old: Tensor, fast: Tensor, indices: Sequence[int] | np.ndarray, sharding: Any
+    ) -> Tensor:
         """Every `lookahead_period` steps: slow <- slow + step (fast - slow), fast <- slow.
 
         The sum is projected by the variable's constraint. On the orthogonal group at step 1/2
@@ -255,18 +287,18 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         backend.assign_stacked(self, variables, slow, sharding)
         return ops.where(due, slow, fast)
 
-    def _use_weight_decay(self, variable):
+    def _use_weight_decay(self, variable: Any) -> bool:
         # Shrinking an orthogonal matrix and projecting it back is no regularisation.
         if variable_key(self, variable) in self._manifold_keys:
             return False
         return super()._use_weight_decay(variable)
 
-    def _apply_weight_decay(self, variables):
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         decayed = [v for v in variables if self._use_weight_decay(v)]
         if decayed:  # PyTorch's fused implementation fails on an empty list.
             super()._apply_weight_decay(decayed)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         if not all(map(backend.has_value, (*var_list, *self.variables))):
             return  # JAX: given to a step that failed, whose error is to be seen
         super().finalize_variable_values(var_list)
@@ -277,7 +309,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 project = variable.constraint or ops.copy
                 variable.assign(project(backend.value(variable)))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         rate = self.euclidean_learning_rate
         if callable(rate):
             rate = keras.optimizers.schedules.serialize(rate)
@@ -293,7 +325,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         rate = config.get("euclidean_learning_rate")
         if isinstance(rate, dict):
@@ -303,16 +335,16 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-def _applied_if(condition, function, x):
+def _applied_if(condition: Tensor, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` or `x`. No lambdas: outside jit JAX compiles anew for each function object."""
     return ops.switch(ops.cast(condition, "int32"), (_unchanged, function), x)
 
 
-def _unchanged(x):
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _has_left(x):
+def _has_left(x: Tensor) -> Tensor:
     """Whether square matrices are visibly off the manifold, by `X^T X v` for one vector v of signs.
 
     Rounding alone leaves entries of `X^T X v - v` below `epsilon * sqrt(n)`. Projections that a

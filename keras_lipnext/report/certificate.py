@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from keras_lipnext.report import page, plots, text
 from keras_lipnext.report.provenance import Evidence, Source
+from keras_lipnext.typing import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,39 +52,39 @@ class Certificate:
     source: Source | None = None
 
     @property
-    def lipschitz_bound(self):
+    def lipschitz_bound(self) -> float:
         """K of the radius formula, `body_constant`, by the name that version 0.1 files have."""
         return self.body_constant
 
     @property
-    def correct(self):
+    def correct(self) -> np.ndarray | None:
         """Whether each prediction is right; None without labels."""
         return None if self.labels is None else self.predictions == self.labels
 
     @property
-    def unanswered(self):
+    def unanswered(self) -> int:
         """Number of samples with prediction -1 and radius 0: an input or logit is not finite."""
         return int((self.predictions < 0).sum())
 
     @property
-    def clean_accuracy(self):
+    def clean_accuracy(self) -> float | None:
         """Share of samples classified correctly; None without labels."""
-        return None if self.labels is None else float(self.correct.mean())
+        return None if self.correct is None else float(self.correct.mean())
 
     @property
-    def certified_accuracy(self):
+    def certified_accuracy(self) -> dict[float, float] | None:
         """{epsilon: certified robust accuracy}; None without labels."""
         if self.labels is None:
             return None
         return {e: float((self.correct & (self.radii > e)).mean()) for e in self.epsilons}
 
     @property
-    def certified_share(self):
+    def certified_share(self) -> dict[float, float]:
         """{epsilon: share of predictions, right or wrong, with radius > epsilon}."""
         return {e: float((self.radii > e).mean()) for e in self.epsilons}
 
     @property
-    def error_allowance(self):
+    def error_allowance(self) -> dict[str, float] | None:
         """{"median": E, "largest": E} over the samples, in units of the logits; None if unknown.
 
         Samples whose logits are not finite have none; their radius is 0.
@@ -95,7 +97,7 @@ class Certificate:
         return {"median": float(np.median(known)), "largest": float(known.max())}
 
     @property
-    def per_class(self):
+    def per_class(self) -> list[dict[str, Any]]:
         """One dictionary a class that occurs: per true class, or per predicted one without labels.
 
         Keys: "class", "samples", "clean_accuracy" (None without labels), "certified_accuracy"
@@ -103,7 +105,7 @@ class Certificate:
         "median_radius". Class -1 holds predictions from inputs or logits that were not finite.
         """
         groups = self.predictions if self.labels is None else self.labels
-        right = np.ones(len(groups), bool) if self.labels is None else self.correct
+        right = np.ones(len(groups), bool) if self.correct is None else self.correct
         rows = []
         for number in np.unique(groups):
             member = groups == number
@@ -121,7 +123,7 @@ class Certificate:
             )
         return rows
 
-    def to_dict(self, samples=False):
+    def to_dict(self, samples: bool = False) -> dict[str, Any]:
         """Everything in built-in types; the arrays with `samples`. Floats can be infinite or NaN.
 
         Args:
@@ -151,7 +153,7 @@ class Certificate:
             **({"per_sample": lists} if samples else {}),
         }
 
-    def to_json(self, path, samples=False):
+    def to_json(self, path: Path, samples: bool = False) -> None:
         """Writes `to_dict(samples)` as JSON.
 
         JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan". Keys are
@@ -163,14 +165,14 @@ class Certificate:
         """
         write_json(self.to_dict(samples), path)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return text.plain(self)
 
-    def to_markdown(self):
+    def to_markdown(self) -> str:
         """The certificate in Markdown: the table, per class, what it rests on and promises."""
         return text.markdown(self)
 
-    def to_html(self, path):
+    def to_html(self, path: Path) -> None:
         """Writes the certificate as one HTML file that needs no other file and no script.
 
         With the curve of certified accuracy, the radii, each class, the samples of smallest and
@@ -185,7 +187,7 @@ class Certificate:
         """
         pathlib.Path(path).write_text(page.html(self), encoding="utf-8")
 
-    def plot(self, path):
+    def plot(self, path: Path) -> None:
         """Writes the curve of certified robust accuracy against epsilon as an image.
 
         Args:
@@ -196,7 +198,7 @@ class Certificate:
         """
         plots.save(plots.accuracy_curve(self), path)
 
-    def plot_radii(self, path):
+    def plot_radii(self, path: Path) -> None:
         """Writes a histogram of the radii, right and wrong predictions apart, as an image.
 
         Args:

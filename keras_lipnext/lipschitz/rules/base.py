@@ -12,6 +12,7 @@ have rules under their name.
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_n
 from keras_lipnext.norms.matrices import spectral_norm_bound
 from keras_lipnext.norms.roundoff import ROUNDING
 from keras_lipnext.overrides import replaced
+from keras_lipnext.typing import Function
 
 # What the norm of a convolution may be too large by, relatively.
 FINE, COARSE = 1e-3, 0.25
@@ -78,7 +80,7 @@ class Rule:
 _LAYERS, _OPERATIONS = {}, {}
 
 
-def lipschitz_rule(*classes):
+def lipschitz_rule(*classes: type) -> Callable[[Function], Function]:
     """Decorator that registers the rule of one or more layer classes.
 
     A rule of your own is a claim of yours: reports say "declared, not proven" of its layers, and
@@ -160,7 +162,8 @@ class Context:
         known_norm: A bound of the norm of the layer's only kernel that was found already, or None.
     """
 
-    coarse, known_norm = False, None
+    coarse = False
+    known_norm: float | None = None
 
     def __init__(self, step, shapes=None):
         self.step = step
