@@ -1,11 +1,19 @@
 """The checks of `layer_checks` are no formality: each finds the layer that breaks it alone."""
 
+import dataclasses
+import math
+
+import extended
 import keras
 import layer_checks
 import pytest
+from data import to_numpy
 from layer_checks import Row
+from test_layer_rules import needs_long
 
 from keras_lipnext.layers.weights import NAMESPACE
+from keras_lipnext.lipschitz.rules import base
+from keras_lipnext.norms.roundoff import ROUNDING
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -89,8 +97,31 @@ def row(cls):
     return Row(cls, {"scale": 0.999}, (2, 3, 4, 2), (2, 3, 4, 2))
 
 
-def test_a_sound_layer_passes():
-    layer_checks.check_layer(row(Sound))
+def exact(layer, x):
+    return extended.c(layer.scale) * x + extended.wide(layer.bias)
+
+
+def rule(rounding):
+    def scaled(layer, context):
+        size = math.sqrt(math.prod(context.input_shape)) * (1 + 4 * ROUNDING)
+        offset = abs(float(to_numpy(layer.bias))) * size
+        return base.Bound(abs(layer.scale), offset, rounding, rounding * offset)
+
+    return scaled
+
+
+def test_a_sound_layer_passes(monkeypatch):
+    monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
+    base.library_rule(Sound)(rule(4 * ROUNDING))
+    layer_checks.check_layer(dataclasses.replace(row(Sound), exact=exact))
+
+
+@needs_long
+def test_a_rule_without_rounding_is_seen(monkeypatch):
+    monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
+    base.library_rule(Sound)(rule(0.0))
+    with pytest.raises(AssertionError):
+        layer_checks.check_rule(dataclasses.replace(row(Sound), exact=exact))
 
 
 @pytest.mark.parametrize(
