@@ -3,8 +3,10 @@
 A classifier with logits z(x) = W f(x) + b, whose body f is K-Lipschitz in the l2 norm, keeps its
 prediction i for every perturbation of norm below
 
-    r(x) = min_{j != i} (z_i - z_j) / (K ||w_i - w_j||)
+    r(x) = min_{j != i} max(0, z_i - z_j - E_ij) / (K ||w_i - w_j||)
 
+with E_ij = 0 in exact arithmetic; certificates take the allowance for rounding that
+`head_allowances` in lipschitz/rounding.py finds.
 [Tsuzuku et al. 2018, arXiv 1802.04034; Leino et al. 2021, arXiv 2102.08452].
 """
 

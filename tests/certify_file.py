@@ -1,6 +1,6 @@
-"""Loads a model, certifies it on data, trains it on: run by test_cross_backend in other backends.
+"""Loads models, certifies them on data, trains them on: run by test_cross_backend.
 
-python certify_file.py model.keras data.npz radii.npz
+python certify_file.py data.npz (model.keras result.npz)...
 """
 
 import sys
@@ -12,23 +12,23 @@ import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
 
 if __name__ == "__main__":
-    model_file, data_file, result_file = sys.argv[1:]
-    model = keras.models.load_model(model_file)
-    data = np.load(data_file)
-    certificate = lip.certify(model, data["x"], data["y"], verbose=0)
-    weights_hash = certificate.evidence.weights_hash
-    logits = Float64Twin(model)(data["x"])
-    iterations = int(model.optimizer.iterations)
-    loss = model.fit(data["x"], data["y"], epochs=1, verbose=0).history["loss"]
-    np.savez(
-        result_file,
-        radii=certificate.radii,
-        predictions=certificate.predictions,
-        body_constant=certificate.body_constant,
-        logits=logits,
-        allowances=certificate.error_allowances,
-        weights_hash=weights_hash,
-        iterations=iterations,
-        loss=loss,
-        backend=keras.backend.backend(),
-    )
+    data = np.load(sys.argv[1])
+    for model_file, result_file in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        model = keras.models.load_model(model_file)
+        certificate = lip.certify(model, data["x"], data["y"], verbose=0)
+        weights_hash = certificate.evidence.weights_hash
+        logits = Float64Twin(model)(data["x"])
+        iterations = int(model.optimizer.iterations)
+        loss = model.fit(data["x"], data["y"], epochs=1, verbose=0).history["loss"]
+        np.savez(
+            result_file,
+            radii=certificate.radii,
+            predictions=certificate.predictions,
+            body_constant=certificate.body_constant,
+            logits=logits,
+            allowances=certificate.error_allowances,
+            weights_hash=weights_hash,
+            iterations=iterations,
+            loss=loss,
+            backend=keras.backend.backend(),
+        )

@@ -191,6 +191,7 @@ def test_defects_show_a_kernel_off_the_manifold(lipnext, tmp_path):
     assert summary["defects"][layer.name] == pytest.approx(1.25)
 
 
+@pytest.mark.slow
 def test_python_m_keras_lipnext_prints_the_report_alone(folder):
     done = subprocess.run(
         [sys.executable, "-m", "keras_lipnext", "inspect", "dense.keras"],

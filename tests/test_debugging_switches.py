@@ -4,9 +4,11 @@ Each switch is one for the process, and programs compiled before it know nothing
 """
 
 import keras
+import pytest
 from data import output_of
 
 
+@pytest.mark.slow
 def test_nothing_that_is_computed_is_nan_or_infinite():
     switches = {"jax": ["jax_debug_nans", "jax_debug_infs"]}.get(keras.backend.backend(), ["on"])
     for switch in switches:

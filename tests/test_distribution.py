@@ -85,6 +85,7 @@ def test_widths_that_do_not_divide():
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))
 
 
+@pytest.mark.slow
 @on_jax
 def test_models_on_eight_devices(tmp_path):
     text, _ = output_of("sharded.py", tmp_path, **virtual_devices(8))

@@ -32,6 +32,7 @@ def run(code, hidden=(), tmp_path=None, **settings):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_tensorflow_is_taken_but_not_installed(tmp_path):
     status, _, err = run("import keras_lipnext", ["tensorflow", "jax"], tmp_path)
     assert status == 1
@@ -42,6 +43,7 @@ def test_tensorflow_is_taken_but_not_installed(tmp_path):
     assert len(err.splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_the_command_takes_what_is_installed(tmp_path):
     code = """
 sys.argv = ["/usr/bin/lipnext", "inspect", "absent.keras"]
@@ -62,6 +64,7 @@ sys.exit(main())
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_installed(tmp_path):
     status, _, err = run("import keras_lipnext", installation.BACKENDS, tmp_path)
     assert status == 1

@@ -1,6 +1,6 @@
-"""Trains on digits under checkpoints, killed by SIGKILL where told: run by test_checkpoints.
+"""Trains on digits under checkpoints; as a script, killed by SIGKILL: run by test_checkpoints.
 
-python resumed.py CALLBACK FOLDER RESULT [EPOCH BATCH]
+python resumed.py CALLBACK FOLDER EPOCH BATCH
 """
 
 import os
@@ -47,17 +47,17 @@ class Shuffled(keras.utils.PyDataset):
         return self.x[chosen], self.y[chosen]
 
 
-if __name__ == "__main__":
-    name, folder, result, *at = sys.argv[1:]
+def train(*callbacks):
+    """Arrays of all that training changed."""
     (x, y), _ = load_digits_split()
     keras.utils.set_random_seed(5)
+    # Orbax finds variables by names, which a process counts up.
+    keras.backend.clear_session()
     model = small_lipnext()
-    callback = getattr(lip.callbacks, name)(folder, seed=3)
-    model.fit(
-        Shuffled(x[:256], y[:256]),
-        epochs=4,
-        callbacks=[callback, *([Kill(*map(int, at))] if at else [])],
-        verbose=0,
-    )
-    weights = [keras.ops.convert_to_numpy(v) for v in model.weights + model.optimizer.variables]
-    np.savez(result, *weights)
+    model.fit(Shuffled(x[:256], y[:256]), epochs=4, callbacks=callbacks, verbose=0)
+    return [keras.ops.convert_to_numpy(v) for v in model.weights + model.optimizer.variables]
+
+
+if __name__ == "__main__":
+    name, folder, *at = sys.argv[1:]
+    train(getattr(lip.callbacks, name)(folder, seed=3), Kill(*map(int, at)))

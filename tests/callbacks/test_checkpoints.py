@@ -12,6 +12,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from callbacks import resumed
 from data import output_of, small_lipnext, to_numpy, virtual_devices
 
 import keras_lipnext as lip
@@ -27,32 +28,27 @@ every_callback = pytest.mark.parametrize(
 EPOCHS = 4
 
 
-def train_in_a_process(*arguments):
-    """Return code of resumed.py."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TESTS / "callbacks" / "resumed.py")]
-        + [str(a) for a in arguments],
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a training that nobody kills ends with; neither callback changes it."""
+    return resumed.train(BackupAndRestore(tmp_path_factory.mktemp("plain"), seed=3))
+
+
+@pytest.mark.slow
+@every_callback
+def test_a_killed_training_ends_with_the_same_bits(make, uninterrupted, tmp_path):
+    """SIGKILL in the middle of an epoch: weights, moments and counters, bit by bit."""
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", resumed.__file__, make.__name__, str(tmp_path), "2", "1"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert result.returncode in (0, -signal.SIGKILL), result.stdout[-2000:] + result.stderr[-4000:]
-    return result.returncode
-
-
-@every_callback
-def test_a_killed_training_ends_with_the_same_bits(make, tmp_path):
-    """SIGKILL in the middle of an epoch: weights, moments and counters, bit by bit."""
-    name, files = make.__name__, [tmp_path / "plain.npz", tmp_path / "resumed.npz"]
-    assert train_in_a_process(name, tmp_path / "a", files[0]) == 0
-    assert train_in_a_process(name, tmp_path / "b", files[1], 2, 1) == -signal.SIGKILL
-    assert not files[1].exists()
-    assert train_in_a_process(name, tmp_path / "b", files[1]) == 0
-    plain, resumed = map(np.load, files)
-    assert len(plain.files) > 20
-    for key in plain.files:
-        np.testing.assert_array_equal(plain[key], resumed[key])
+    assert killed.returncode == -signal.SIGKILL, killed.stdout[-2000:] + killed.stderr[-4000:]
+    assert len(uninterrupted) > 20
+    for a, b in zip(resumed.train(make(tmp_path, seed=3)), uninterrupted, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def train(x, y, *callbacks, epochs=EPOCHS):
@@ -292,6 +288,7 @@ def test_the_model_of_the_latest_checkpoint(digits, tmp_path):
     np.testing.assert_allclose(to_numpy(loaded(x[:8])), to_numpy(model(x[:8])), atol=1e-5)
 
 
+@pytest.mark.slow
 @orbax
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_sharded_checkpoints_continue_also_on_another_mesh(tmp_path):

@@ -227,6 +227,7 @@ def test_without_pytorch(monkeypatch):
         as_torch_module(model)
 
 
+@pytest.mark.slow
 def test_foolbox_in_three_lines(trained, digits):
     foolbox = pytest.importorskip("foolbox")
     x, y = digits[1][0][:40], digits[1][1][:40]

@@ -137,6 +137,7 @@ def test_ground_truth_in_the_affine_regime():
         assert twin(short[None]).argmax() == k
 
 
+@pytest.mark.slow
 def test_pgd_finds_no_flip_inside_and_some_outside(certified, trained):
     certificate, x, _ = certified
     x, radii, predictions = x[:150], certificate.radii[:150], certificate.predictions[:150]
@@ -156,6 +157,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.parametrize("part", ["mixing", "dense"])
 def test_weights_off_the_manifold_raise_the_constant(name, part):

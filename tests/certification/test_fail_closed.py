@@ -148,6 +148,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNFIT)
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.filterwarnings("ignore:.*quantize")

@@ -351,6 +351,7 @@ def test_the_results_are_looked_at_whatever_the_scope_does(monkeypatch):
         certified_beside_another_thread(monkeypatch)
 
 
+@pytest.mark.slow
 def test_threads_that_certify_train_and_predict():
     """Each finds what it finds alone, and trains and predicts in float32."""
     rng = np.random.default_rng(0)

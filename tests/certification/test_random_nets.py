@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
 # JAX and TensorFlow compile each network anew. benchmarks/soundness.py runs thousands.
-EXAMPLES = {"torch": 150, "tensorflow": 15}.get(keras.backend.backend(), 6)
+EXAMPLES = {"torch": 80, "tensorflow": 10}.get(keras.backend.backend(), 6)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES)
 @given(st.data(), st.integers(0, 10_000))
 def test_random_networks(data, seed):
@@ -22,6 +23,7 @@ def test_random_networks(data, seed):
     random_nets.check(model, seed)
 
 
+@pytest.mark.slow
 def test_the_networks_are_of_many_kinds_and_mostly_certified():
     """The generator itself: else the test above could pass on nothing."""
     kinds, certified, steepest = collections.Counter(), 0, []

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def share(text, name):
     return float(re.search(rf"{re.escape(name)} +([0-9.]+)%", text).group(1))
 
 
+@pytest.mark.slow
 def test_quickstart_reaches_its_goals(tmp_path):
     """Held-out digits, fixed seed: clean >= 97 %, CRA(0.25) >= 88 %, no certified flip.
 
@@ -65,6 +67,7 @@ def test_quickstart_reaches_its_goals(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
 def test_custom_model():
     text = run("custom_model.py", "--epochs", "6")
     assert share(text, "clean accuracy") > 80
@@ -74,6 +77,7 @@ def test_custom_model():
     assert max(map(float, defects)) < 2e-6
 
 
+@pytest.mark.slow
 @on_jax
 def test_attacks_stay_above_the_certificate(tmp_path):
     """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
@@ -94,6 +98,7 @@ def test_attacks_stay_above_the_certificate(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
 @on_torch
 def test_layer_zoo(tmp_path):
     size = ["--epochs", "2", "--width", "64", "--depth", "2", "--output", str(tmp_path / "out")]
@@ -134,6 +139,7 @@ def settings(model):
     return config["config"], config["compile_config"]["optimizer"]["config"]
 
 
+@pytest.mark.slow
 @on_jax
 def test_imagenet_smoke(tmp_path):
     """From files to the report; over three devices, among which 64 images do not divide."""
@@ -150,6 +156,7 @@ def test_imagenet_smoke(tmp_path):
     assert not optimizer["use_ema"]
 
 
+@pytest.mark.slow
 def test_mnist_smoke(tmp_path):
     """Averaged weights and rematerialisation; on JAX each matrix spread over two devices."""
     arguments, environment = ["--ema", "0.9", "--certify-images", "100"], {}
@@ -168,6 +175,7 @@ def test_mnist_smoke(tmp_path):
     assert optimizer["use_ema"] and optimizer["ema_momentum"] == 0.9
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_training_that_was_killed_goes_on(tmp_path):
     """SIGKILL in the middle of an epoch: the same records and weights in the end, bit by bit."""
@@ -188,6 +196,7 @@ def test_training_that_was_killed_goes_on(tmp_path):
             np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
+@pytest.mark.slow
 @on_jax
 def test_what_cannot_be_spread_is_said():
     for flags, message in (
@@ -206,6 +215,7 @@ def test_what_cannot_be_spread_is_said():
 DATASETS = ("imagenet2012", "cifar10", "mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("script, dataset", list(zip(TRAINING, DATASETS)))
 def test_missing_data_is_said_at_once(script, dataset, tmp_path):
@@ -229,10 +239,15 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
 
 
 @pytest.mark.once
-def test_help():
-    scripts = ("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING)
-    for script in scripts:
-        assert "--epochs" in run(script, "--help")
+@pytest.mark.parametrize(
+    "script", ["quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what examples import
+def test_help(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert "--epochs" in capsys.readouterr().out
 
 
 def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):

@@ -16,6 +16,8 @@ from data import virtual_devices
 
 import keras_lipnext  # noqa: F401  registers its classes with Keras
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 

@@ -199,6 +199,7 @@ def test_refusals_name_the_alternative():
         read_chain(residual())
 
 
+@pytest.mark.slow
 def test_no_wide_matrix_is_built_before_it_is_refused():
     model = built(kl.Dense(4000, "relu"), kl.Dense(4200, "relu", name="wide"), shape=(10,))
     with pytest.raises(ValueError, match="Layer 'wide'"):

@@ -74,6 +74,7 @@ def test_one_hidden_layer_is_lipsdp():
     )
 
 
+@pytest.mark.slow
 def test_a_hundred_layers_of_80_neurons_in_seconds():
     model = dense_chain((80,) * 101 + (10,))
     started = time.perf_counter()
@@ -85,6 +86,7 @@ def test_a_hundred_layers_of_80_neurons_in_seconds():
     assert result.constant <= papers_recursion(chain.weights) * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_wide_layers():
     model = dense_chain((300, 1000, 300, 10))
     assert lip.lmi.eclipse_fast(model).constant < 0.9 * product_of_norms(model)

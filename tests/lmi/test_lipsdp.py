@@ -62,6 +62,7 @@ def test_one_hidden_layer_agrees_with_a_brute_force_dual(activation, seed):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 def test_order_of_the_bounds_and_a_lower_bound(sizes, activation):
@@ -94,6 +95,7 @@ def test_scaling_layers_scales_the_bound():
     assert second == first * 2.0**-18
 
 
+@pytest.mark.slow
 def test_deep_networks_where_the_best_rho_is_far_below_the_first():
     model = dense_chain((6,) * 41, seed=1)
     lipsdp, eclipse = lip.lmi.lipsdp(model).constant, lip.lmi.eclipse(model).constant

@@ -28,6 +28,7 @@ def digits_network(units=(24, 16)):
     return model
 
 
+@pytest.mark.slow
 def test_training_lowers_the_proven_bound(digits):
     _, (x, y) = digits
     plain = digits_network()

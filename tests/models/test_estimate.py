@@ -104,6 +104,7 @@ def test_devices_share_the_batch():
     assert one.moved_bytes == 0
 
 
+@pytest.mark.slow
 @on_jax
 def test_bytes_moved_agree_with_xla():
     ratio, _ = output_of("models/moved.py", **virtual_devices(4))

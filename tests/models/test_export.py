@@ -6,6 +6,8 @@ import pytest
 
 import keras_lipnext as lip
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.backend.backend()
 IMAGES = np.random.default_rng(0).random((3, 8, 8, 1)).astype("float32")
 

@@ -10,6 +10,7 @@ from keras_lipnext.models.presets import PRESETS, matrix_weights
 OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
 
 
+@pytest.mark.slow
 def test_the_design_cards_calls(digits, tmp_path):
     """The calls of the design card, with fewer epochs."""
     (x_train, y_train), (x_test, y_test) = digits
@@ -29,6 +30,7 @@ def test_the_design_cards_calls(digits, tmp_path):
     loaded.fit(x_train, y_train, verbose=0)
 
 
+@pytest.mark.slow
 def test_learns(digits):
     (x, y), (x_test, y_test) = digits
     model = small_lipnext(width=32, epsilon=0.1)
@@ -324,6 +326,7 @@ def test_numpy_integers_are_integers():
     assert small_lipnext(num_classes=np.int64(10)).output_shape == (None, 10)
 
 
+@pytest.mark.slow
 def test_the_billion_parameter_model_builds(capsys):
     """In seconds and under 4 GiB; benchmarks/build.py measures both."""
     model = lip.LipNeXt(size="1b")

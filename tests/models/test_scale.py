@@ -10,6 +10,7 @@ from keras_lipnext import backend
 from keras_lipnext.manifolds import Stiefel, stiefel
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_as_float32_does(digits):
     """Float32 kernels and moments, no drift, the same accuracy; benchmarks/bfloat16.py goes on."""
     (x, y), (x_test, y_test) = digits

@@ -12,14 +12,15 @@ def small(**kwargs):
     return lip.SLLNet(**(arguments | kwargs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["sll", "spectral"])
 def test_learns_digits_and_certifies(digits, bound):
     (x, y), (x_test, y_test) = digits
     model = small(bound=bound, epsilon=0.1)
-    model.fit(x, y, epochs=12, batch_size=64, verbose=0)
-    certificate = model.certify(x_test, y_test, epsilons=(0.1, 0.25), verbose=0)
-    assert certificate.clean_accuracy > 0.85
-    assert certificate.certified_accuracy[0.1] > 0.75
+    model.fit(x, y, epochs=6, batch_size=64, verbose=0)
+    certificate = model.certify(x_test[:200], y_test[:200], epsilons=(0.1, 0.25), verbose=0)
+    assert certificate.clean_accuracy > 0.8
+    assert certificate.certified_accuracy[0.1] > 0.65
     assert certificate.body_constant < 1 + 1e-6
     assert float(to_numpy(model.optimizer.decay)) == 1
     flipped, _ = lip.certification.pgd(
@@ -59,6 +60,7 @@ def test_mixed_precision(digits):
         assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_sizes():
     model = lip.SLLNet("small", compile=False)
     kinds = [type(layer).__name__ for layer in model.layers]

@@ -328,6 +328,7 @@ class Noise(keras.layers.Layer):
         return total * keras.ops.ones_like(inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [*OPTIMIZERS.values(), functools.partial(ManifoldAdam, retraction="exponential")],
