@@ -1,133 +1,253 @@
-"""What every layer of the library must do, whatever it computes."""
+"""What every layer of the library must do, whatever it computes: a layer is a `Row`."""
 
+import dataclasses
+import inspect
 import tempfile
+from collections.abc import Callable
+from unittest import mock
 
+import extended
 import keras
 import numpy as np
-from data import to_numpy
+from data import in_one_program, to_numpy
+from test_layer_rules import built, check, lipschitz_bound_of, samples, whole
 
 from keras_lipnext import backend
 from keras_lipnext.manifolds import Stiefel, stiefel
+from keras_lipnext.optimizers import ManifoldAdam
 
 
-def check_layer(cls, arguments, input_shape, output_shape, lipschitz=True):
-    """Runs all checks on `cls(**arguments)`; the shapes include a batch size."""
-    check_shapes(cls, arguments, input_shape, output_shape)
-    check_config(cls, arguments, input_shape)
-    check_dtypes(cls, arguments, input_shape)
-    check_training_and_saving(cls, arguments, input_shape)
-    check_batch_independence(cls, arguments, input_shape)
-    if lipschitz:
-        check_non_expansive(cls, arguments, input_shape)
+@dataclasses.dataclass
+class Row:
+    """A layer, its arguments and what is expected of it.
+
+    Attributes:
+        cls: Class of the layer.
+        arguments: Keyword arguments of its constructor.
+        input_shape: With the batch size.
+        output_shape: With the batch size.
+        nominal: The Lipschitz constant that the layer is made to have, or None.
+        reached: Least share of the certified constant that the search for pairs finds.
+        variant: Whether an earlier row of the class does the checks that depend on the class only.
+        sizes: Whether the layer needs to know height and width.
+        exact: The layer's formula, of (layer, x) in 80-bit NumPy, where `extended.LAYERS` has none.
+    """
+
+    cls: type
+    arguments: dict
+    input_shape: tuple
+    output_shape: tuple
+    nominal: float | None = 1.0
+    reached: float = 0.9
+    variant: bool = False
+    sizes: bool = False
+    exact: Callable | None = None
+
+    def __str__(self):
+        values = [f"{name}={value}" for name, value in self.arguments.items()]
+        return "-".join([self.cls.__name__, *values, "x".join(map(str, self.input_shape[1:]))])
+
+    def layer(self, **kwargs):
+        return self.cls(**self.arguments, **kwargs)
+
+    def parameters(self):
+        """Names of the constructor's arguments, without those of every Keras layer."""
+        named = inspect.signature(self.cls.__init__).parameters.values()
+        return {p.name for p in named if p.kind is not p.VAR_KEYWORD} - {"self"}
 
 
-def check_variant(cls, arguments, input_shape, output_shape):
-    """The checks that depend on the arguments, for further arguments of a layer."""
-    check_shapes(cls, arguments, input_shape, output_shape)
-    check_config(cls, arguments, input_shape)
-    check_non_expansive(cls, arguments, input_shape)
+def check_layer(row):
+    """All checks that apply to a row."""
+    for one in CHECKS:
+        if applies(one, row):
+            one(row)
+
+
+def applies(one, row):
+    """Whether a check applies to a row."""
+    if one is check_data_formats:
+        return "data_format" in row.parameters()
+    if one is check_rule and not extended.HAS_LONG:
+        return False
+    return not row.variant or one in (check_shapes, check_config, check_certificate)
 
 
 def random_input(shape, dtype="float32", seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
-def check_shapes(cls, arguments, input_shape, output_shape):
-    layer = cls(**arguments)
-    outputs = layer(random_input(input_shape))
-    assert tuple(outputs.shape) == output_shape
-    assert tuple(layer.compute_output_shape(input_shape)) == output_shape
-    unknown = (None, *input_shape[1:])
-    symbolic = cls(**arguments)(keras.Input(batch_shape=unknown))
-    assert symbolic.shape == (None, *output_shape[1:])
-    assert tuple(cls(**arguments).compute_output_shape(unknown)) == (None, *output_shape[1:])
+def check_shapes(row):
+    """Of an eager call, a symbolic one and the layer's own answer; None for what is not known."""
+    x, output_shape = random_input(row.input_shape), row.output_shape
+    layer = row.layer()
+    assert tuple(layer(x).shape) == output_shape
+    assert tuple(layer.compute_output_shape(row.input_shape)) == output_shape
+    axis = row.arguments.get("axis", -1) % len(x.shape)
+    inner = [None if i != axis and not row.sizes else n for i, n in enumerate(row.input_shape)][1:]
+    for unknown in ((None, *row.input_shape[1:]), (None, *inner)):
+        layer = row.layer()
+        symbolic = layer(keras.KerasTensor(unknown)).shape
+        assert tuple(layer.compute_output_shape(unknown)) == symbolic
+        assert len(symbolic) == len(output_shape)
+        assert symbolic[0] is None, f"batch size {symbolic[0]}, made of None"
+        assert all(n in (None, size) for n, size in zip(symbolic, output_shape))
+        # What does not depend on an unknown size is known.
+        assert symbolic[axis if len(symbolic) == len(x.shape) else -1] is not None
+        if unknown[1:] == row.input_shape[1:]:
+            assert symbolic[1:] == output_shape[1:]
+    assert tuple(layer(x).shape) == output_shape
 
 
-def check_config(cls, arguments, input_shape):
-    layer = cls(**arguments, name="a_name")
-    copy = cls.from_config(layer.get_config())
-    assert copy.get_config() == layer.get_config()
+def check_config(row):
+    """It has every argument with its value, and makes the same layer again."""
+    layer = row.layer(name="a_name")
+    config = layer.get_config()
+    assert row.parameters() <= set(config), row.parameters() - set(config)
+    for name, value in row.arguments.items():
+        if isinstance(value, (bool, float, str)):
+            stored = config[name]
+            if isinstance(stored, dict):  # of an initializer, given by its name
+                stored = keras.initializers.get(value).__class__.__name__
+                value = config[name]["class_name"]
+            assert stored == value, f"{name}={value} is {stored} in the config"
+    copy = row.cls.from_config(config)
+    assert copy.get_config() == config
     assert copy.name == "a_name"
     serialized = keras.saving.serialize_keras_object(layer)
-    assert serialized["registered_name"] == f"keras_lipnext>{cls.__name__}"
+    assert serialized["registered_name"] == f"keras_lipnext>{row.cls.__name__}"
     restored = keras.saving.deserialize_keras_object(serialized)
-    assert restored.get_config() == layer.get_config()
-    for name, value in arguments.items():
-        assert name in layer.get_config(), f"{name}={value} is not in the config"
+    assert restored.get_config() == config
 
 
-def check_dtypes(cls, arguments, input_shape):
+def check_dtypes(row):
+    """The outputs' and the weights' under every policy; the answers are finite."""
     for policy in ("float32", "float64", "mixed_bfloat16", "mixed_float16"):
         with backend.float64_scope():
-            layer = cls(**arguments, dtype=policy)
-            outputs = layer(keras.ops.convert_to_tensor(random_input(input_shape, "float64")))
+            layer = row.layer(dtype=policy)
+            layer.build(row.input_shape)
+            x = keras.ops.convert_to_tensor(random_input(row.input_shape, "float64"))
+            outputs = in_one_program(layer)(x)
             dtype = keras.backend.standardize_dtype(outputs.dtype)
             assert dtype == layer.compute_dtype, policy
-            assert dtype == layer.compute_output_spec(keras.KerasTensor(input_shape)).dtype
+            assert dtype == layer.compute_output_spec(keras.KerasTensor(row.input_shape)).dtype
             for weight in layer.weights:
                 assert keras.backend.standardize_dtype(weight.dtype) == layer.variable_dtype
             assert np.isfinite(to_numpy(keras.ops.cast(outputs, "float32"))).all()
 
 
-def check_training_and_saving(cls, arguments, input_shape):
-    """A compiled model trains by an ordinary optimizer, keeps its kernels, saves and loads."""
-    inputs = keras.Input(input_shape[1:])
-    model = keras.Model(inputs, cls(**arguments)(inputs))
-    x = random_input(input_shape)
-    target = random_input((input_shape[0], *model.output_shape[1:]), seed=1)
-    model.compile(keras.optimizers.Adam(1e-2), loss="mse")
-    if model.trainable_weights:
+def check_training_and_saving(row):
+    """A compiled model trains by any optimizer, keeps its kernels, saves and loads."""
+    inputs = keras.Input(row.input_shape[1:])
+    model = keras.Model(inputs, row.layer()(inputs))
+    x = random_input(row.input_shape)
+    target = random_input((row.input_shape[0], *model.output_shape[1:]), seed=1)
+    trained = model.trainable_weights
+    jit = keras.backend.backend() != "torch"
+    optimizers = (keras.optimizers.SGD(0.1), ManifoldAdam(1e-2))
+    for optimizer in optimizers if trained else optimizers[:1]:
+        model.compile(optimizer, loss="mse", jit_compile=jit)
         initial = model.get_weights()
-        model.fit(x, target, epochs=3, verbose=0)
-        for old, new in zip(initial, model.get_weights()):
-            assert np.abs(old - new).max() > 0
-    for weight in model.trainable_weights:
-        if isinstance(weight.constraint, Stiefel):
-            assert float(stiefel.defect(weight)) < 2e-6
+        if trained:
+            model.fit(x, target, epochs=3, verbose=0)
+        for weight, old, new in zip(model.weights, initial, model.get_weights()):
+            moved = np.abs(old - new).max() > 0
+            assert moved or not weight.trainable, f"{weight.path} did not train"
+            if isinstance(weight.constraint, Stiefel):
+                assert float(stiefel.defect(weight)) < 2e-6
     before = to_numpy(model(x))
     assert np.isfinite(before).all()
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model.keras")
         loaded = keras.models.load_model(f"{folder}/model.keras")
+    for stored, weight in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(stored, weight)
     np.testing.assert_array_equal(to_numpy(loaded(x)), before)
     np.testing.assert_allclose(model.predict(x, verbose=0), before, rtol=1e-5, atol=1e-6)
 
 
-def check_batch_independence(cls, arguments, input_shape):
-    layer = cls(**arguments)
-    x = random_input((5, *input_shape[1:]))
-    whole = to_numpy(layer(x))
+def check_batch_independence(row):
+    layer = row.layer()
+    x = random_input((5, *row.input_shape[1:]))
+    whole_batch = to_numpy(layer(x))
     for start, stop in ((0, 1), (1, 5)):
         part = to_numpy(layer(x[start:stop]))
-        np.testing.assert_allclose(part, whole[start:stop], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(part, whole_batch[start:stop], rtol=1e-5, atol=1e-6)
 
 
-def check_non_expansive(cls, arguments, input_shape):
-    """||f(x) - f(y)|| <= ||x - y|| in float64, for far and near pairs."""
+def check_certificate(row):
+    """What pairs are stretched <= the certified constant <= the nominal one, up to rounding."""
+    model = built(row.layer, row.input_shape[1:])
+    constant = lipschitz_bound_of(whole(model))
     with backend.float64_scope():
-        layer = cls(**arguments, dtype="float64")
-        x = random_input((64, *input_shape[1:]), "float64")
-        for scale in (1.0, 1e-3):
-            step = scale * random_input(x.shape, "float64", seed=2)
-            outputs = to_numpy(layer(keras.ops.convert_to_tensor(np.concatenate([x, x + step]))))
-            change = (outputs[64:] - outputs[:64]).reshape(64, -1)
-            ratios = np.linalg.norm(change, axis=1) / np.linalg.norm(step.reshape(64, -1), axis=1)
-            assert ratios.max() <= 1 + 1e-9
+        layer = row.layer(dtype="float64")
+        layer.build(row.input_shape)
+        layer.set_weights([np.asarray(w, "float64") for w in model.get_weights()])
+        stretch = largest_stretch(layer, row.input_shape[1:])
+    assert stretch <= constant * (1 + 1e-9), f"{stretch} > {constant}, which is certified"
+    assert stretch >= row.reached * constant, f"{stretch} of {constant}: the search is too weak"
+    if row.nominal is not None:
+        assert constant <= row.nominal * (1 + 2e-6), f"{constant} > {row.nominal}, the nominal one"
 
 
-def check_data_formats(cls, arguments, input_shape, image_output=True):
+def check_rule(row):
+    """The rule's constant, offset and rounding against the layer's formula in 80-bit NumPy."""
+    formulas = {row.cls.__name__: row.exact} if row.exact else {}
+    shape = row.input_shape[1:]
+    with mock.patch.dict(extended.LAYERS, formulas):
+        check(built(row.layer, shape), samples(shape))
+
+
+def largest_stretch(function, shape, pairs=16, ascents=6):
+    """The largest ||f(x + h u) - f(x)|| / ||h u|| found: far and near pairs, then by ascent.
+
+    The steps u <- J^T J u climb to the largest singular value of the Jacobian.
+    """
+
+    def row_norms(x):
+        return keras.ops.sqrt(keras.ops.sum(keras.ops.reshape(x, (pairs, -1)) ** 2, axis=1))
+
+    @in_one_program
+    def step(x, u, h):
+        stretched = (function(x + h * u) - function(x)) / h
+        climbed = backend.gradient(lambda t: function(t) * stretched, x)
+        return row_norms(stretched) / row_norms(u), climbed
+
+    shape = (pairs, *shape)
+    x, u = (random_input(shape, "float64", seed=seed) for seed in (1, 2))
+    x *= np.resize([1e-3, 1.0, 1.0, 30.0], (pairs, *(1 for _ in shape[1:])))
+    largest = 0.0
+    for h in (3.0,) + (1e-4,) * ascents:
+        stretches, climbed = step(*map(keras.ops.convert_to_tensor, (x, u, np.float64(h))))
+        largest = max(largest, float(to_numpy(stretches).max()))
+        size = np.abs(to_numpy(climbed)).reshape(pairs, -1).max(axis=1)
+        u = to_numpy(climbed) / np.maximum(size, 1e-30).reshape(pairs, *(1 for _ in shape[1:]))
+    return largest
+
+
+def check_data_formats(row):
     """Channels first and last compute the same function with the same weights."""
-    last = cls(**arguments, data_format="channels_last")
-    first = cls(**arguments, data_format="channels_first")
-    x = random_input(input_shape)
-    expected = to_numpy(last(x))
+    last, first = (row.layer(data_format=f"channels_{end}") for end in ("last", "first"))
+    x = random_input(row.input_shape)
+    last.build(x.shape)
     transposed = np.transpose(x, (0, 3, 1, 2))
     first.build(transposed.shape)
     first.set_weights(
         [np.reshape(w, target.shape) for w, target in zip(last.get_weights(), first.weights)]
     )
-    actual = to_numpy(first(transposed))
-    if image_output:
+    expected, actual = to_numpy(last(x)), to_numpy(first(transposed))
+    if actual.ndim == 4:
         actual = np.transpose(actual, (0, 2, 3, 1))
         assert tuple(first.compute_output_shape(transposed.shape))[1] == expected.shape[-1]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+CHECKS = (
+    check_shapes,
+    check_config,
+    check_dtypes,
+    check_training_and_saving,
+    check_batch_independence,
+    check_certificate,
+    check_rule,
+    check_data_formats,
+)

@@ -9,7 +9,6 @@ import detectors
 import extended
 import layer_checks
 import pytest
-import test_layer_rules
 from test_soundness import MUTANTS
 from test_structure import ROOMS
 
@@ -26,7 +25,7 @@ PAGES = sorted((ROOT / "docs" / "explanation").glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCUMENTS = [*PAGES, CONTRIBUTING, ROOT / "README.md"]
 # Made in CONTRIBUTING's example.
-EXAMPLE = {"keras_lipnext/layers/scaled_residual.py", "tests/layers/test_scaled_residual.py"}
+EXAMPLE = {"keras_lipnext/layers/scaled_residual.py"}
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
@@ -118,15 +117,12 @@ def test_contributing_is_short():
 
 
 def test_the_layer_of_contributing_is_added_as_it_says(monkeypatch):
-    layer, rule, tests = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.S)
+    layer, rule, row = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.S)
     imports = {**vars(orthogonal_dense), "number": lip.arguments.number}
     exec(layer, imports)
-    monkeypatch.setattr(layers, "ScaledResidual", imports["ScaledResidual"], raising=False)
+    cls = imports["ScaledResidual"]
+    monkeypatch.setattr(layers, "ScaledResidual", cls, raising=False)
     monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
     exec(rule, dict(vars(layer_rules)))
-    names = {**vars(test_layer_rules), **vars(layer_checks), "extended": extended}
-    names |= {"pytest": pytest, "ScaledResidual": layers.ScaledResidual}
-    exec(tests, names)
-    names["test_basics"]()
-    if extended.HAS_LONG:
-        names["test_rule"](monkeypatch)
+    names = {"Row": layer_checks.Row, "extended": extended, "ScaledResidual": cls}
+    layer_checks.check_layer(eval(row, names))

@@ -4,28 +4,11 @@ import pytest
 from data import in_one_program, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_checks import check_data_formats, check_layer, check_variant, random_input
+from layer_checks import random_input
 
 from keras_lipnext import backend
 from keras_lipnext.layers import FullShiftMixing, ShiftMixing
 from keras_lipnext.manifolds import stiefel
-
-
-def test_basics():
-    shape = (3, 4, 5, 16)
-    check_layer(FullShiftMixing, {"ratio": 1 / 8, "padding": "zero"}, shape, shape)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-@pytest.mark.parametrize("ratio, channels", [(1 / 8, 16), (1 / 4, 8)])
-def test_variants(padding, ratio, channels):
-    shape = (3, 4, 5, channels)
-    check_variant(FullShiftMixing, {"ratio": ratio, "padding": padding}, shape, shape)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-def test_data_formats(padding):
-    check_data_formats(FullShiftMixing, {"ratio": 1 / 8, "padding": padding}, (2, 4, 5, 8))
 
 
 def test_stores_the_whole_matrix():

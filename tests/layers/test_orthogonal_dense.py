@@ -2,28 +2,11 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_layer, check_variant, random_input
+from layer_checks import random_input
 
 from keras_lipnext import backend
 from keras_lipnext.layers import OrthogonalDense
 from keras_lipnext.manifolds import stiefel
-
-
-@pytest.mark.parametrize("units", [6, 3, 9])
-def test_basics(units):
-    check_layer(OrthogonalDense, {"units": units}, (4, 6), (4, units))
-
-
-@pytest.mark.parametrize(
-    "arguments, input_shape, output_shape",
-    [
-        ({"units": 5, "activation": "relu", "use_bias": False}, (2, 3, 3, 4), (2, 3, 3, 5)),
-        ({"units": 5, "axis": 1, "bias_initializer": "ones"}, (2, 4, 3, 3), (2, 5, 3, 3)),
-        ({"units": 4, "kernel_initializer": "glorot_uniform"}, (2, 7, 4), (2, 7, 4)),
-    ],
-)
-def test_variants(arguments, input_shape, output_shape):
-    check_variant(OrthogonalDense, arguments, input_shape, output_shape)
 
 
 @pytest.mark.parametrize("axis", [-1, 1])

@@ -2,13 +2,9 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_data_formats, check_layer, random_input
+from layer_checks import random_input
 
 from keras_lipnext.layers import PositionalBias
-
-
-def test_basics():
-    check_layer(PositionalBias, {"initializer": "ones"}, (2, 3, 4, 5), (2, 3, 4, 5))
 
 
 def test_one_value_a_position():
@@ -17,10 +13,6 @@ def test_one_value_a_position():
     added = to_numpy(layer(x)) - x
     assert tuple(layer.bias.shape) == (3, 4, 1)
     np.testing.assert_allclose(added, np.broadcast_to(to_numpy(layer.bias), x.shape), atol=1e-6)
-
-
-def test_data_formats():
-    check_data_formats(PositionalBias, {"initializer": "normal"}, (2, 4, 5, 8))
 
 
 def test_unknown_sizes():

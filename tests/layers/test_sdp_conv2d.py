@@ -1,6 +1,5 @@
 import pytest
 import sdp_checks
-from layer_checks import check_data_formats, check_layer, check_variant
 
 from keras_lipnext.layers import SDPConv2D
 
@@ -9,37 +8,11 @@ BOUNDS = ["aol", "sll", "spectral"]
 NORM_GRID = {1: 1.0, 2: 1.02, 3: 1.02, 5: 1.02, 7: 1.1}
 
 
-def test_basics():
-    check_layer(SDPConv2D, {"filters": 4, "kernel_size": 3}, (3, 5, 4, 2), (3, 5, 4, 4))
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize(
-    "size, strides, padding, shape",
-    [
-        (1, 1, "same", (5, 4)),
-        (2, 1, "circular", (5, 4)),
-        ((3, 5), 2, "same", (3, 2)),
-        (7, (2, 3), "circular", (3, 2)),
-    ],
-)
-def test_variants(bound, size, strides, padding, shape):
-    arguments = {"filters": 3, "kernel_size": size, "bound": bound, "strides": strides}
-    arguments |= {"padding": padding, "kernel_initializer": "glorot_normal"}
-    check_variant(SDPConv2D, arguments, (2, 5, 4, 2), (2, *shape, 3))
-
-
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("size, padding", [(3, "same"), ((2, 4), "circular")])
 def test_equals_numpy(bound, size, padding):
     layer = SDPConv2D(3, size, bound, strides=2, padding=padding, activation="relu")
     sdp_checks.check_values(layer, (5, 6, 2), "SDPConv2D")
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-def test_data_formats(bound):
-    arguments = {"filters": 3, "kernel_size": 3, "bound": bound, "strides": 2}
-    check_data_formats(SDPConv2D, arguments, (2, 5, 4, 2))
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -2,24 +2,12 @@ import keras
 import numpy as np
 import pytest
 import sdp_checks
-from layer_checks import check_layer, check_variant
 
 from keras_lipnext.activations import FUNCTIONS
 from keras_lipnext.layers import SDPDense
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
 FREE = BOUNDS[:3]
-
-
-def test_basics():
-    check_layer(SDPDense, {"units": 5, "bound": "sll"}, (4, 6), (4, 5))
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("units", [3, 9])
-def test_variants(bound, units):
-    arguments = {"units": units, "bound": bound, "activation": "tanh", "use_bias": units > 3}
-    check_variant(SDPDense, arguments, (2, 3, 6), (2, 3, units))
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -1,25 +1,9 @@
 import pytest
 import sdp_checks
-from layer_checks import check_data_formats, check_layer, check_variant
 
 from keras_lipnext.layers import SDPResidualConv2D
 
 BOUNDS = ["aol", "sll", "spectral"]
-
-
-def test_basics():
-    arguments = {"hidden_filters": 4, "kernel_size": 3, "activation": "tanh"}
-    check_layer(SDPResidualConv2D, arguments, (3, 5, 4, 2), (3, 5, 4, 2))
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize(
-    "hidden, size, padding",
-    [(None, 1, "same"), (5, 2, "circular"), (1, (3, 5), "same"), (3, 7, "circular")],
-)
-def test_variants(bound, hidden, size, padding):
-    arguments = {"hidden_filters": hidden, "kernel_size": size, "bound": bound}
-    check_variant(SDPResidualConv2D, arguments | {"padding": padding}, (2, 5, 4, 2), (2, 5, 4, 2))
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -27,12 +11,6 @@ def test_variants(bound, hidden, size, padding):
 def test_equals_numpy(bound, size, padding):
     layer = SDPResidualConv2D(3, size, bound, padding=padding)
     sdp_checks.check_values(layer, (5, 6, 2), "SDPResidualConv2D")
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-def test_data_formats(bound):
-    arguments = {"hidden_filters": 3, "kernel_size": 3, "bound": bound}
-    check_data_formats(SDPResidualConv2D, arguments, (2, 5, 4, 2))
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -1,25 +1,12 @@
 import keras
 import pytest
 import sdp_checks
-from layer_checks import check_layer, check_variant
 
 from keras_lipnext.activations import FUNCTIONS
 from keras_lipnext.layers import SDPResidualDense
 from keras_lipnext.layers import sdp_diagonal as _sdp
 
 BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
-
-
-def test_basics():
-    arguments = {"hidden_units": 5, "bound": "sll", "activation": "tanh"}
-    check_layer(SDPResidualDense, arguments, (4, 6), (4, 6))
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("hidden", [3, None, 9])
-def test_variants(bound, hidden):
-    arguments = {"hidden_units": hidden, "bound": bound, "use_bias": hidden != 3}
-    check_variant(SDPResidualDense, arguments, (2, 3, 6), (2, 3, 6))
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -2,24 +2,12 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_data_formats, check_layer, check_variant, random_input
+from layer_checks import random_input
 
 from keras_lipnext import backend
 from keras_lipnext.layers import ShiftMixing
 from keras_lipnext.layers.spatial_shift import shift_groups
 from keras_lipnext.manifolds import stiefel
-
-
-def test_basics():
-    shape = (3, 4, 5, 16)
-    check_layer(ShiftMixing, {"ratio": 1 / 8, "padding": "zero"}, shape, shape)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-@pytest.mark.parametrize("ratio, channels", [(1 / 8, 16), (1 / 4, 8)])
-def test_variants(padding, ratio, channels):
-    shape = (3, 4, 5, channels)
-    check_variant(ShiftMixing, {"ratio": ratio, "padding": padding}, shape, shape)
 
 
 def test_stores_the_moving_rows_only():
@@ -70,11 +58,6 @@ def test_circular_is_an_isometry():
         outputs = to_numpy(layer(keras.ops.convert_to_tensor(x)))
     norms = [np.linalg.norm(v.reshape(10, -1), axis=1) for v in (x, outputs)]
     np.testing.assert_allclose(*norms, rtol=1e-12)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-def test_data_formats(padding):
-    check_data_formats(ShiftMixing, {"ratio": 1 / 8, "padding": padding}, (2, 4, 5, 8))
 
 
 def test_channels_not_divisible():

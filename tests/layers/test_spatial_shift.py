@@ -2,21 +2,9 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
-from layer_checks import check_data_formats, check_layer, check_variant, random_input
+from layer_checks import random_input
 
 from keras_lipnext.layers import SpatialShift
-
-
-def test_basics():
-    shape = (3, 4, 5, 8)
-    check_layer(SpatialShift, {"ratio": 1 / 8, "padding": "zero"}, shape, shape)
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-@pytest.mark.parametrize("ratio, channels", [(1 / 8, 8), (1 / 4, 4), (1 / 6, 12)])
-def test_variants(padding, ratio, channels):
-    shape = (3, 4, 5, channels)
-    check_variant(SpatialShift, {"ratio": ratio, "padding": padding}, shape, shape)
 
 
 def numpy_shift(x, group, padding):
@@ -47,11 +35,6 @@ def test_moves_one_pixel_the_way_it_says():
     for channel, position in enumerate([(0, 1), (2, 1), (1, 0), (1, 2), (1, 1)]):
         assert outputs[..., channel].sum() == 1
         assert outputs[(*position, channel)] == 1
-
-
-@pytest.mark.parametrize("padding", ["circular", "zero"])
-def test_data_formats(padding):
-    check_data_formats(SpatialShift, {"ratio": 1 / 8, "padding": padding}, (2, 4, 5, 8))
 
 
 def test_global_data_format():

@@ -1,0 +1,123 @@
+"""Every layer of the library does what `layer_checks` asks of it: a new layer is a new `Row`."""
+
+import itertools
+
+import keras
+import pytest
+from layer_checks import CHECKS, Row, applies
+
+from keras_lipnext import layers
+from keras_lipnext.layers import (
+    BetaAbs,
+    FullShiftMixing,
+    L2Pool,
+    LipNeXtBlock,
+    MaxMin,
+    NormalizedDense,
+    OrthogonalDense,
+    PatchEmbedding,
+    PositionalBias,
+    SDPConv2D,
+    SDPDense,
+    SDPResidualConv2D,
+    SDPResidualDense,
+    ShiftMixing,
+    SpatialShift,
+)
+
+IMAGES = (3, 4, 5, 16)
+BOUNDS = ["aol", "sll", "spectral"]
+
+
+def shifting(cls, arguments, variant, channels=16):
+    shape = (3, 4, 5, channels)
+    return Row(cls, arguments, shape, shape, variant=variant)
+
+
+def rows():
+    for shape in ((2, 3, 4, 8), (3, 8)):
+        yield Row(BetaAbs, {"beta": 0.5}, shape, shape, variant=len(shape) == 2)
+    for beta in (0, 0.75, 1):
+        yield Row(BetaAbs, {"beta": beta, "axis": 1}, (2, 8, 3), (2, 8, 3), variant=True)
+    for cls in (SpatialShift, ShiftMixing, FullShiftMixing):
+        yield shifting(cls, {"ratio": 1 / 8, "padding": "zero"}, False)
+        for padding in ("circular", "zero"):
+            yield shifting(cls, {"ratio": 1 / 4, "padding": padding}, True, 8)
+        yield shifting(cls, {"ratio": 1 / 8, "padding": "circular"}, True)
+    yield shifting(SpatialShift, {"ratio": 1 / 6}, True, 12)
+    yield Row(L2Pool, {"epsilon": 1e-6}, (3, 4, 5, 6), (3, 6))
+    for padding, mixing in (("circular", "full"), ("zero", "reduced")):
+        arguments = {"shift_ratio": 1 / 8, "beta": 0.5, "padding": padding, "mixing": mixing}
+        yield Row(LipNeXtBlock, arguments, (2, 3, 4, 16), (2, 3, 4, 16), sizes=True)
+    yield Row(MaxMin, {}, (3, 8), (3, 8))
+    yield Row(MaxMin, {"axis": 1}, (2, 4, 3), (2, 4, 3), variant=True)
+    for use_bias in (True, False):  # single logits, not the vector of them, are 1-Lipschitz
+        arguments = {"units": 5, "use_bias": use_bias}
+        yield Row(NormalizedDense, arguments, (4, 6), (4, 5), nominal=None, variant=not use_bias)
+    for units in (6, 3, 9):
+        yield Row(OrthogonalDense, {"units": units}, (4, 6), (4, units))
+    for arguments, shape, output_shape in (
+        ({"units": 5, "activation": "relu", "use_bias": False}, (2, 3, 3, 4), (2, 3, 3, 5)),
+        ({"units": 5, "axis": 1, "bias_initializer": "ones"}, (2, 4, 3, 3), (2, 5, 3, 3)),
+        ({"units": 4, "kernel_initializer": "glorot_uniform"}, (2, 7, 4), (2, 7, 4)),
+    ):
+        yield Row(OrthogonalDense, arguments, shape, output_shape, variant=True)
+    for units in (20, 12):
+        arguments = {"patch_size": 2, "units": units}
+        shapes = (2, 4, 6, 3), (2, 2, 3, units)
+        yield Row(PatchEmbedding, arguments, *shapes, variant=units == 12)
+    yield Row(PositionalBias, {"initializer": "normal"}, (2, 3, 4, 5), (2, 3, 4, 5), sizes=True)
+    yield from sdp_rows()
+
+
+def sdp_rows():
+    yield Row(SDPDense, {"units": 5, "bound": "sll"}, (4, 6), (4, 5))
+    for bound, units in itertools.product([*BOUNDS, "orthogonal"], (3, 9)):
+        arguments = {"units": units, "bound": bound, "activation": "tanh", "use_bias": units > 3}
+        yield Row(SDPDense, arguments, (2, 3, 6), (2, 3, units), variant=True)
+    arguments = {"hidden_units": 5, "bound": "sll", "activation": "tanh"}
+    yield Row(SDPResidualDense, arguments, (4, 6), (4, 6))
+    for bound, hidden in itertools.product([*BOUNDS, "orthogonal"], (3, None, 9)):
+        arguments = {"hidden_units": hidden, "bound": bound, "use_bias": hidden != 3}
+        yield Row(SDPResidualDense, arguments, (2, 3, 6), (2, 3, 6), variant=True)
+    yield Row(SDPConv2D, {"filters": 4, "kernel_size": 3}, (3, 5, 4, 2), (3, 5, 4, 4))
+    for bound, (size, strides, padding, sides) in itertools.product(
+        BOUNDS,
+        (
+            (1, 1, "same", (5, 4)),
+            (2, 1, "circular", (5, 4)),
+            ((3, 5), 2, "same", (3, 2)),
+            (7, (2, 3), "circular", (3, 2)),
+        ),
+    ):
+        arguments = {"filters": 3, "kernel_size": size, "bound": bound, "strides": strides}
+        arguments |= {"padding": padding, "kernel_initializer": "glorot_normal"}
+        reached = 0.9 if strides == 1 else 0.3  # the bound counts all positions
+        shapes = (2, 5, 4, 2), (2, *sides, 3)
+        yield Row(SDPConv2D, arguments, *shapes, reached=reached, variant=True)
+    arguments = {"hidden_filters": 4, "kernel_size": 3, "activation": "tanh"}
+    yield Row(SDPResidualConv2D, arguments, (3, 5, 4, 2), (3, 5, 4, 2))
+    for bound, (hidden, size, padding) in itertools.product(
+        BOUNDS, ((None, 1, "same"), (5, 2, "circular"), (1, (3, 5), "same"), (3, 7, "circular"))
+    ):
+        arguments = {"hidden_filters": hidden, "kernel_size": size, "bound": bound}
+        arguments |= {"padding": padding}
+        yield Row(SDPResidualConv2D, arguments, (2, 5, 4, 2), (2, 5, 4, 2), variant=True)
+
+
+ROWS = list(rows())
+
+
+@pytest.mark.parametrize(
+    "check, row",
+    [(check, row) for row in ROWS for check in CHECKS if applies(check, row)],
+    ids=lambda value: getattr(value, "__name__", str(value)).removeprefix("check_"),
+)
+def test_every_layer(check, row):
+    check(row)
+
+
+def test_no_layer_is_missing():
+    public = {getattr(layers, name) for name in layers.__all__}
+    known = {row.cls for row in ROWS if not row.variant}
+    assert {cls for cls in public if issubclass(cls, keras.Layer)} == known
