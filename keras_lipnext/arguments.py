@@ -1,6 +1,7 @@
 """Checks of arguments: they answer with the value, or raise and say what was received."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -42,7 +43,7 @@ def share(name: str, value: float) -> float:
     return value
 
 
-def are_shares(shape, classes):
+def are_shares(shape: Sequence[int], classes: int) -> bool:
     """Whether labels of this shape are rows of shares of the classes, one-hot ones included.
 
     Of one class there are none: shape (n, 1) holds integers.

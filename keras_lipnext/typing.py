@@ -20,4 +20,6 @@ Activation: TypeAlias = str | Callable[..., Tensor] | None
 Initializer: TypeAlias = str | Config | Callable[..., Tensor] | None
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 Path: TypeAlias = str | os.PathLike[str]
+# Of `certify`: a function of `keras_lipnext.lmi`, its name or a `LipschitzResult`; they lie above.
+LipschitzMethod: TypeAlias = str | Callable[..., Any] | Any
 Function = TypeVar("Function", bound=Callable[..., Any])  # what a decorator gives back

@@ -22,6 +22,12 @@ import hypothesis
 import keras
 import pytest
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Nor are TensorFlow's graphs, which run a few times each.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 # Property tests compile on their first example: no deadline. The same examples every time, and
 # fewer where each shape is compiled anew.
 hypothesis.settings.register_profile(

@@ -37,7 +37,7 @@ ROOMS = {
     "report": {"installation", "lipschitz", "typing", "version"},
     "certification": {
         *("arguments", "backend", "batches", "distribution", "radius"),
-        *("activations", "norms", "overrides", "lipschitz", "report"),
+        *("activations", "norms", "overrides", "lipschitz", "report", "typing"),
     },
     "lmi": {
         *("activations", "arguments", "backend", "installation", "layers", "lipschitz"),

@@ -58,9 +58,9 @@ class Pair(keras.layers.Layer):
         return (self.dense, self.activation)
 ```
 
-Its own answers are compared with those of the parts on random inputs, and it is refused if they
+Its own answers are compared with those of the parts on a batch of probes, and it is refused if they
 differ, if it holds weights of its own, or if a subclass overrides `call` alone. That the two agree
-everywhere is the word of whoever wrote the layer.
+everywhere is the word of whoever wrote the layer: reports call it declared.
 """
 
 from keras_lipnext.certification.attacks import as_torch_module, pgd

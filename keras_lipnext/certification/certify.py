@@ -1,7 +1,7 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,12 +12,13 @@ from keras_lipnext.batches import check_batch, check_numbers, class_labels, nump
 from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.distribution import check_one_process
-from keras_lipnext.lipschitz.bounds import LipschitzResult, method_of
+from keras_lipnext.lipschitz.bounds import method_of
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.own_precision import low_precision
 from keras_lipnext.report import text
 from keras_lipnext.report.certificate import Certificate
 from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
+from keras_lipnext.typing import LipschitzMethod
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
@@ -36,7 +37,7 @@ def certify(
     batch_size: int = 256,
     verbose: int | str = "auto",
     expected_hash: str | None = None,
-    lipschitz: str | LipschitzResult | Callable[..., LipschitzResult] = "product",
+    lipschitz: LipschitzMethod = "product",
 ) -> Certificate:
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 

@@ -86,6 +86,7 @@ class LipschitzBound:
         notes: Tuple of sentences on what was read in a special way.
         method: The `Method` that found the constants; None if they are the layers', combined along
             the graph. Without its function: what is found can be pickled.
+        composites: Names of the layers that count as the parts that their author declares.
     """
 
     constant: float
@@ -94,6 +95,7 @@ class LipschitzBound:
     head: str | None
     notes: tuple = ()
     method: Method | None = None
+    composites: tuple[str, ...] = ()
 
     @property
     def product(self) -> float:
@@ -104,8 +106,9 @@ class LipschitzBound:
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """Names of the layers whose constants are declared, not proven."""
-        return tuple(layer.name for layer in self.layers if not layer.proven)
+        """Names of the layers whose constants, or parts, are declared, not proven."""
+        own = tuple(layer.name for layer in self.layers if not layer.proven)
+        return own + self.composites
 
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers], default=5)

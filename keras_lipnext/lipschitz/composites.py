@@ -130,15 +130,23 @@ def check_composites(graph):
             _compare(composite)
 
 
+def declared_composites(graph):
+    """The composites of a `Graph` whose parts are the word of whoever wrote them, not ours."""
+    return tuple(
+        composite
+        for composite in graph.composites
+        if not type(composite.layer).__module__.startswith("keras_lipnext.")
+    )
+
+
 def composite_notes(graph):
-    """A sentence on each composite of a `Graph` that is not of this library's."""
+    """A sentence on each of the `declared_composites`."""
     return tuple(
         f"Layer '{composite.name}' ({type(composite.layer).__name__}) counts as its parts, "
         f"{', '.join(part.name for part in composite.parts)}, one after the other, as its "
         "`certified_parts` declares. Its own answers were compared with theirs; that they agree "
         "on all inputs is not proven."
-        for composite in graph.composites
-        if not type(composite.layer).__module__.startswith("keras_lipnext.")
+        for composite in declared_composites(graph)
     )
 
 

@@ -5,14 +5,17 @@ import dataclasses
 import math
 import numbers
 import time
-from collections.abc import Callable
 
 import keras
 
 from keras_lipnext.activations import is_softmax
 from keras_lipnext.backend import keras_private
-from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, LipschitzResult, method_of
-from keras_lipnext.lipschitz.composites import check_composites, composite_notes
+from keras_lipnext.lipschitz.bounds import LayerConstant, LipschitzBound, method_of
+from keras_lipnext.lipschitz.composites import (
+    check_composites,
+    composite_notes,
+    declared_composites,
+)
 from keras_lipnext.lipschitz.graph import Graph, Step, trace
 from keras_lipnext.lipschitz.rounding import combined, underflow
 from keras_lipnext.lipschitz.rules import (
@@ -31,6 +34,7 @@ from keras_lipnext.lipschitz.rules.base import (
 from keras_lipnext.norms.matrices import spectral_norm_bound
 from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UP_PRODUCT
 from keras_lipnext.overrides import acts_by_default, replaced, unusual_arguments
+from keras_lipnext.typing import LipschitzMethod
 
 # Seconds of silence before a bar shows how far the layers are.
 _PATIENCE = 3.0
@@ -154,7 +158,7 @@ def _is_head(step):
 def lipschitz_bound(
     model: keras.Model,
     verbose: int | str = "auto",
-    lipschitz: str | LipschitzResult | Callable[..., LipschitzResult] = "product",
+    lipschitz: LipschitzMethod = "product",
 ) -> LipschitzBound:
     """Proves upper bounds of a model's l2 Lipschitz constant from its stored weights.
 
@@ -306,7 +310,12 @@ def bound_of(certifiable, bounds, joint=None):
     if certifiable.ending != 1:
         whole *= certifiable.ending * UP_PRODUCT
     return LipschitzBound(
-        float(whole), total, constants, head.name if head else None, certifiable.notes
+        float(whole),
+        total,
+        constants,
+        head.name if head else None,
+        certifiable.notes,
+        composites=tuple(c.name for c in declared_composites(certifiable.graph)),
     )
 
 

@@ -36,7 +36,7 @@ class LipschitzResult:
     multipliers: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
 
     @property
-    def certifying(self):
+    def certifying(self) -> Method:
         """`Method` that proves a bound anew from the multipliers.
 
         Nothing else is taken from this result: if the weights have changed since, or it is another

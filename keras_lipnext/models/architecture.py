@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +23,8 @@ SIZED_TEMPERATURE = 128.0
 class Architecture:
     """The arguments that LipNeXt and SLLNet share, which document them.
 
+    What is `Any` may be None, or a name, until it is resolved as the instance is made.
+
     Attributes:
         input_shape: As given, a tuple.
         data_format: Resolved.
@@ -33,13 +36,13 @@ class Architecture:
     """
 
     size: str | None
-    input_shape: tuple
+    input_shape: Any
     num_classes: int
     epsilon: float
     temperature: float | None
     learning_rate: float | None
-    data_format: str
-    dtype: object
+    data_format: Any
+    dtype: Any
     image: tuple = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -83,10 +86,10 @@ class Architecture:
 class LipNeXtArchitecture(Architecture):
     """What `LipNeXt` documents; depth, width, shift ratio and patch size are numbers here."""
 
-    patch_size: int | None
-    depth: int | None
-    width: int | None
-    shift_ratio: float | None
+    patch_size: Any
+    depth: Any
+    width: Any
+    shift_ratio: Any
     beta: float
     padding: str
     mixing: str

@@ -148,7 +148,7 @@ class LipNeXt(CertifiableModel):
                 "head/kernel": (width, num_classes),
             }
         )
-        shared = {"data_format": architecture.data_format, "dtype": policy}
+        shared: dict[str, Any] = {"data_format": architecture.data_format, "dtype": policy}
 
         inputs = keras.Input(architecture.input_shape, name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)

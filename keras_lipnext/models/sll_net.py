@@ -20,15 +20,15 @@ LEARNING_RATE = 3e-3
 class SLLArchitecture(Architecture):
     """What `SLLNet` documents; the sizes are numbers here."""
 
-    depth: int | None
-    width: int | None
-    hidden_filters: int | None
-    dense_depth: int | None
-    hidden_units: int | None
-    kernel_size: int | tuple
+    depth: Any
+    width: Any
+    hidden_filters: Any
+    dense_depth: Any
+    hidden_units: Any
+    kernel_size: Any
     pool_size: int
     bound: str
-    activation: object
+    activation: Any
 
     def __post_init__(self):
         super().__post_init__()
@@ -155,7 +155,7 @@ class SLLNet(CertifiableModel):
             dtype=dtype,
         )
         policy, data_format = architecture.dtype, architecture.data_format
-        shared = {"bound": bound, "activation": activation, "dtype": policy}
+        shared: dict[str, Any] = {"bound": bound, "activation": activation, "dtype": policy}
 
         inputs = keras.Input(architecture.input_shape, name="image")
         x = keras.layers.Rescaling(1.0, offset=-0.5, dtype=policy, name="centre")(inputs)
