@@ -18,15 +18,10 @@ if os.environ.get("KERAS_BACKEND") != "tensorflow":  # 2.18 aborts at flags that
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false",
     )
 
+import data  # noqa: F401  its settings
 import hypothesis
 import keras
 import pytest
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    # Nor are TensorFlow's graphs, which run a few times each.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 # Property tests compile on their first example: no deadline. The same examples every time, and
 # fewer where each shape is compiled anew.

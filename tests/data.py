@@ -12,6 +12,12 @@ from sklearn.datasets import load_digits
 import keras_lipnext as lip
 from keras_lipnext import backend
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Graphs that run a few times need no optimizing; alike in the processes that tests compare.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
 
 def load_digits_split():
     data = load_digits()

@@ -73,7 +73,7 @@ def test_two_jax_processes_killed_and_started_again_end_with_the_same_bits(tmp_p
 
     def command(name):
         folder = tmp_path / name
-        options = ["--epochs", 8, "--output", folder, "--checkpoints", folder / "checkpoints"]
+        options = ["--epochs", 5, "--output", folder, "--checkpoints", folder / "checkpoints"]
         return [EXAMPLES / "multi_host.py", "--processes", 2, *options]
 
     run(*command("plain"))
@@ -83,15 +83,15 @@ def test_two_jax_processes_killed_and_started_again_end_with_the_same_bits(tmp_p
         start_new_session=True,
     )
     end = time.monotonic() + 240
-    while not (tmp_path / "killed" / "checkpoints" / "2").exists():
+    while not (tmp_path / "killed" / "checkpoints" / "0").exists():
         assert killed.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "model.keras").exists()
     text = run(*command("killed"))
-    first = int(re.search(r"Epoch (\d)/8", text).group(1))
-    assert 4 <= first <= 8
+    first = int(re.search(r"Epoch (\d)/5", text).group(1))
+    assert 2 <= first <= 5
     for a, b in zip(weights(tmp_path / "plain"), weights(tmp_path / "killed"), strict=True):
         np.testing.assert_array_equal(b, a)
 
