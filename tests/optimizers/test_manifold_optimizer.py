@@ -677,3 +677,17 @@ def test_stacks_are_larger_on_an_accelerator(make, monkeypatch):
     seen.clear()
     train(make(0.05), make_variables("float32"), 1)
     assert seen.count((2, 6, 6)) == 1
+
+
+@every_optimizer
+def test_an_error_in_a_step_is_not_hidden_by_the_averages_after_it(make, monkeypatch):
+    """On JAX the variables of a step that failed have no value, which the end of `fit` asks for."""
+
+    def fails(*_):
+        raise RuntimeError("of the step")
+
+    model = small_model()
+    model.compile(make(1e-2, use_ema=True), loss="mse")
+    monkeypatch.setattr(model.optimizer, "manifold_step", fails)
+    with pytest.raises(RuntimeError, match="of the step"):
+        model.fit(*regression_data(), verbose=0)
