@@ -295,6 +295,15 @@ class CertifiableModel(keras.Model):
 
         return super()._autoconvert_optionals(step_on_checked)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras' own, of TensorFlow; makes optimizer and metrics before a step is traced.
+
+        A trace that makes variables is thrown away, and the step traced once more.
+        """
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        if iterator is not None and (batch := keras_private.symbolic_batch(iterator)):
+            self._symbolic_build(data_batch=batch)
+
     def _run_on_checked(self, function, *args):
         """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""
         *state, batches = args
