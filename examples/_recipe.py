@@ -30,7 +30,7 @@ def parser(doc, name, **defaults):
     add("--dataset", "of tensorflow-datasets", type=str)
     add("--data-dir", "where tensorflow-datasets keeps what it has prepared (its own default)")
     add("--smoke", "the whole path, small, on images made on the spot", action="store_true")
-    add("--size", "tiny, small, base, large, 1b or 2b")
+    add("--size", "of LipNeXt: tiny, small, base and so on (README.md, Sizes)")
     add("--depth", "number of blocks, instead of the size's", type=int)
     add("--width", "number of channels, instead of the size's", type=int)
     add("--patch-size", "in pixels (LipNeXt's default)", type=int)
@@ -101,10 +101,8 @@ def distribute(arguments):
     return parts
 
 
-def build(arguments, network, steps):
-    """A LipNeXt compiled with a warm-up and a cosine, step by step, in place of its own decay."""
-    import keras
-
+def build(arguments, network):
+    """A LipNeXt compiled with a warm-up and, if so asked, averages of its weights."""
     import keras_lipnext as lip
 
     model = lip.LipNeXt(
@@ -113,21 +111,12 @@ def build(arguments, network, steps):
         temperature=arguments.temperature,
         learning_rate=arguments.learning_rate,
     )
-    warmup = round(arguments.warmup_epochs * steps)
-
-    def schedule(peak):
-        return keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else peak,
-            decay_steps=max(1, arguments.epochs * steps - warmup),
-            warmup_target=peak if warmup else None,
-            warmup_steps=warmup,
-        )
-
     chosen = model.optimizer
     model.compile(
         lip.optimizers.ManifoldMuon(
-            schedule(float(chosen.learning_rate)),
-            euclidean_learning_rate=schedule(chosen.euclidean_learning_rate),
+            float(chosen.learning_rate),
+            euclidean_learning_rate=chosen.euclidean_learning_rate,
+            schedule=lip.optimizers.cosine(arguments.warmup_epochs / arguments.epochs),
             use_ema=arguments.ema is not None,
             ema_momentum=arguments.ema or 0.99,
         ),
@@ -257,7 +246,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         "dtype": arguments.dtype,
     }
     print(summary(arguments, source, network, len(train), parts), flush=True)
-    model = build(arguments, network, len(train))
+    model = build(arguments, network)
     model.fit(
         train,
         epochs=arguments.epochs,

@@ -21,7 +21,13 @@ from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.labels import check_labels, with_labels_checked
-from keras_lipnext.models.training_state import Schedule, TrainingState, with_weights_put_back
+from keras_lipnext.models.training_state import (
+    NOT_TRAINING,
+    Schedule,
+    TrainingState,
+    with_weights_put_back,
+)
+from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
 from keras_lipnext.report.certificate import Certificate
 from keras_lipnext.typing import Config, Path, Tensor
 
@@ -119,7 +125,6 @@ class CertifiableModel(keras.Model):
         body = [step.operation for step in certifiable.body.steps]
         self._find_body = lambda: body
         self._find_metrics = lambda: []
-        self._cosine = False
         self._evaluating = False
         self._labels_in_batches = True  # not checked before the first step
         self._thread = threading.local()  # replicas of tf.distribute run in threads
@@ -157,7 +162,9 @@ class CertifiableModel(keras.Model):
             if key in config:
                 config[key] = keras.tree.map_structure(self._bound_copy, config[key])
         super().compile(*arguments.args, **arguments.kwargs)
-        self._cosine = False
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if isinstance(optimizer, ManifoldOptimizer):
+            optimizer.bind(self._progress_of_schedules)
         self._requested_jit = config.get("jit_compile", "auto")
 
     def _bound_copy(self, part):
@@ -175,6 +182,10 @@ class CertifiableModel(keras.Model):
     def _training_progress(self):
         """Share of the training done: 1, the full demand, in evaluation."""
         return ops.ones(()) if self._evaluating else self._state.progress.value
+
+    def _progress_of_schedules(self):
+        """Share of the training done in the middle of the step; negative while no `fit` runs."""
+        return self._state.middle.value
 
     def _metrics_constant(self):
         """K for metrics: in evaluation at least what the weights' distances from manifolds add.
@@ -235,13 +246,14 @@ class CertifiableModel(keras.Model):
             self._begin_step(training)
         metrics = [scope.get_current_value(v) for v in self.metrics_variables]
         held = {"kernel": (self.head.kernel, scope.get_current_value(self.head.kernel))}
-        # A model whose `metrics` leave the state out cannot count: full demand.
+        # A model whose `metrics` leave the state out cannot count: full demand, no schedule.
         counted = any(metric is self._state for metric in self.metrics)
-        progress = self._state.progress
-        held["progress"] = (
-            progress,
-            scope.get_current_value(progress) if counted else ops.ones(()),
-        )
+        for variable, uncounted in (
+            (self._state.progress, 1.0),
+            (self._state.middle, NOT_TRAINING),
+        ):
+            value = scope.get_current_value(variable)
+            held[variable.name] = variable, value if counted else ops.full((), uncounted)
         before = [(variable, keras_private.held_value(variable)) for variable, _ in held.values()]
         try:
             for variable, value in held.values():
@@ -331,7 +343,7 @@ class CertifiableModel(keras.Model):
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
         given = arguments.arguments
         check_fit(**given)
-        schedule = Schedule(self._state, self._cosine)
+        schedule = Schedule(self._state)
         given["callbacks"] = [schedule, *with_weights_put_back(given.get("callbacks"))]
         validation = given.get("validation_data")
         if isinstance(validation, (list, tuple)):
@@ -411,8 +423,6 @@ class CertifiableModel(keras.Model):
         return {**config, "jit_compile": self._requested_jit} if config else config
 
     def compile_from_config(self, config: Config) -> None:
-        cosine = self._cosine
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self._cosine = cosine
         if self.built:
             self.optimizer.build(self.trainable_variables)

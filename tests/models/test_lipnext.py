@@ -72,33 +72,6 @@ def test_defaults_follow_depth_and_image_size():
     assert model.loss.temperature == 3
 
 
-def test_cosine_decay(digits):
-    (x, y), _ = digits
-    model = small_lipnext(learning_rate=0.02)
-    rates = []
-
-    def note(epoch, logs):
-        optimizer = model.optimizer
-        decay = float(to_numpy(getattr(optimizer, "decay", 1.0)))
-        rates.append(float(to_numpy(optimizer.learning_rate)) * decay)
-
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
-    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
-    expected = 0.01 * (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4))
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    assert float(to_numpy(model.optimizer.decay)) == 1
-    # It multiplies the rate the optimizer has, whoever set it.
-    rates.clear()
-    model.optimizer.learning_rate = 0.004
-    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
-    np.testing.assert_allclose(rates, expected / 5, rtol=1e-5)
-    # A model the user compiles keeps the rate it was given.
-    rates.clear()
-    model.compile(lip.optimizers.ManifoldAdam(0.003), lip.losses.EMMA(0.3))
-    model.fit(x[:32], y[:32], epochs=2, callbacks=[callback], verbose=0)
-    np.testing.assert_allclose(rates, 0.003, rtol=1e-5)
-
-
 def test_frozen_layers_stay_frozen_when_loaded(digits, tmp_path):
     (x, y), _ = digits
     model = small_lipnext()
