@@ -117,14 +117,14 @@ def main(arguments):
         timer = StepTime()
         fit = {"batch_size": arguments.batch_size, "epochs": arguments.epochs, "verbose": 0}
         model.fit(x, y, callbacks=[timer], **fit)
-        found = model.certify(*test, epsilons=epsilons, verbose=0)
-        shares = [found.clean_accuracy, *found.certified_accuracy.values()]
+        certificate = model.certify(*test, epsilons=epsilons, verbose=0)
+        shares = [certificate.clean_accuracy, *certificate.certified_accuracy.values()]
         cells = [f"{100 * share:.1f} %" for share in shares]
         cells += [f"{1e3 * timer.median:.1f}", f"{model.count_params():,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found.body_constant:.6f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {certificate.body_constant:.6f} |")
         print(lines[-1], flush=True)
-        right = found.predictions == test[1]
-        curves[name] = np.sort(np.where(right, found.radii, 0.0))
+        right = certificate.predictions == test[1]
+        curves[name] = np.sort(np.where(right, certificate.radii, 0.0))
     table = "\n".join(lines)
     print(f"\n{keras.backend.backend()} backend\n\n{table}")
     (folder / "layer_zoo.md").write_text(table + "\n")

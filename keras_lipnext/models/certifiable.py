@@ -280,14 +280,14 @@ class CertifiableModel(keras.Model):
         self._with_labels_checked("test_function", super().make_test_function, force)
 
     def _with_labels_checked(self, name, make, force):
-        known = getattr(self, name)
+        before = getattr(self, name)
         self._thread.checks_labels = True
         try:
             make(force)
         finally:
             self._thread.checks_labels = False
         function = getattr(self, name)
-        if function is not known and keras.backend.backend() != "tensorflow":
+        if function is not before and keras.backend.backend() != "tensorflow":
             setattr(self, name, functools.partial(self._run_on_checked, function))
 
     def _autoconvert_optionals(self, step_func):
@@ -341,15 +341,15 @@ class CertifiableModel(keras.Model):
         """
         check_distribution()
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
-        given = arguments.arguments
-        check_fit(**given)
+        options = arguments.arguments
+        check_fit(**options)
         schedule = Schedule(self._state)
-        given["callbacks"] = [schedule, *with_weights_put_back(given.get("callbacks"))]
-        validation = given.get("validation_data")
+        options["callbacks"] = [schedule, *with_weights_put_back(options.get("callbacks"))]
+        validation = options.get("validation_data")
         if isinstance(validation, (list, tuple)):
             self._check_labels(validation[1])
         try:
-            with self._labels_of(given.get("y")):
+            with self._labels_of(options.get("y")):
                 return super().fit(*arguments.args, **arguments.kwargs)
         finally:
             schedule.finish()
@@ -360,10 +360,10 @@ class CertifiableModel(keras.Model):
         Averages that SwapEMAWeights evaluates are put back where constraints keep weights.
         """
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs)
-        given = arguments.arguments
-        if not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
-            given["callbacks"] = with_weights_put_back(given.get("callbacks"))
-        with self._labels_of(given.get("y")), self._evaluation():
+        options = arguments.arguments
+        if not isinstance(options.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
+            options["callbacks"] = with_weights_put_back(options.get("callbacks"))
+        with self._labels_of(options.get("y")), self._evaluation():
             return self._checked(super().evaluate, *arguments.args, **arguments.kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -395,8 +395,8 @@ class CertifiableModel(keras.Model):
 
     @staticmethod
     def _checked(method, *args, **kwargs):
-        given = inspect.signature(method).bind(*args, **kwargs).arguments
-        check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
+        options = inspect.signature(method).bind(*args, **kwargs).arguments
+        check_batches(options.get("x"), options.get("batch_size"), options.get("steps"))
         return method(*args, **kwargs)
 
     def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
