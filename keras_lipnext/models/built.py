@@ -46,5 +46,4 @@ class BuiltModel(CertifiableModel):
     def compile_from_config(self, config: Config) -> None:
         super().compile_from_config(config)
         if self._decayed:  # in files from before optimizers had schedules the model has the cosine
-            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-            optimizer.schedule = cosine()
+            self._stepping_optimizer.schedule = cosine()

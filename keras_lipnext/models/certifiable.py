@@ -162,10 +162,14 @@ class CertifiableModel(keras.Model):
             if key in config:
                 config[key] = keras.tree.map_structure(self._bound_copy, config[key])
         super().compile(*arguments.args, **arguments.kwargs)
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if isinstance(optimizer, ManifoldOptimizer):
-            optimizer.bind(self._progress_of_schedules)
+        if isinstance(self._stepping_optimizer, ManifoldOptimizer):
+            self._stepping_optimizer.bind(self._progress_of_schedules)
         self._requested_jit = config.get("jit_compile", "auto")
+
+    @property
+    def _stepping_optimizer(self) -> Any:
+        """The optimizer, or what is inside one that scales the loss."""
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
 
     def _bound_copy(self, part):
         if isinstance(part, CertifiedMetric):

@@ -117,7 +117,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self._progress = progress
         return self
 
-    def _scheduled(self) -> Tensor:
+    def _scheduled(self, schedule: keras.optimizers.schedules.LearningRateSchedule) -> Tensor:
         """The schedule's value in this step."""
         if self._progress is None:
             raise ValueError(
@@ -126,7 +126,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 "optimizer.bind(progress), or give a schedule of steps as `learning_rate`."
             )
         done = ops.cast(self._progress(), "float32")
-        return ops.where(done < 0, 1.0, self.schedule(ops.maximum(done, 0.0)))
+        return ops.where(done < 0, 1.0, schedule(ops.maximum(done, 0.0)))
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
@@ -167,7 +167,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self, grads: Sequence[Tensor], trainable_variables: list[keras.Variable]
     ) -> None:
         if self.schedule is not None:
-            self.decay.assign(self._scheduled())
+            self.decay.assign(self._scheduled(self.schedule))
         super()._backend_apply_gradients(grads, trainable_variables)
         if backend.replicas() > 1 or (self.use_ema and self.ema_overwrite_frequency):
             # Averages that overwrite variables lie off the manifold; replicas share constraints.
