@@ -111,9 +111,11 @@ def _correlation(w: Tensor) -> tuple[Tensor, int]:
         moved = w[y:, max(x, 0) : width + min(x, 0)]
         still = w[: height - y, max(-x, 0) : width - max(x, 0)]
         moved, still = (ops.reshape(a, (-1, columns)) for a in (moved, still))
-        found = ops.abs(backend.matmul(ops.transpose(moved), still))
+        products = ops.abs(backend.matmul(ops.transpose(moved), still))
         # The opposite offset's is the transpose.
-        magnitudes = magnitudes + (found if (y, x) == (0, 0) else found + ops.transpose(found))
+        magnitudes = magnitudes + (
+            products if (y, x) == (0, 0) else products + ops.transpose(products)
+        )
     return magnitudes, 2 * len(half) - 1
 
 
