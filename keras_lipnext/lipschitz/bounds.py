@@ -22,7 +22,7 @@ class Method:
 
 
 # The functions of `keras_lipnext.lmi` whose names the command line takes, and code may.
-METHODS = ("eclipse_fast", "eclipse", "lipsdp")
+METHODS = ("eclipse_fast", "eclipse_diagonal", "eclipse", "lipsdp")
 
 
 def method_of(lipschitz):

@@ -1,6 +1,6 @@
 """Lipschitz bounds by matrix inequalities: LipSDP and ECLipsE, proven in floating point."""
 
-from keras_lipnext.lmi.eclipse import eclipse, eclipse_fast
+from keras_lipnext.lmi.eclipse import eclipse, eclipse_diagonal, eclipse_fast
 from keras_lipnext.lmi.lipsdp import lipsdp
 from keras_lipnext.lmi.loop_transformation import TransformedNetwork, loop_transformation
 from keras_lipnext.lmi.project import project
@@ -12,6 +12,7 @@ __all__ = [
     "LipschitzResult",
     "TransformedNetwork",
     "eclipse",
+    "eclipse_diagonal",
     "eclipse_fast",
     "lipsdp",
     "loop_transformation",
