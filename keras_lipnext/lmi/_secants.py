@@ -1,0 +1,114 @@
+"""The slopes that an activation can have between a point and those near it, proven.
+
+For v known up to `off` and every v' within `reach` of it, the quotient (phi(v') - phi(v)) / (v' - v)
+is a mean of phi's slope. If that rises first and falls then (`Activation.convex_to`,
+`concave_from`), the quotient, as a function of v or of v', does the same: it is least at the ends
+of the intervals, in one of four quotients that are computed. Where phi is convex on all of the
+interval it grows with v and with v', and where phi is concave it falls: it is largest at an end,
+too. On a piece where phi is linear it is that slope, exactly. All else is bounded by the slopes that
+phi has anywhere.
+"""
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend
+from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF, UP_ERROR, gamma
+
+# More than what a handful of operations on float64 numbers, and an underflow among them, can do.
+_OUTWARD = 2.0**-50
+_LOST = 2.0**-900
+
+
+def evaluated(activation, x):
+    """phi of a NumPy float64 array, and a bound of each entry's error."""
+    with backend.float64_scope():
+        tensor = keras.ops.convert_to_tensor(x, dtype="float64")
+        y = keras.ops.convert_to_numpy(activation.function(tensor))
+    if y.shape != x.shape or y.dtype != x.dtype:
+        raise ValueError(
+            f"An activation answers to entries of shape {x.shape} with {y.dtype} of shape "
+            f"{y.shape}: local bounds need one that acts on each entry of a vector."
+        )
+    size = activation.constant * np.abs(x) + activation.at_zero
+    return y, activation.ulps * UNIT_ROUNDOFF * size * UP_ERROR + _LOST
+
+
+def pre_activations(chain, x):
+    """[(v, off)] of each layer of a `Chain`: W x + b at inputs x, and bounds of its errors.
+
+    Args:
+        chain: `Chain` with layers.
+        x: Exact inputs, float64 of shape (samples, inputs).
+
+    Returns:
+        List of pairs of arrays (samples, outputs).
+    """
+    found, off = [], np.zeros_like(x)
+    for layer in chain.layers:
+        magnitudes = np.abs(layer.weight).T
+        v = x @ layer.weight.T + layer.bias
+        sizes = np.abs(x) @ magnitudes + np.abs(layer.bias)
+        # In a matrix that was multiplied, `error` covers every row's.
+        rows = layer.error * (np.abs(x) + off).sum(axis=1, keepdims=True)
+        off = off @ magnitudes + gamma(x.shape[1] + 4) * sizes + layer.bias_error + rows
+        off = off * UP_ERROR + _LOST
+        found.append((v, off))
+        x = v
+        for activation in layer.activations:
+            x, rounding = evaluated(activation, x)
+            off = activation.constant * off * UP_ERROR + rounding
+    return found
+
+
+def secants(layer, v, off, reach):
+    """(low, high): bounds of (phi(v') - phi(v)) / (v' - v) for all v' within `reach` of v.
+
+    Args:
+        layer: `AffineLayer` with activations.
+        v, off: Arrays (samples, neurons): computed pre-activations, and bounds of their errors.
+        reach: Likewise, bounds of |v' - v|.
+
+    Returns:
+        Two arrays (samples, neurons).
+    """
+    least, largest = layer.slopes
+    low, high = np.full_like(v, least), np.full_like(v, largest)
+    if len(layer.activations) > 1:
+        return low, high
+    (activation,) = layer.activations
+    inner = _interval(v, off)
+    start, end = _interval(v, off + reach)
+    if activation.concave_from <= activation.convex_to:
+        values = {}
+        for name, point in (("a", inner[0]), ("b", inner[1]), ("start", start), ("end", end)):
+            values[name] = (point, *evaluated(activation, point))
+        quotients = [
+            _quotient(values[p], values[q])
+            for p, q in (("start", "a"), ("start", "b"), ("a", "end"), ("b", "end"))
+        ]
+        low = np.maximum(low, np.min([below for below, _ in quotients], axis=0))
+        rising, falling = quotients[3][1], quotients[0][1]
+        high = np.where(end <= activation.convex_to, np.minimum(high, rising), high)
+        high = np.where(start >= activation.concave_from, np.minimum(high, falling), high)
+    for first, last, slope in activation.pieces:
+        inside = (start >= first) & (end <= last)
+        low, high = np.where(inside, slope, low), np.where(inside, slope, high)
+    return low, high
+
+
+def _interval(v, reach):
+    """[v - reach, v + reach], rounded outward."""
+    reach = reach + _OUTWARD * (np.abs(v) + reach)
+    return v - reach, v + reach
+
+
+def _quotient(left, right):
+    """Lower and upper bound of a slope between points of known values; infinite where they meet."""
+    (p, f, below), (q, g, above) = left, right
+    rise, run = g - f, q - p
+    off = below + above + 2 * UNIT_ROUNDOFF * np.abs(rise)
+    safe = np.where(run > 0, run, 1.0)
+    low, high = (rise - off) / safe, (rise + off) / safe
+    low, high = low - _OUTWARD * np.abs(low) - _LOST, high + _OUTWARD * np.abs(high) + _LOST
+    return np.where(run > 0, low, -np.inf), np.where(run > 0, high, np.inf)
