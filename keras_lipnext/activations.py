@@ -194,9 +194,7 @@ FUNCTIONS = {
     "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394, least=-0.0998394),
     "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991, least=-0.1125262),
     "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0, **_CONVEX),
-    "log_sigmoid": Activation(
-        lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0, **_CONCAVE
-    ),
+    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0, **_CONCAVE),
     "squareplus": squareplus(4.0),
     "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0, **_CONVEX),
     "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0, **_S_SHAPED),

@@ -2,7 +2,7 @@
 
 from keras_lipnext.lmi.eclipse import eclipse, eclipse_diagonal, eclipse_fast
 from keras_lipnext.lmi.lipsdp import lipsdp
-from keras_lipnext.lmi.local_lipschitz import local_lipschitz
+from keras_lipnext.lmi.local import local_lipschitz
 from keras_lipnext.lmi.loop_transformation import TransformedNetwork, loop_transformation
 from keras_lipnext.lmi.project import project
 from keras_lipnext.lmi.result import LipschitzResult

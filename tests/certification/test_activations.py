@@ -1,5 +1,7 @@
 """Activations: constants and accuracy of the float64 evaluation, against mpmath."""
 
+import itertools
+
 import extended
 import keras
 import mpmath
@@ -149,13 +151,13 @@ def test_slopes_rise_and_fall_as_declared(name):
     points = np.linspace(-9, 9, 601)
     with mpmath.workprec(200):
         exact = [EXACT[name](mpmath.mpf(float(x))) for x in points]
-        rises = np.array([float((b - a) / mpmath.mpf(0.03)) for a, b in zip(exact, exact[1:])])
+        rises = np.array([float((b - a) / mpmath.mpf(0.03)) for a, b in itertools.pairwise(exact)])
         before, after = points[1:] <= entry.convex_to, points[:-1] >= entry.concave_from
         assert (np.diff(rises[before]) >= -1e-12).all()
         assert (np.diff(rises[after]) <= 1e-12).all()
         for start, end, slope in entry.pieces:
             inside = [mpmath.mpf(float(x)) for x in points if start <= x <= end]
-            for a, b in zip(inside, inside[1:]):
+            for a, b in itertools.pairwise(inside):
                 rise = EXACT[name](b) - EXACT[name](a)
                 assert abs(rise - mpmath.mpf(slope) * (b - a)) < 1e-50
 

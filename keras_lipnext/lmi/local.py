@@ -27,8 +27,8 @@ What the differences start from is x itself: s_k is the slope of a secant at the
 pre-activation (`_secants`), which moves less than the slopes do in the ball. A ReLU that stays
 inactive is dropped, and one that stays active is linear.
 
-U is chosen in closed form: U = s_D D (1 + |m| / h), D_kk^2 = C_kk / ||column k of W_{i+1}||^2, as in
-`eclipse`; for m = h = 1/2 and D = I that is ECLipsE-Fast.
+U is chosen in closed form, U = s_D D (1 + |m| / h) with s_D = ||D^{-1/2} C_uu D^{-1/2}|| and D_kk^2
+= C_kk / ||column k of W_{i+1}||^2, as in `eclipse`; for m = h = 1/2 and D = I that is ECLipsE-Fast.
 
 A constant of the ball of radius r certifies min(r, margin / constant): the search looks for the r
 at which both are the same.
@@ -44,7 +44,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lipnext.arguments import number
 from keras_lipnext.lipschitz.bounds import Method
 from keras_lipnext.lmi._affine import Chain
 from keras_lipnext.lmi._chain import read_chain
@@ -58,7 +57,9 @@ from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF, UP_ERROR
 # How much of its diagonal is added to the best Q, in turn until the proof goes through.
 _SLACKS = (2.0**-34, 2.0**-26, 2.0**-18)
 # Radii tried for a sample, at most, and how close to the best one ends the search.
-_ROUNDS, _CLOSE = 8, 1.02
+_ROUNDS, _CLOSE = 10, 1.02
+# What covers a difference that is 0, in scaled units: products of it stay clear of underflow.
+_LEAST = 2.0**-400
 # Entries of the matrices that are held at once.
 _ENTRIES = 2**24
 
@@ -69,7 +70,7 @@ def local_lipschitz(model: keras.Model, x: Any, radius: Any) -> np.ndarray:
     For every x' with ||x' - x|| <= radius, the difference z_i - z_j of two outputs changes by at
     most the answer's [sample, i, j] times ||x' - x||: proven in float64, whatever is rounded.
     `certify(..., lipschitz="local_lipschitz")` seeks for each sample the ball that certifies most.
-    keras_lipnext/lmi/local_lipschitz.py has the theorem.
+    keras_lipnext/lmi/local.py has the theorem.
 
     Args:
         model: As for `eclipse_fast`. The slopes of activations with one bend, or an S, are bounded
@@ -85,13 +86,12 @@ def local_lipschitz(model: keras.Model, x: Any, radius: Any) -> np.ndarray:
     """
     local = _LocalBounds.of(model)
     x = local.flat(x)
-    radii = np.broadcast_to(np.asarray(radius, "float64"), len(x))
-    for one in np.unique(radii):
-        number("radius", float(one))
-    if not (radii >= 0).all():
-        raise ValueError(f"`radius` must not be negative. Received: radius={radius!r}")
+    radii = np.asarray(radius)
+    if radii.dtype.kind not in "fiu" or not ((radii >= 0) & (radii < np.inf)).all():
+        raise ValueError(f"`radius` must be finite and not negative. Received: radius={radius!r}")
+    radii = np.broadcast_to(radii.astype("float64"), len(x))
     centres = pre_activations(local.chain, x)
-    found = [pair_norms(c) for c in local.covers(centres, radii)]
+    found = [_pairs(c) for c in local.covers(centres, radii)]
     return np.ldexp(np.reshape(found, (len(x), *local.pairs_shape)), local.scaled.units[-1])
 
 
@@ -172,32 +172,54 @@ class _LocalBounds:
         centres = pre_activations(self.chain, self.flat(inputs)[rows])
         _check_same(self.chain, centres[-1], logits, allowances, classes)
         margins = logits[np.arange(len(rows)), classes][:, None] - logits - allowances
-        rho, going = best[rows], np.arange(len(rows))
+        tried, going = best[rows], np.arange(len(rows))
+        low, high = tried.copy(), np.full(len(rows), np.inf)
         for _ in range(_ROUNDS):
-            parts = [(v[going], off[going]) for v, off in centres]
-            covers = self.covers(parts, rho[going])
-            limits = np.array(
-                [
-                    _certified(c, self.scaled.units[-1], i, m)
-                    for c, i, m in zip(covers, classes[going], margins[going])
-                ]
+            covers = self.covers([(v[going], off[going]) for v, off in centres], tried[going])
+            limits = [
+                _certified(c, self.scaled.units[-1], i, m)
+                for c, i, m in zip(covers, classes[going], margins[going])
+            ]
+            tried[going], low[going], high[going] = _narrowed(
+                tried[going], np.array(limits), low[going], high[going]
             )
-            tried = rho[going]
-            proven = np.minimum(tried, limits)
-            best[rows[going]] = np.maximum(best[rows[going]], proven)
-            # The limit falls as the ball grows: between it and the ball lies the best one.
-            ends = np.where(limits > 0, limits, best[rows[going]])
-            rho[going] = np.sqrt(tried) * np.sqrt(ends)
-            going = going[np.maximum(tried, ends) > _CLOSE * np.minimum(tried, ends)]
+            going = going[high[going] > _CLOSE * low[going]]
             if not len(going):
                 break
+        best[rows] = low
         return best
+
+
+def _narrowed(tried, limits, low, high):
+    """(radii to try next, low, high), when a ball of radius `tried` certifies up to `limits`.
+
+    `low` is certified. The limit falls as the ball grows, so that the best radius is between any
+    ball and its limit, below `high`.
+    """
+    low = np.maximum(low, _within(tried, limits))
+    high = np.minimum(high, np.maximum(tried, limits))
+    following = np.sqrt(tried) * np.sqrt(limits)
+    inside = (following > low) & (following < high)
+    following = np.where(inside, following, np.sqrt(low) * np.sqrt(high))
+    return np.minimum(following, 2 * low), low, high
+
+
+def _within(radii, limits):
+    """What balls of these radii certify: their constants say nothing of what is outside."""
+    return np.minimum(radii, limits)
+
+
+def _pairs(cover):
+    """Constants of the differences of two outputs; infinite where nothing was proven."""
+    if not np.isfinite(cover).all():
+        return np.where(np.eye(len(cover)), 0.0, np.inf)
+    return pair_norms(cover)
 
 
 def _certified(cover, unit, own, margins):
     """min_j of margin / constant over the other classes j, rounded down; 0 if there is none."""
     with np.errstate(all="ignore"):
-        constants = np.ldexp(pair_norms(cover)[own], unit)
+        constants = np.ldexp(_pairs(cover)[own], unit)
         limits = np.where(constants > 0, margins / constants, 0.0) * (1 - 8 * UNIT_ROUNDOFF)
     limits[own] = np.inf
     limit = limits.min()
@@ -303,13 +325,13 @@ def _image(w, error, q=None):
     else:
         c, sums = w @ q @ w.T, np.abs(q) @ magnitudes.sum(axis=0)
         norm = float(np.trace(q))
-    # |computed - exact| <= gamma |W| |Q| |W|^T entry by entry, of two sums, one after the other; the
-    # 2-norm of the right-hand side is at most its largest row sum.
+    # |computed - exact| <= gamma |W| |Q| |W|^T, entry by entry, of two sums, one after the other.
+    # The 2-norm of the right-hand side is at most its largest row sum.
     off = gram_error(sum(w.shape) + w.shape[1] + 8, (magnitudes @ sums).max(initial=0.0))
     if error:
         off += (2 * np.linalg.norm(w) + error) * error * norm
     c = (c + c.T) / 2
-    c[np.diag_indices(len(c))] += off * UP_ERROR
+    c[np.diag_indices(len(c))] += max(off * UP_ERROR, _LEAST)
     return c
 
 
