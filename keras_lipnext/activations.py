@@ -27,8 +27,8 @@ class Activation:
         ulps: Its float64 evaluation at x is off by at most ulps * 2^-53 * (constant |x| + at_zero);
             0 if exact. tests/certification/test_activations.py measures less than half of it.
         least: Lower bound of its slope, None if it is only known to be above -constant.
-        convex_to, concave_from: Its slope rises up to the one and falls from the other on. Known
-            if they meet or overlap; then the slope rises first and falls then, or does one alone.
+        bends: (p, q): its slope rises up to p and falls from q on; known if q <= p. Then the slope
+            rises first and falls then, or does one of the two alone.
         pieces: (start, end, slope) of intervals on which it is linear, exactly.
     """
 
@@ -37,8 +37,7 @@ class Activation:
     at_zero: float = 0.0
     ulps: float = 64.0
     least: float | None = None
-    convex_to: float = -math.inf
-    concave_from: float = math.inf
+    bends: tuple[float, float] = (-math.inf, math.inf)
     pieces: tuple = ()
 
     @property
@@ -48,25 +47,26 @@ class Activation:
 
 
 # Of convex functions, of concave ones, and of those that are convex up to 0 and concave beyond.
-_CONVEX = {"convex_to": math.inf, "concave_from": math.inf}
-_CONCAVE = {"convex_to": -math.inf, "concave_from": -math.inf}
-_S_SHAPED = {"convex_to": 0.0, "concave_from": 0.0}
+_CONVEX, _CONCAVE, _S_SHAPED = (math.inf, math.inf), (-math.inf, -math.inf), (0.0, 0.0)
+_UNKNOWN = (-math.inf, math.inf)
 
 
 def _kinked(slope):
-    """The fields of a function of this slope below 0 and of 1 above."""
+    """(bends, pieces) of a function of this slope below 0 and of 1 above."""
     pieces = ((-math.inf, 0.0, float(np.float64(slope))), (0.0, math.inf, 1.0))
-    return {**(_CONVEX if slope <= 1 else _CONCAVE), "pieces": pieces}
+    return (_CONVEX if slope <= 1 else _CONCAVE), pieces
 
 
 def leaky_relu(slope):
     """max(x, 0) + slope * min(x, 0)."""
+    bends, pieces = _kinked(slope)
     return Activation(
         lambda x: ops.maximum(x, 0) + ops.minimum(x, 0) * np.float64(slope),
         max(1.0, abs(slope)),
         ulps=4.0,
         least=min(1.0, slope),
-        **_kinked(slope),
+        bends=bends,
+        pieces=pieces,
     )
 
 
@@ -77,7 +77,7 @@ def elu(alpha):
         max(1.0, abs(alpha)),
         least=min(0.0, alpha),
         # The slope is alpha exp(x) below 0, and 1 above.
-        **(_CONVEX if 0 <= alpha <= 1 else _S_SHAPED if alpha > 1 else {}),
+        bends=_CONVEX if 0 <= alpha <= 1 else _S_SHAPED if alpha > 1 else _UNKNOWN,
     )
 
 
@@ -87,7 +87,7 @@ def celu(alpha):
     return Activation(
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha,
         least=0.0,
-        **(_CONVEX if alpha > 0 else {}),
+        bends=_CONVEX if alpha > 0 else _UNKNOWN,
     )
 
 
@@ -110,12 +110,11 @@ def gelu(approximate):
 def clipped_relu(negative_slope, max_value):
     """`keras.layers.ReLU` without a threshold."""
     slope = np.float64(negative_slope)
-    shape = _kinked(negative_slope)
+    bends, pieces = _kinked(negative_slope)
     if max_value is not None:
-        (start, _, below), end = shape["pieces"][0], float(np.float64(max_value))
-        shape = {"pieces": ((start, 0.0, below), (0.0, end, 1.0), (end, math.inf, 0.0))}
-        if 0 <= negative_slope <= 1:
-            shape |= {"convex_to": end, "concave_from": 0.0}
+        end = float(np.float64(max_value))
+        pieces = (pieces[0], (0.0, end, 1.0), (end, math.inf, 0.0))
+        bends = (end, 0.0) if 0 <= negative_slope <= 1 else _UNKNOWN
 
     def function(x):
         positive = ops.maximum(x, 0)
@@ -128,7 +127,8 @@ def clipped_relu(negative_slope, max_value):
         max(1.0, abs(negative_slope)),
         ulps=4.0 if slope else 0.0,
         least=min(0.0, negative_slope),
-        **shape,
+        bends=bends,
+        pieces=pieces,
     )
 
 
@@ -149,7 +149,7 @@ def squareplus(b):
         lambda x: (x + ops.sqrt(x * x + b)) / 2,
         at_zero=math.sqrt(b) / 2 * (1 + ROUNDING),
         least=0.0,
-        **_CONVEX,
+        bends=_CONVEX,
     )
 
 
@@ -162,7 +162,7 @@ def parametric_relu(alpha):
         float(np.abs(alpha).max(initial=1.0)),
         ulps=4.0,
         least=float(alpha.min(initial=1.0)),
-        **(_CONVEX if (alpha <= 1).all() else _CONCAVE if (alpha >= 1).all() else {}),
+        bends=_CONVEX if (alpha <= 1).all() else _CONCAVE if (alpha >= 1).all() else _UNKNOWN,
     )
 
 
@@ -178,7 +178,7 @@ def _softplus(x):
 _SELU_ALPHA, _SELU_SCALE = np.float64(1.6732632423543772), np.float64(1.0507009873554805)
 
 FUNCTIONS = {
-    "linear": Activation(lambda x: x, ulps=0.0, least=1.0, **_CONVEX),
+    "linear": Activation(lambda x: x, ulps=0.0, least=1.0, bends=_CONVEX),
     "relu": clipped_relu(0.0, None),
     "relu6": clipped_relu(0.0, 6.0),
     "leaky_relu": leaky_relu(0.2),
@@ -188,35 +188,35 @@ FUNCTIONS = {
         lambda x: (ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * _SELU_ALPHA) * _SELU_SCALE,
         1.7580994,
         least=0.0,
-        **_S_SHAPED,
+        bends=_S_SHAPED,
     ),
     "gelu": gelu(False),
     "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394, least=-0.0998394),
     "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991, least=-0.1125262),
-    "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0, **_CONVEX),
-    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0, **_CONCAVE),
+    "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0, bends=_CONVEX),
+    "log_sigmoid": Activation(
+        lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0, bends=_CONCAVE
+    ),
     "squareplus": squareplus(4.0),
-    "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0, **_CONVEX),
-    "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0, **_S_SHAPED),
+    "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0, bends=_CONVEX),
+    "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0, bends=_S_SHAPED),
     "soft_shrink": soft_shrink(0.5),
-    "tanh": Activation(ops.tanh, least=0.0, **_S_SHAPED),
+    "tanh": Activation(ops.tanh, least=0.0, bends=_S_SHAPED),
     "tanh_shrink": Activation(lambda x: x - ops.tanh(x), least=0.0),
     "hard_tanh": Activation(
         lambda x: ops.minimum(ops.maximum(x, -1), 1),
         ulps=0.0,
         least=0.0,
-        convex_to=1.0,
-        concave_from=-1.0,
+        bends=(1.0, -1.0),
         pieces=((-math.inf, -1.0, 0.0), (-1.0, 1.0, 1.0), (1.0, math.inf, 0.0)),
     ),
-    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5, least=0.0, **_S_SHAPED),
+    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5, least=0.0, bends=_S_SHAPED),
     "hard_sigmoid": Activation(
         lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1),
         1 / 6 + 1e-9,
         at_zero=0.5,
         least=0.0,
-        convex_to=3.0,
-        concave_from=-3.0,
+        bends=(3.0, -3.0),
         pieces=((-math.inf, -3.0, 0.0), (3.0, math.inf, 0.0)),
     ),
     "sparse_sigmoid": Activation(
@@ -224,8 +224,7 @@ FUNCTIONS = {
         0.5,
         at_zero=0.5,
         least=0.0,
-        convex_to=1.0,
-        concave_from=-1.0,
+        bends=(1.0, -1.0),
         pieces=((-math.inf, -1.0, 0.0), (-1.0, 1.0, 0.5), (1.0, math.inf, 0.0)),
     ),
     "hard_silu": Activation(
@@ -259,9 +258,9 @@ OPERATION_ACTIVATIONS = {
     "SparsePlus": FUNCTIONS["sparse_plus"],
     "Sin": Activation(ops.sin),
     "Cos": Activation(ops.cos, at_zero=1.0),
-    "Arctan": Activation(ops.arctan, least=0.0, **_S_SHAPED),
-    "Arcsinh": Activation(ops.arcsinh, least=0.0, **_S_SHAPED),
-    "Erf": Activation(ops.erf, 1.1283792, least=0.0, **_S_SHAPED),
+    "Arctan": Activation(ops.arctan, least=0.0, bends=_S_SHAPED),
+    "Arcsinh": Activation(ops.arcsinh, least=0.0, bends=_S_SHAPED),
+    "Erf": Activation(ops.erf, 1.1283792, least=0.0, bends=_S_SHAPED),
 }
 
 _ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in FUNCTIONS.items()}

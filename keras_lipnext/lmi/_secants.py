@@ -1,8 +1,7 @@
 """The slopes that an activation can have between a point and those near it, proven.
 
 For v known up to `off` and every v' within `reach` of it, the secant's slope, (phi(v') - phi(v)) /
-(v' - v), is a mean of phi's. If that rises first and falls then (`Activation.convex_to`,
-`concave_from`), the secant's, as a function of v or of v', does the same: it is least at the ends
+(v' - v), is a mean of phi's. If that rises first and falls then (`Activation.bends`), the secant's, as a function of v or of v', does the same: it is least at the ends
 of the intervals, in one of four secants that are computed. Where phi is convex on all of the
 interval it grows with v and with v', and where phi is concave it falls: it is largest at an end,
 too. On a piece where phi is linear it is phi's slope, exactly. All else is bounded by the slopes
@@ -79,7 +78,8 @@ def secants(layer, v, off, reach):
     (activation,) = layer.activations
     inner = _interval(v, off)
     start, end = _interval(v, off + reach)
-    if activation.concave_from <= activation.convex_to:
+    convex_to, concave_from = activation.bends
+    if concave_from <= convex_to:
         values = {}
         for name, point in (("a", inner[0]), ("b", inner[1]), ("start", start), ("end", end)):
             values[name] = (point, *evaluated(activation, point))
@@ -89,8 +89,8 @@ def secants(layer, v, off, reach):
         ]
         low = np.maximum(low, np.min([below for below, _ in quotients], axis=0))
         rising, falling = quotients[3][1], quotients[0][1]
-        high = np.where(end <= activation.convex_to, np.minimum(high, rising), high)
-        high = np.where(start >= activation.concave_from, np.minimum(high, falling), high)
+        high = np.where(end <= convex_to, np.minimum(high, rising), high)
+        high = np.where(start >= concave_from, np.minimum(high, falling), high)
     for first, last, slope in activation.pieces:
         inside = (start >= first) & (end <= last)
         low, high = np.where(inside, slope, low), np.where(inside, slope, high)

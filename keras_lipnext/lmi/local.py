@@ -64,6 +64,17 @@ _LEAST = 2.0**-400
 _ENTRIES = 2**24
 
 
+def _certifying(function):
+    """Decorator: `certify(..., lipschitz=function)` takes it, with constants of all inputs, too."""
+    title = "ECLipsE-Diagonal, and for each sample constants of the ball around it"
+    everywhere = eclipse_diagonal.certifying.function
+    function.certifying = Method(
+        function.__name__, title, everywhere, lambda model: _LocalBounds.of(model).radii
+    )
+    return function
+
+
+@_certifying
 def local_lipschitz(model: keras.Model, x: Any, radius: Any) -> np.ndarray:
     """Bounds, of each input's ball, of how fast the differences of two outputs can change in it.
 
@@ -333,15 +344,3 @@ def _image(w, error, q=None):
     c = (c + c.T) / 2
     c[np.diag_indices(len(c))] += max(off * UP_ERROR, _LEAST)
     return c
-
-
-def _of_body_and_pairs(model):
-    return eclipse_diagonal.certifying.function(model)
-
-
-local_lipschitz.certifying = Method(
-    "local_lipschitz",
-    "ECLipsE-Diagonal, and for each sample constants of the ball around it by the slopes in it,",
-    _of_body_and_pairs,
-    lambda model: _LocalBounds.of(model).radii,
-)

@@ -147,12 +147,13 @@ SHAPELESS |= {"soft_shrink 1.1", "sin", "cos"}
 @pytest.mark.parametrize("name", EXACT)
 def test_slopes_rise_and_fall_as_declared(name):
     entry = TABLE[name]
-    assert (entry.concave_from <= entry.convex_to) == (name not in SHAPELESS)
+    convex_to, concave_from = entry.bends
+    assert (concave_from <= convex_to) == (name not in SHAPELESS)
     points = np.linspace(-9, 9, 601)
     with mpmath.workprec(200):
         exact = [EXACT[name](mpmath.mpf(float(x))) for x in points]
         rises = np.array([float((b - a) / mpmath.mpf(0.03)) for a, b in itertools.pairwise(exact)])
-        before, after = points[1:] <= entry.convex_to, points[:-1] >= entry.concave_from
+        before, after = points[1:] <= convex_to, points[:-1] >= concave_from
         assert (np.diff(rises[before]) >= -1e-12).all()
         assert (np.diff(rises[after]) <= 1e-12).all()
         for start, end, slope in entry.pieces:
@@ -164,14 +165,14 @@ def test_slopes_rise_and_fall_as_declared(name):
 
 @pytest.mark.parametrize("slope", [-0.5, 0.0, 0.3, 1.0, 1.5])
 def test_bends_of_any_slope(slope):
+    end = np.inf if slope <= 1 else -np.inf
     for entry in (leaky_relu(slope), clipped_relu(slope, None), parametric_relu(np.array([slope]))):
-        assert entry.convex_to == entry.concave_from == (np.inf if slope <= 1 else -np.inf)
-    assert elu(slope).convex_to == (-np.inf if slope < 0 else np.inf if slope <= 1 else 0)
+        assert entry.bends == (end, end)
+    assert elu(slope).bends[0] == (-np.inf if slope < 0 else np.inf if slope <= 1 else 0)
     bounded = clipped_relu(slope, 2.0)
-    assert (bounded.concave_from <= bounded.convex_to) == (0 <= slope <= 1)
+    assert bounded.bends == ((2, 0) if 0 <= slope <= 1 else (-np.inf, np.inf))
     assert [piece[2] for piece in bounded.pieces] == [slope, 1, 0]
-    mixed = parametric_relu(np.array([0.5, 1.5]))
-    assert mixed.convex_to < mixed.concave_from
+    assert parametric_relu(np.array([0.5, 1.5])).bends == (-np.inf, np.inf)
 
 
 @pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
