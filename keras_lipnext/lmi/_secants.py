@@ -1,11 +1,11 @@
 """The slopes that an activation can have between a point and those near it, proven.
 
-For v known up to `off` and every v' within `reach` of it, the secant's slope, (phi(v') - phi(v)) /
-(v' - v), is a mean of phi's. If that rises first and falls then (`Activation.bends`), the secant's, as a function of v or of v', does the same: it is least at the ends
-of the intervals, in one of four secants that are computed. Where phi is convex on all of the
-interval it grows with v and with v', and where phi is concave it falls: it is largest at an end,
-too. On a piece where phi is linear it is phi's slope, exactly. All else is bounded by the slopes
-that phi has anywhere.
+For v known up to `off` and every v' within `reach` of it, the slope of the secant from v to v' is a
+mean of phi's. If that rises first and falls then (`Activation.bends`), the secant's, as a function
+of v or of v', does the same: it is least at the ends of the intervals, in one of four secants that
+are computed. Where phi is convex on all of the interval it grows with v and with v', and where phi
+is concave it falls: it is largest at an end, too. On a piece where phi is linear it is phi's slope,
+exactly. All else is bounded by the slopes that phi has anywhere.
 """
 
 import keras
