@@ -4,7 +4,9 @@ For v known up to `off` and every v' within `reach` of it, the slope of the seca
 mean of phi's. If that rises first and falls then (`Activation.bends`), the secant's, as a function
 of v or of v', does the same: it is least at the ends of the intervals, in one of four secants that
 are computed. Where phi is convex on all of the interval it grows with v and with v', and where phi
-is concave it falls: it is largest at an end, too. On a piece where phi is linear it is phi's slope,
+is concave it falls: it is largest at an end, too. Where v lies on the concave side and the interval
+reaches across to q < v, no secant is steeper than if phi had its largest slope from the interval's
+start to q; likewise on the convex side. On a piece where phi is linear it is phi's slope,
 exactly. All else is bounded by the slopes that phi has anywhere.
 """
 
@@ -20,17 +22,20 @@ _LOST = 2.0**-900
 
 
 def evaluated(activation, x):
-    """phi of a NumPy float64 array, and a bound of each entry's error."""
+    """phi of a float64 array (samples, neurons), and a bound of each entry's error."""
+    # JAX compiles each shape anew: of numbers of samples there are few.
+    missing = (1 << (len(x) - 1).bit_length()) - len(x)
+    padded = np.pad(x, ((0, missing), (0, 0)))
     with backend.float64_scope():
-        tensor = keras.ops.convert_to_tensor(x, dtype="float64")
+        tensor = keras.ops.convert_to_tensor(padded, dtype="float64")
         y = keras.ops.convert_to_numpy(activation.function(tensor))
-    if y.shape != x.shape or y.dtype != x.dtype:
+    if y.shape != padded.shape or y.dtype != x.dtype:
         raise ValueError(
-            f"An activation answers to entries of shape {x.shape} with {y.dtype} of shape "
+            f"An activation answers to entries of shape {padded.shape} with {y.dtype} of shape "
             f"{y.shape}: local bounds need one that acts on each entry of a vector."
         )
     size = activation.constant * np.abs(x) + activation.at_zero
-    return y, activation.ulps * UNIT_ROUNDOFF * size * UP_ERROR + _LOST
+    return y[: len(x)], activation.ulps * UNIT_ROUNDOFF * size * UP_ERROR + _LOST
 
 
 def pre_activations(chain, x):
@@ -91,10 +96,32 @@ def secants(layer, v, off, reach):
         rising, falling = quotients[3][1], quotients[0][1]
         high = np.where(end <= convex_to, np.minimum(high, rising), high)
         high = np.where(start >= concave_from, np.minimum(high, falling), high)
+        for bend, far, near, beside in (
+            (concave_from, start, values["a"], inner[0] >= concave_from),
+            (convex_to, end, values["b"], inner[1] <= convex_to),
+        ):
+            if np.isfinite(bend):
+                steepest = _across(activation, bend, far, near, largest)
+                high = np.where(beside & (steepest < high), steepest, high)
     for first, last, slope in activation.pieces:
         inside = (start >= first) & (end <= last)
         low, high = np.where(inside, slope, low), np.where(inside, slope, high)
     return low, high
+
+
+def _across(activation, bend, far, near, largest):
+    """Upper bound of secants from `near` to `far` and points before, `largest` beyond the bend.
+
+    It is the mean of phi's slope from `near` to the bend and of `largest` from there to `far`,
+    which grows with the latter's share; infinite where `far` does not lie beyond.
+    """
+    point, value, off = near
+    at_bend, rounding = evaluated(activation, np.full_like(point, bend))
+    rise, rest, run = np.abs(value - at_bend), np.abs(far - bend), np.abs(far - point)
+    beyond = (far - bend) * (bend - point) >= 0
+    total = rise * (1 + 2 * UNIT_ROUNDOFF) + off + rounding + largest * rest * (1 + _OUTWARD)
+    found = total / np.where(run > 0, run, 1.0)
+    return np.where(beyond & (run > 0), found + _OUTWARD * np.abs(found), np.inf)
 
 
 def _interval(v, reach):

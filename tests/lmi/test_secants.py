@@ -74,6 +74,15 @@ def test_they_close_in_on_the_slope(name):
     np.testing.assert_allclose(high, slope, atol=2e-5)
 
 
+def test_across_the_bend_of_an_s():
+    """From tanh at 1 to -0.5: below the slope at 0, above the steepest secant, a tenth off."""
+    (_,), (high,) = bounds_at("tanh", 1.0, 1.5)
+    steepest = max((np.tanh(1) - np.tanh(v)) / (1 - v) for v in np.linspace(-0.5, 0.9, 500))
+    assert steepest < high < min(1, 1.1 * steepest)
+    (_,), (mirrored,) = bounds_at("tanh", -1.0, 1.5)
+    assert mirrored == pytest.approx(high, rel=1e-12)
+
+
 def test_activations_in_a_row_have_the_slopes_they_have_anywhere():
     layer = layer_of("leaky_relu", "tanh")
     low, high = secants(layer, np.array([[5.0]]), np.zeros((1, 1)), np.full((1, 1), 1e-3))
