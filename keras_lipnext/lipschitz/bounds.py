@@ -15,8 +15,9 @@ class Method:
             from its input to its logits, one for its body, and one of z_i - z_j for each pair of
             logits, shape (classes, classes), infinite where unknown. It raises where there is none.
         local: From a model to a function of a batch's inputs, logits, allowances E_ij, predictions
-            and radii by these constants, that answers with radii from constants of the ball around
-            each input, none smaller. None if the method knows only one constant for all inputs.
+            and radii by these constants (and what to add to constants of z_i - z_j, if anything),
+            that answers with radii from constants of the ball around each input, none smaller. None
+            if the method knows only one constant for all inputs.
     """
 
     name: str

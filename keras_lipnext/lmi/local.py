@@ -166,7 +166,7 @@ class _LocalBounds:
                 covers = [_through(*each, w, error) for each in intervals]
         return covers
 
-    def radii(self, inputs, logits, allowances, predictions, radii):
+    def radii(self, inputs, logits, allowances, predictions, radii, rates=0.0):
         """Radii that are no smaller than those given, and certified in balls.
 
         Args:
@@ -175,6 +175,8 @@ class _LocalBounds:
                 classes).
             predictions: Shape (samples,).
             radii: Certified ones, shape (samples,); where they are 0 they stay so.
+            rates: What to add to the constants of z_i - z_j, as for a program whose rounding grows
+                with the distance: broadcast to (classes, classes).
         """
         best, rows = radii.copy(), np.flatnonzero(radii > 0)
         if not len(rows):
@@ -183,13 +185,14 @@ class _LocalBounds:
         centres = pre_activations(self.chain, self.flat(inputs)[rows])
         _check_same(self.chain, centres[-1], logits, allowances, classes)
         margins = logits[np.arange(len(rows)), classes][:, None] - logits - allowances
+        rates = np.broadcast_to(rates, self.pairs_shape)[classes]
         tried, going = best[rows], np.arange(len(rows))
         low, high = tried.copy(), np.full(len(rows), np.inf)
         for _ in range(_ROUNDS):
             covers = self.covers([(v[going], off[going]) for v, off in centres], tried[going])
             limits = [
-                _certified(c, self.scaled.units[-1], i, m)
-                for c, i, m in zip(covers, classes[going], margins[going])
+                _certified(c, self.scaled.units[-1], i, m, r)
+                for c, i, m, r in zip(covers, classes[going], margins[going], rates[going])
             ]
             tried[going], low[going], high[going] = _narrowed(
                 tried[going], np.array(limits), low[going], high[going]
@@ -227,10 +230,10 @@ def _pairs(cover):
     return pair_norms(cover)
 
 
-def _certified(cover, unit, own, margins):
-    """min_j of margin / constant over the other classes j, rounded down; 0 if there is none."""
+def _certified(cover, unit, own, margins, rates):
+    """min_j margin / (constant + rate) over other classes j, rounded down; 0 if there is none."""
     with np.errstate(all="ignore"):
-        constants = np.ldexp(_pairs(cover)[own], unit)
+        constants = np.ldexp(_pairs(cover)[own], unit) + rates
         limits = np.where(constants > 0, margins / constants, 0.0) * (1 - 8 * UNIT_ROUNDOFF)
     limits[own] = np.inf
     limit = limits.min()

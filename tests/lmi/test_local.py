@@ -212,6 +212,19 @@ def test_dead_neurons_and_dead_layers():
     assert not flipped.any()
 
 
+def test_rates_are_added_to_constants():
+    """Logits (relu(x), 0) at 1, margin 1: constant 1 and rate 1 leave half of the radius."""
+    model = keras.Sequential([keras.Input((1,)), kl.Dense(1, "relu"), kl.Dense(2)])
+    model.set_weights([np.array(w) for w in ([[1.0]], [0.0], [[1.0, 0.0]], [0.0, 0.0])])
+    radii = lip.lmi.local_lipschitz.certifying.local(model)
+    given = [np.ones((1, 1)), np.array([[1.0, 0.0]]), np.full((1, 2), 1e-9), np.zeros(1, int)]
+    plain = radii(*given, np.full(1, 0.1))
+    halved = radii(*given, np.full(1, 0.1), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert 0.97 < plain[0] <= 1 and 0.48 < halved[0] <= 0.5
+    assert radii(*given, np.full(1, 0.7))[0] >= 0.7  # what is certified stays so
+    assert radii(*given, np.zeros(1))[0] == 0
+
+
 def test_inputs_that_are_no_numbers_have_radius_zero(plain):
     model, x = plain
     x = x[:4].copy()
