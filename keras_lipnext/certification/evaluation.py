@@ -108,11 +108,11 @@ class Evaluation:
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+            if self._local_radii:
+                radii = self._local_radii(inputs, logits, errors, predictions, radii)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
         predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
-        if self._local_radii:
-            radii = self._local_radii(inputs, logits, errors, predictions, radii)
         return predictions, radii, errors[np.arange(count), deciding]
 
     def _full(self, inputs):

@@ -178,11 +178,12 @@ class _LocalBounds:
             rates: What to add to the constants of z_i - z_j, as for a program whose rounding grows
                 with the distance: broadcast to (classes, classes).
         """
-        best, rows = radii.copy(), np.flatnonzero(radii > 0)
+        best, x = radii.copy(), self.flat(inputs)
+        rows = np.flatnonzero((radii > 0) & np.isfinite(x).all(axis=1))
         if not len(rows):
             return best
         classes, allowances, logits = predictions[rows], allowances[rows], logits[rows]
-        centres = pre_activations(self.chain, self.flat(inputs)[rows])
+        centres = pre_activations(self.chain, x[rows])
         _check_same(self.chain, centres[-1], logits, allowances, classes)
         margins = logits[np.arange(len(rows)), classes][:, None] - logits - allowances
         rates = np.broadcast_to(rates, self.pairs_shape)[classes]
