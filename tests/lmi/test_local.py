@@ -189,6 +189,23 @@ def test_images_convolutions_and_statistics():
     assert not flipped.any()
 
 
+def test_nested_models_and_shared_layers():
+    """As the same layers in a row: each use has slopes of its own."""
+    inner = keras.Sequential([keras.Input((6,)), kl.Dense(7, "relu")])
+    shared = kl.Dense(7, "softplus")
+    inputs = keras.Input((2, 3))
+    x = shared(shared(inner(kl.Flatten()(inputs))))
+    model = keras.Model(inputs, kl.Dense(3)(x))
+    flat = keras.Sequential([keras.Input((2, 3)), kl.Flatten()])
+    for activation in ("relu", "softplus", "softplus", None):
+        flat.add(kl.Dense(3 if activation is None else 7, activation))
+    first, second, last = inner.get_weights(), shared.get_weights(), model.layers[-1].get_weights()
+    flat.set_weights([*first, *second, *second, *last])
+    x = np.random.default_rng(0).normal(size=(5, 2, 3))
+    constants = [lip.lmi.local_lipschitz(m, x, 0.5) for m in (model, flat)]
+    np.testing.assert_allclose(*constants, rtol=1e-9)
+
+
 def test_without_a_hidden_layer_it_is_the_distance():
     model = dense_chain((5, 3), seed=2)
     x = np.random.default_rng(3).normal(size=(10, 5))
