@@ -96,13 +96,10 @@ def secants(layer, v, off, reach):
         rising, falling = quotients[3][1], quotients[0][1]
         high = np.where(end <= convex_to, np.minimum(high, rising), high)
         high = np.where(start >= concave_from, np.minimum(high, falling), high)
-        for bend, far, near, beside in (
-            (concave_from, start, values["a"], inner[0] >= concave_from),
-            (convex_to, end, values["b"], inner[1] <= convex_to),
-        ):
+        for bend, far, near in ((concave_from, start, "a"), (convex_to, end, "b")):
             if np.isfinite(bend):
-                steepest = _across(activation, bend, far, near, largest)
-                high = np.where(beside & (steepest < high), steepest, high)
+                steepest = _across(activation, bend, far, values[near], largest)
+                high = np.where(steepest < high, steepest, high)
     for first, last, slope in activation.pieces:
         inside = (start >= first) & (end <= last)
         low, high = np.where(inside, slope, low), np.where(inside, slope, high)
@@ -113,15 +110,15 @@ def _across(activation, bend, far, near, largest):
     """Upper bound of secants from `near` to `far` and points before, `largest` beyond the bend.
 
     It is the mean of phi's slope from `near` to the bend and of `largest` from there to `far`,
-    which grows with the latter's share; infinite where `far` does not lie beyond.
+    which grows with the latter's share; infinite unless the bend lies between the two.
     """
     point, value, off = near
     at_bend, rounding = evaluated(activation, np.full_like(point, bend))
     rise, rest, run = np.abs(value - at_bend), np.abs(far - bend), np.abs(far - point)
-    beyond = (far - bend) * (bend - point) >= 0
+    between = (far - bend) * (bend - point) >= 0
     total = rise * (1 + 2 * UNIT_ROUNDOFF) + off + rounding + largest * rest * (1 + _OUTWARD)
     found = total / np.where(run > 0, run, 1.0)
-    return np.where(beyond & (run > 0), found + _OUTWARD * np.abs(found), np.inf)
+    return np.where(between & (run > 0), found + _OUTWARD * np.abs(found), np.inf)
 
 
 def _interval(v, reach):

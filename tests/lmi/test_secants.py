@@ -7,7 +7,7 @@ import pytest
 
 from keras_lipnext.activations import FUNCTIONS, find_activation, parametric_relu
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lmi._affine import AffineLayer
+from keras_lipnext.lmi._affine import AffineLayer, Chain
 from keras_lipnext.lmi._chain import read_chain
 from keras_lipnext.lmi._secants import evaluated, pre_activations, secants
 
@@ -133,6 +133,21 @@ def test_pre_activations_are_within_their_errors_and_those_are_small():
     assert (off < 1e-11).all()
     # No bound so large that it would hide a wrong one.
     assert np.median(off / np.maximum(np.abs(logits - exact), 1e-17)) < 1e4
+
+
+def test_every_source_of_error_counts():
+    """Of a matrix off by 0.5, at (3, 4): up to 2.5. Of its bias: 0.25. Both, times 2, behind it."""
+    relu = layer_of("relu").activations
+    first = AffineLayer("a", np.zeros((1, 2)), np.ones(1), 0.5, relu, np.full(1, 0.25))
+    second = AffineLayer("b", np.full((1, 1), -2.0), np.zeros(1))
+    (_, one), (_, two) = pre_activations(
+        Chain("m", "logits", (first, second)), np.array([[3.0, 4]])
+    )
+    assert 2.75 <= one[0, 0] < 4 and 5.5 <= two[0, 0] < 8
+    # Of a sum that cancels: any order of it may lose the 1, and more.
+    ones = AffineLayer("c", np.ones((1, 3)), np.zeros(1))
+    ((_, off),) = pre_activations(Chain("m", "logits", (ones,)), np.array([[1e16, 1.0, -1e16]]))
+    assert 4 < off[0, 0] < 100
 
 
 def test_biases_that_were_multiplied_are_within_their_errors():
