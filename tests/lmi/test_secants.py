@@ -135,16 +135,19 @@ def test_pre_activations_are_within_their_errors_and_those_are_small():
     assert np.median(off / np.maximum(np.abs(logits - exact), 1e-17)) < 1e4
 
 
-def test_every_source_of_error_counts():
-    """Of a matrix off by 0.5, at (3, 4): up to 2.5. Of its bias: 0.25. Both, times 2, behind it."""
+@pytest.mark.parametrize(("error", "bias_error", "least"), [(0.5, 0.0, 2.5), (0.0, 0.25, 0.25)])
+def test_every_source_of_error_counts(error, bias_error, least):
+    """Of a matrix off by 0.5, at (3, 4), up to 2.5; of its bias; each times 2 behind it."""
     relu = layer_of("relu").activations
-    first = AffineLayer("a", np.zeros((1, 2)), np.ones(1), 0.5, relu, np.full(1, 0.25))
+    first = AffineLayer("a", np.zeros((1, 2)), np.ones(1), error, relu, np.full(1, bias_error))
     second = AffineLayer("b", np.full((1, 1), -2.0), np.zeros(1))
-    (_, one), (_, two) = pre_activations(
-        Chain("m", "logits", (first, second)), np.array([[3.0, 4]])
-    )
-    assert 2.75 <= one[0, 0] < 4 and 5.5 <= two[0, 0] < 8
-    # Of a sum that cancels: any order of it may lose the 1, and more.
+    chain = Chain("m", "logits", (first, second))
+    (_, one), (_, two) = pre_activations(chain, np.array([[3.0, 4.0]]))
+    assert least <= one[0, 0] < 1.5 * least and 2 * least <= two[0, 0] < 3 * least
+
+
+def test_a_sum_that_cancels_may_lose_all():
+    """Any order of it may lose the 1, and more."""
     ones = AffineLayer("c", np.ones((1, 3)), np.zeros(1))
     ((_, off),) = pre_activations(Chain("m", "logits", (ones,)), np.array([[1e16, 1.0, -1e16]]))
     assert 4 < off[0, 0] < 100
