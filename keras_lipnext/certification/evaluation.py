@@ -69,6 +69,7 @@ class Evaluation:
         self._kernel = None
         self._found = {}
         self._pair_constants = np.inf
+        self._local_radii = None
         self.bound = None
         head = certifiable.head
         if head is None:
@@ -82,6 +83,8 @@ class Evaluation:
         """Takes the constants that a `Method` proves, not the product of the layers'."""
         *constants, self._pair_constants = method.function(model)
         self._found = by_method(method, self._certifiable, *constants)
+        if method.local:
+            self._local_radii = method.local(model)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -105,6 +108,8 @@ class Evaluation:
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+            if self._local_radii:
+                radii = self._local_radii(inputs, logits, errors, predictions, radii)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
         predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)

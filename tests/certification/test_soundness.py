@@ -19,6 +19,8 @@ from keras_lipnext.lipschitz import rounding
 from keras_lipnext.lipschitz.rules import base as rules
 from keras_lipnext.lipschitz.rules import layers as layer_rules
 from keras_lipnext.lipschitz.rules import pooling as pooling_rules
+from keras_lipnext.lmi import _secants as secants
+from keras_lipnext.lmi import local
 
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
@@ -289,6 +291,36 @@ def inputs_without_norm():
     return [(evaluation, "input_norms", lambda x: np.ones(len(x)))]
 
 
+def reach_rounded_inward():
+    """Pre-activations that move by a hundredth less than they can."""
+    return [(secants, "_interval", lambda v, reach: (v - 0.99 * reach, v + 0.99 * reach))]
+
+
+def slopes_at_the_centre():
+    """The slopes at the input itself, as if its ball had no others."""
+    real = local.secants
+    return [(local, "secants", lambda layer, v, off, reach: real(layer, v, off, 1e-9 * reach))]
+
+
+def ball_not_enforced():
+    """A ball's constant taken for what is outside it, too."""
+    return [(local, "_within", lambda radii, limits: limits)]
+
+
+def mean_slopes():
+    """The middle of the slopes that can occur, their spread left out."""
+    return [(local, "_activated", lambda c, m, h, outer: m[:, None] * c * m)]
+
+
+def unproven_matrices():
+    """A matrix that is too small, and no proof to reject it."""
+    real = local._activated
+    return [
+        (local, "_holds", lambda *arguments: True),
+        (local, "_activated", lambda c, m, h, outer: real(c, m, 0.8 * h, outer)),
+    ]
+
+
 # Each with the detector that should catch it; if that one does not, the others are asked.
 MUTANTS = {
     assumed_norms: detectors.scaled_layer,
@@ -317,6 +349,11 @@ MUTANTS = {
     head_products_without_rounding: detectors.cancelling_products,
     products_without_rounding: detectors.cancelling_products,
     inputs_without_norm: detectors.cancelling_products,
+    reach_rounded_inward: detectors.bends_ahead,
+    slopes_at_the_centre: detectors.bends_ahead,
+    ball_not_enforced: detectors.bends_ahead,
+    mean_slopes: detectors.bends_ahead,
+    unproven_matrices: detectors.bends_ahead,
 }
 
 
