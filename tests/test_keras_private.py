@@ -268,7 +268,7 @@ def test_make_state():
 
     seen = Seen([keras.Input((2,)), keras.layers.Dense(3)])
     seen.compile(keras.optimizers.Adam(), loss, metrics=["accuracy"])
-    seen.fit(data, verbose=0)
+    seen.fit(data, shuffle=False, verbose=0)
     assert made == [(True, ["loss", "accuracy"], [])]
     assert taken == [0, 1, 2]
 

@@ -148,7 +148,7 @@ def batches_seen(optimizer):
 def make_state(model, iterator):
     """Makes the variables of a compiled model's optimizer and metrics, on TensorFlow.
 
-    `Trainer._symbolic_build` does, for a batch like those of `TFEpochIterator._distributed_dataset`,
+    `Trainer._symbolic_build` does, for batches such as `TFEpochIterator._distributed_dataset` has,
     of which none is taken. Data of unknown rank, or of other types than tensors, is left alone.
     """
     import tensorflow as tf
