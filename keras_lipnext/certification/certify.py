@@ -38,6 +38,7 @@ def certify(
     verbose: int | str = "auto",
     expected_hash: str | None = None,
     lipschitz: LipschitzMethod = "product",
+    arithmetic: str = "float64",
 ) -> Certificate:
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
@@ -101,7 +102,7 @@ def certify(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
             f"Received: output_shape={output_shape}{ONE_LOGIT * (classes == 1)}"
         )
-    evaluation = Evaluation(certifiable, classes, verbose)
+    evaluation = Evaluation(certifiable, classes, verbose, arithmetic)
     check_hash(certifiable, expected_hash)
     if method is not None:
         evaluation.use(method, model)

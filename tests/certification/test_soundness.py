@@ -155,7 +155,7 @@ def float32_evaluation():
 def biases_without_rounding():
     """Large biases that do not enter the allowance."""
     return [
-        (layer_rules, "added", lambda context, values: rules.Bound(1.0)),
+        (layer_rules, "added", lambda context, values, terms=None: rules.Bound(1.0)),
     ]
 
 
