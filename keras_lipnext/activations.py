@@ -27,6 +27,9 @@ class Activation:
         ulps: Its float64 evaluation at x is off by at most ulps * 2^-53 * (constant |x| + at_zero);
             0 if exact. tests/certification/test_activations.py measures less than half of it.
         least: Lower bound of its slope, None if it is only known to be above -constant.
+        cancelling: Size of numbers that a backend's own float32 evaluation may subtract from each
+            other, as exp(x) - 1 where elu has expm1(x): with it in place of `at_zero` the same
+            holds, of u = 2^-24 and the function as Keras evaluates it.
     """
 
     function: object
@@ -34,6 +37,7 @@ class Activation:
     at_zero: float = 0.0
     ulps: float = 64.0
     least: float | None = None
+    cancelling: float = 0.0
 
     @property
     def slopes(self):
@@ -57,6 +61,7 @@ def elu(alpha):
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * np.float64(alpha),
         max(1.0, abs(alpha)),
         least=min(0.0, alpha),
+        cancelling=abs(alpha),
     )
 
 
@@ -64,7 +69,9 @@ def celu(alpha):
     """x for positive x, alpha (exp(x / alpha) - 1) for others."""
     alpha = np.float64(alpha)
     return Activation(
-        lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha, least=0.0
+        lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha,
+        least=0.0,
+        cancelling=float(alpha),
     )
 
 
@@ -156,6 +163,7 @@ FUNCTIONS = {
         lambda x: (ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * _SELU_ALPHA) * _SELU_SCALE,
         1.7580994,
         least=0.0,
+        cancelling=1.7580994,
     ),
     "gelu": gelu(False),
     "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394, least=-0.0998394),

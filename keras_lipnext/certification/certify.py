@@ -52,7 +52,12 @@ def certify(
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
     of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
     logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
-    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
+    real numbers, whatever the dtype of the model's input.
+
+    The radii hold of the function in real arithmetic and, by default, of every program that
+    evaluates it in float64, with its sums in any order; with `arithmetic="float32"` of those in
+    float32, as `model.predict` is one. What such a program can be off by at distance rho from the
+    input is b_ij + a_ij rho: b_ij is subtracted above, a_ij added below. A model that computes in bfloat16 or
     float16 is certified from its stored weights, and the samples on which its own low-precision
     prediction differs are counted.
 
@@ -73,6 +78,10 @@ def certify(
             `eclipse` or `eclipse_fast`, or its name; or the `LipschitzResult` of one of them or of
             `lmi.project`, which is proven again from its multipliers. What is named is used,
             whether or not another method would give less.
+        arithmetic: "real": radii of the function in real arithmetic; "float64": of that and of
+            every float64 program; "float32": of that and of every float32 program. Inputs are
+            rounded to the program's type first. docs/explanation/soundness.md says what is taken
+            for granted.
 
     Returns:
         `Certificate`.
@@ -80,7 +89,9 @@ def certify(
     Raises:
         ValueError: for a layer that has no known constant or that the method does not cover
             (naming it), weights that are not finite, inputs or labels that do not fit the model,
-            negative epsilons, a model of another hash than expected.
+            negative epsilons, a model of another hash than expected; with arithmetic="float32", for
+            a setting or device that lets float32 products be less, a model that computes in less,
+            or a layer of which it is not known what float32 does to it.
         RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
             model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
@@ -152,4 +163,5 @@ def certify(
         extremes=extremes.found(),
         input_range=extremes.input_range,
         inputs_not_finite=extremes.not_finite,
+        arithmetic=arithmetic,
     )

@@ -17,17 +17,18 @@ def activation_bound(activation, context):
     """`Bound` of an `Activation` applied to a tensor of the shape of the context's output."""
     shape = context.output_shape
     offset = activation.at_zero * math.sqrt(size(shape)) if activation.at_zero else 0.0
-    ulps = activation.ulps
-    if context.arithmetic.program and activation.function is not FUNCTIONS["linear"].function:
+    ulps, absolute, linear = activation.ulps, offset, activation is FUNCTIONS["linear"]
+    if context.arithmetic.program and not linear:
         ulps += 4  # the constants of its formula, held in the type of the program
+        if activation.cancelling:
+            absolute = offset + activation.cancelling * math.sqrt(size(shape))
     rounding = ulps * context.arithmetic.unit
-    terms = None if activation.function is FUNCTIONS["linear"].function else 0
     return Bound(
         activation.constant,
         offset,
         rounding * activation.constant,
-        rounding * offset,
-        terms=terms,
+        rounding * absolute,
+        terms=None if linear else 0,
     )
 
 

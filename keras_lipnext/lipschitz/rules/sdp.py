@@ -202,4 +202,8 @@ class _Form:
             )
         relative = 2 * (self.error + (16 + activation.ulps / 2) * u.rounding)
         underflow = u.underflow * size(shape) * (1 + float((1 / sizes).max()))
-        return Bound(activation.constant, offset, relative, relative * offset + underflow)
+        absolute = relative * offset + underflow
+        if u.program and activation.cancelling:
+            lost = self._context.offset_norm(activation.cancelling / sizes, shape)
+            absolute += relative * lost
+        return Bound(activation.constant, offset, relative, absolute)
