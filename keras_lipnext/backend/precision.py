@@ -178,9 +178,7 @@ def _torch_reduced():
         part = getattr(torch.backends.mkldnn, name, None)
         found = getattr(part, "fp32_precision", "ieee")
         if found not in ("ieee", "none"):
-            return (
-                f"torch.backends.mkldnn.{name}.fp32_precision is {found!r}: set it to 'ieee'"
-            )
+            return f"torch.backends.mkldnn.{name}.fp32_precision is {found!r}: set it to 'ieee'"
     return None
 
 

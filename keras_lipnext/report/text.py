@@ -211,7 +211,9 @@ def promise(certificate):
             f"real arithmetic, not of what {precision} execution predicts; the two differ on "
             f"{certificate.low_precision_differences} of {len(certificate.radii)} samples."
         )
-    less = "TF32, bfloat16 or float16" if certificate.arithmetic == "float32" else "float32 or below"
+    less = (
+        "TF32, bfloat16 or float16" if certificate.arithmetic == "float32" else "float32 or below"
+    )
     paragraphs.append(
         f"Not promised: that execution in {less} predicts the same, preprocessing outside "
         "the model, or that a label is right."
@@ -223,9 +225,7 @@ def _who(certificate):
     """Whether the promise is of the function alone, or of programs, too."""
     if certificate.arithmetic == "real":
         return "keeps its prediction"
-    return (
-        f"and every program that evaluates it in {certificate.arithmetic} keep its prediction"
-    )
+    return f"and every program that evaluates it in {certificate.arithmetic} keep its prediction"
 
 
 def plain(certificate):

@@ -7,16 +7,18 @@ sum of products by one of `ORDERS`. `certify(..., arithmetic="float32")` must ho
 import keras
 import numpy as np
 from data import to_numpy
+from random_nets import gradient_of
 
 import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import read
 
 f32 = np.float32
 U = 2.0**-24
 
 
-# Sums of products. `terms` are float32 arrays (..., n) in the order given, products not rounded:
-# pairs (w, x) of arrays, with 1 for w where a term stands alone.
+# Sums of products w x over the last axis, float32 arrays of shapes that broadcast; the result has
+# theirs without it. A bias is a term, with 1 for x.
 
 
 def _chain(terms):
@@ -51,7 +53,7 @@ def _sorted(w, x, key):
 
 def _fma(w, x):
     """Fused multiply-add, one after the other: 64 bits hold product and sum exactly enough."""
-    total = np.zeros(np.broadcast(w, x)[...].shape[:-1], f32) if False else f32(0) * x[..., 0] * w[..., 0]
+    total = f32(0) * x[..., 0] * w[..., 0]
     for k in range(x.shape[-1]):
         total = (w[..., k].astype("longdouble") * x[..., k] + total).astype(f32)
     return total
@@ -145,9 +147,10 @@ def absorbing(terms=1024, bias=False, body=False):
     kernel = np.stack([second, w], axis=1)
     biases = np.array([1 + 4 * U, 1.0]) if bias else np.zeros(2)
     inputs = keras.Input((terms,))
-    outputs = keras.layers.Dense(2)(inputs)
-    model = keras.Model(inputs, lip.layers.BetaAbs(0.5)(outputs) if body else outputs)
-    model.layers[1].set_weights([kernel, biases])
+    dense, keeping = keras.layers.Dense(2), lip.layers.BetaAbs(0.5)
+    outputs = lip.layers.BetaAbs(0.5)(dense(keeping(inputs))) if body else dense(inputs)
+    model = keras.Model(inputs, outputs)
+    dense.set_weights([kernel, biases])
     x = np.full((1, terms), small)
     x[0, 0] = small if bias else 1.0
     return model, x.astype(f32)
@@ -180,9 +183,6 @@ def flips(model, x, certificate, orders=ORDERS):
 
 def towards_boundary(model, x, certificate, share=1 - 1e-6):
     """Inputs at `share` of each radius from x, along the gradient of the nearest difference."""
-    from keras_lipnext.certification.float64 import Float64Twin
-    from random_nets import gradient_of
-
     twin = Float64Twin(model)
     x = np.asarray(x, "float64")
     logits = twin(x)
@@ -227,7 +227,9 @@ def survives(model, x, orders=ORDERS, rounds=3, own=True):
     certified = certificate.radii > 0
     moved = towards_boundary(model, x, certificate)
     points = [np.asarray(x, "float64"), moved]
-    points += [neighbours(np.asarray(x, "float64"), moved, certificate.radii, rng) for _ in range(rounds)]
+    points += [
+        neighbours(np.asarray(x, "float64"), moved, certificate.radii, rng) for _ in range(rounds)
+    ]
     for point in points:
         answers = {name: evaluated(model, point, name) for name in orders}
         if own:
@@ -249,6 +251,24 @@ def order_of_large_sums():
         assert not flips(model, x, certificate), settings
 
 
+def residual_branch():
+    """As `absorbing`, the 1 a residual branch that a product's sum starts with."""
+    terms, small = 1024, np.sqrt(U * 0.999)
+    inputs = keras.Input((terms,))
+    product = keras.layers.Dense(2, use_bias=False)
+    model = keras.Model(inputs, keras.layers.Add()([product(inputs), inputs[:, :2]]))
+    kernel = np.zeros((terms, 2), f32)
+    kernel[2:, 1] = small
+    product.kernel.assign(kernel)
+    x = np.full((1, terms), small, f32)
+    x[0, :2] = 1 + 4 * U, 1
+    rows = np.concatenate([np.ones((2, 1), f32), np.broadcast_to(x, (2, terms))], axis=1)
+    logits = ORDERS["forward"](np.concatenate([x[:, :2], kernel]).T, rows)
+    real, program = (lip.certify(model, x, verbose=0, arithmetic=a) for a in ("real", "float32"))
+    assert real.radii[0] > 0 and real.predictions[0] == 1 and logits.argmax() == 0
+    assert program.radii[0] == 0
+
+
 def cancelling_constants():
     """Large constants that cancel, in every order."""
     model, x = cancelling()
@@ -266,22 +286,63 @@ def growing_inputs():
     model.layers[1].set_weights(
         [np.stack([common, common + direction], axis=1), np.array([1.0, 0.0])]
     )
-    x = np.zeros((40, 64), f32) + 1e-3 * rng.normal(size=(40, 64)).astype(f32)
+    x = (1e-8 * rng.normal(size=(40, 64))).astype(f32)
     certificate = survives(model, x)
     assert (certificate.radii > 0).all()
 
 
+def side_by_side(*functions):
+    """A model that applies to each input, of as many, a function of its own."""
+    inputs = keras.Input((len(functions),))
+    parts = [f(inputs[:, k : k + 1]) for k, f in enumerate(functions)]
+    return keras.Model(inputs, keras.ops.concatenate(parts, axis=-1))
+
+
 def tied_by_float32():
     """Differences that float32 does not hold: of inputs, of constants, of shares."""
+    ops = keras.ops
+    low, high = (float(f32(0.1)) * (1 - k * U / 4) for k in (1, 0))
     inputs = keras.Input((2,))
-    above = np.array([[1.0, 1 + 2.0**-25 + 2.0**-28]])
-    models = [(keras.Model(inputs, keras.ops.abs(inputs)), above)]
-    limit = 0.1 + 0.4 * U * 0.1
-    models.append((keras.Model(inputs, keras.ops.maximum(inputs, [[0.0, limit]])), [[limit, 0.0]]))
-    models.append((keras.Model(inputs, keras.ops.clip(inputs, limit, 1.0)), [[0.2, 0.0]]))
-    models.append((keras.Model(inputs, keras.layers.Softmax()(inputs)), [[0.0, 2.0**-30]]))
-    for model, x in models:
+    cases = [
+        (keras.Model(inputs, ops.abs(inputs)), [[1.0, 1 + 2.0**-25]]),
+        (side_by_side(lambda x: ops.maximum(x, low), lambda x: ops.maximum(x, high)), [[0.0, 0.0]]),
+        (side_by_side(lambda x: ops.clip(x, low, 1), lambda x: ops.clip(x, high, 1)), [[0.0, 0.0]]),
+        (keras.Model(inputs, keras.layers.Softmax()(inputs)), [[0.0, 2.0**-30]]),
+    ]
+    for model, x in cases:
         x = np.asarray(x)
-        certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+        real = lip.certify(model, x, verbose=0, arithmetic="real")
         own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
-        assert certificate.radii[0] == 0 or own[0] == certificate.predictions[0]
+        assert real.radii[0] > 0 and real.predictions[0] == 1 and own[0] == 0
+        assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+def vanishing_numbers():
+    """Numbers below 2^-126 vanish or lose digits, squares above 2^128 are infinite."""
+    shrinking = [keras.layers.Rescaling(2.0**-64) for _ in range(2)]
+    growing = [keras.layers.Rescaling(2.0**64) for _ in range(2)]
+    inputs = keras.Input((2,))
+    model = keras.Sequential([inputs, *shrinking, *growing])
+    x = 2.0**-20 * np.array([[1.0, 1.2], [0.1, 0.2]])
+    certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+    own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
+    assert (own == 0).all() and (certificate.predictions == 1).all()
+    assert (certificate.radii == 0).all()
+    images = keras.Input((1, 1, 2))
+    pooled = lip.layers.L2Pool()(keras.layers.Rescaling(2.0**64)(images))
+    model = keras.Model(images, pooled)
+    x = np.array([2.0, 3.0]).reshape(1, 1, 1, 2)
+    assert lip.certify(model, x, verbose=0, arithmetic="float64").radii[0] > 0.5
+    own = to_numpy(model.predict_on_batch(x.astype(f32)))
+    assert np.isinf(own).all()
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+ALL = (
+    order_of_large_sums,
+    residual_branch,
+    cancelling_constants,
+    growing_inputs,
+    tied_by_float32,
+    vanishing_numbers,
+)
