@@ -57,9 +57,9 @@ def certify(
     The radii hold of the function in real arithmetic and, by default, of every program that
     evaluates it in float64, with its sums in any order; with `arithmetic="float32"` of those in
     float32, as `model.predict` is one. What such a program can be off by at distance rho from the
-    input is b_ij + a_ij rho: b_ij is subtracted above, a_ij added below. A model that computes in bfloat16 or
-    float16 is certified from its stored weights, and the samples on which its own low-precision
-    prediction differs are counted.
+    input is b_ij + a_ij rho: b_ij is subtracted above, a_ij added below. A model that computes in
+    bfloat16 or float16 is certified from its stored weights, and the samples on which its own
+    low-precision prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -119,7 +119,7 @@ def certify(
         evaluation.use(method, model)
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
-    predictions, radii, allowances, labels = [], [], [], []
+    predictions, radii, allowances, own_allowances, labels = [], [], [], [], []
     differing, extremes, padded = 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
         check_batch(inputs, batch_labels, certifiable.graph.input_shape)
@@ -135,6 +135,7 @@ def certify(
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
         if own_precision:
             differing += int((own_answer(model, inputs).argmax(axis=-1) != found[0]).sum())
+            own_allowances.append(evaluation.own_allowances(inputs))
         if progress:
             progress.update(index + 1)
     if not predictions:
@@ -159,6 +160,7 @@ def certify(
         body_constant=bound.body_constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
+        low_precision_allowances=np.concatenate(own_allowances) if own_precision else None,
         evidence=evidence,
         extremes=extremes.found(),
         input_range=extremes.input_range,

@@ -95,7 +95,9 @@ class Program:
             norms = np.sqrt((kernel**2).sum(axis=0))
             self._norms = norms * (1 + (len(kernel) + 16) * ROUNDING) + 2.0**-500
             if head.operation.bias is not None:
-                self._biases = np.abs(Context(head).array(head.operation.bias))
+                # Not finite, they leave no logit finite and no radius.
+                biases = np.asarray(keras.ops.convert_to_numpy(head.operation.bias))
+                self._biases = np.abs(biases.astype("float64"))
         homogeneous = [
             tuple(dataclasses.replace(part, offset=0.0, absolute=0.0) for part in parts)
             for parts in self._bounds

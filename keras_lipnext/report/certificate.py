@@ -39,6 +39,9 @@ class Certificate:
         arithmetic: What the radii hold of: "real", the function in real arithmetic alone, as of
             every certificate before version 0.2; "float64" or "float32", that and every program
             that evaluates it in this type.
+        low_precision_allowances: Float64, shape (n,), of a model that computes in bfloat16 or
+            float16: what that may have done to the difference of logits that decides, by the same
+            bounds. No radius allows for it. None for others.
     """
 
     predictions: np.ndarray
@@ -55,6 +58,7 @@ class Certificate:
     inputs_not_finite: int = 0
     source: Source | None = None
     arithmetic: str = "real"
+    low_precision_allowances: np.ndarray | None = None
 
     @property
     def lipschitz_bound(self) -> float:
@@ -150,6 +154,9 @@ class Certificate:
             "body_constant": float(self.body_constant),
             "error_allowance": self.error_allowance,
             "low_precision_differences": self.low_precision_differences,
+            "low_precision_allowance": None
+            if self.low_precision_allowances is None
+            else float(np.median(self.low_precision_allowances)),
             "arithmetic": self.arithmetic,
             "per_class": self.per_class,
             "input_range": None if self.input_range is None else list(self.input_range),

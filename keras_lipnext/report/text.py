@@ -37,6 +37,10 @@ def rows(certificate):
     if certificate.low_precision_differences is not None:
         differences = str(certificate.low_precision_differences)
         found.append((f"predictions that differ in {low_precision(certificate)}", differences))
+    if certificate.low_precision_allowances is not None:
+        allowance = f"{np.median(certificate.low_precision_allowances):.2g}"
+        name = f"what {low_precision(certificate)} may do to the logits, median"
+        found.append((name, allowance))
     return found
 
 
@@ -126,8 +130,8 @@ def arithmetic(certificate):
     if certificate.arithmetic == "real":
         return "real: the radii hold of the function, not of a program that evaluates it"
     return (
-        f"{certificate.arithmetic}: the radii hold of the function in real arithmetic, and of every "
-        f"program that evaluates it in {certificate.arithmetic}"
+        f"{certificate.arithmetic}: the radii hold of the function in real arithmetic, and of "
+        f"every program that evaluates it in {certificate.arithmetic}"
     )
 
 
@@ -209,7 +213,8 @@ def promise(certificate):
         paragraphs.append(
             f"The model computes in {precision}: the certificate speaks of its stored weights in "
             f"real arithmetic, not of what {precision} execution predicts; the two differ on "
-            f"{certificate.low_precision_differences} of {len(certificate.radii)} samples."
+            f"{certificate.low_precision_differences} of {len(certificate.radii)} samples. "
+            f"The program in {precision} is not certified."
         )
     less = (
         "TF32, bfloat16 or float16" if certificate.arithmetic == "float32" else "float32 or below"

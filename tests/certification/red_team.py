@@ -277,7 +277,7 @@ def cancelling_constants():
 
 
 def growing_inputs():
-    """A program's rounding grows with its inputs: at x = 0 there is none, at the border there is."""
+    """A program's rounding grows with its inputs: none at x = 0, some at the border."""
     rng = np.random.default_rng(2)
     inputs = keras.Input((64,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
