@@ -171,6 +171,36 @@ def cancelling(pairs=32, size=2.0**20):
     return model, np.full((1, 4), 0.2, f32)
 
 
+def drawn(seed):
+    """(model, x): a chain of Dense layers from a seed, sizes, biases and activations of all kinds.
+
+    Its last biases put the border of two classes near the samples.
+    """
+    rng = np.random.default_rng(seed)
+    width, classes = int(rng.integers(2, 40)), int(rng.integers(2, 5))
+    inputs = x = keras.Input((width,))
+    layers = []
+    for _ in range(int(rng.integers(0, 4))):
+        layer = keras.layers.Dense(int(rng.integers(2, 40)), activation=rng.choice([None, "relu"]))
+        x = layer(x)
+        layers.append(layer)
+        if rng.random() < 0.5:
+            x = lip.layers.BetaAbs(0.5)(x)
+    layers.append(keras.layers.Dense(classes))
+    model = keras.Model(inputs, layers[-1](x))
+    offset = 10 ** rng.uniform(-2, 4) * rng.choice([0, 1])
+    for layer in layers:
+        kernel = rng.normal(size=layer.kernel.shape) * 10 ** rng.uniform(-1, 1)
+        if rng.random() < 0.3:  # classes, or features, that nearly agree
+            kernel = kernel[:, :1] * 10 ** rng.uniform(0, 3) + kernel
+        layer.set_weights([kernel, offset * rng.normal(size=layer.bias.shape)])
+    points = rng.normal(size=(12, width)) * 10 ** rng.uniform(-1, 1)
+    layers[-1].bias.assign(np.zeros(classes))
+    middle = to_numpy(model(points[:1].astype(f32)))[0]
+    layers[-1].bias.assign(-middle)
+    return model, points.astype(f32)
+
+
 def flips(model, x, certificate, orders=ORDERS):
     """Orders by which the program's prediction is not the certified one at x, of radius > 0."""
     certified = certificate.radii > 0

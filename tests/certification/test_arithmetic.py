@@ -119,6 +119,15 @@ def test_no_program_flips_within_the_radius(offset):
     assert certified > 25
 
 
+@pytest.mark.slow
+def test_random_networks_in_every_order():
+    """`benchmarks/soundness.py --orders` draws thousands."""
+    certified = 0
+    for seed in range({"torch": 12}.get(keras.backend.backend(), 3)):
+        certified += (red_team.survives(*red_team.drawn(seed), rounds=1).radii > 0).sum()
+    assert certified > 20
+
+
 def test_radii_of_the_naive_certificate_are_crossed():
     """The same search finds flips within the radii of real arithmetic."""
     found = 0
