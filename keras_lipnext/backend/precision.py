@@ -166,26 +166,37 @@ def _jax_reduced():
 def _torch_reduced():
     import torch
 
-    if torch.get_float32_matmul_precision() != "highest":
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it is set by the newer settings, below
+        precision = "highest"
+    if precision != "highest":
         return (
-            "torch.get_float32_matmul_precision() is "
-            f"{torch.get_float32_matmul_precision()!r}: call "
+            f"torch.get_float32_matmul_precision() is {precision!r}: call "
             'torch.set_float32_matmul_precision("highest")'
         )
-    if torch.is_autocast_enabled("cpu"):
-        return "torch.autocast is on: leave its context"
-    for name in ("matmul", "conv"):
-        part = getattr(torch.backends.mkldnn, name, None)
-        found = getattr(part, "fp32_precision", "ieee")
+    mkldnn = torch.backends.mkldnn
+    for name, setting in {
+        "torch.backends": torch.backends,
+        "torch.backends.mkldnn": mkldnn,
+        "torch.backends.mkldnn.matmul": getattr(mkldnn, "matmul", None),
+        "torch.backends.mkldnn.conv": getattr(mkldnn, "conv", None),
+    }.items():
+        found = getattr(setting, "fp32_precision", "ieee")
         if found not in ("ieee", "none"):
-            return f"torch.backends.mkldnn.{name}.fp32_precision is {found!r}: set it to 'ieee'"
-    return None
+            return f"{name}.fp32_precision is {found!r}: set it to 'ieee'"
+    return "torch.autocast is on: leave its context" if torch.is_autocast_enabled("cpu") else None
 
 
 def _tensorflow_reduced():
     mode = os.environ.get("TF_SET_ONEDNN_FPMATH_MODE", "STRICT")
     if mode.upper() not in ("STRICT", ""):
         return f"TF_SET_ONEDNN_FPMATH_MODE={mode} lets oneDNN round float32: unset it"
+    import tensorflow as tf
+
+    for name, on in tf.config.optimizer.get_experimental_options().items():
+        if on and name.startswith("auto_mixed_precision"):
+            return f"{name} is on: tf.config.optimizer.set_experimental_options turns it off"
     return _fast_math()
 
 

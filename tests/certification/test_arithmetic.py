@@ -1,6 +1,5 @@
 """Certificates of programs: float64 and float32, sums in any order, at every point of a ball."""
 
-import contextlib
 import fractions
 import json
 import os
@@ -241,35 +240,72 @@ def test_a_declared_layer_is_no_float32_program():
         lip.certify(model, np.ones((1, 4)), verbose=0, arithmetic="float32")
 
 
-@contextlib.contextmanager
-def setting():
-    """A setting of this backend that lets float32 be less."""
-    if keras.backend.backend() == "torch":
-        import torch
+def torch_matmul(on):
+    import torch
 
-        torch.set_float32_matmul_precision("medium")
-        try:
-            yield "set_float32_matmul_precision"
-        finally:
-            torch.set_float32_matmul_precision("highest")
-    elif keras.backend.backend() == "jax":
-        import jax
-
-        with jax.default_matmul_precision("bfloat16"):
-            yield "jax_default_matmul_precision"
-    else:
-        os.environ["TF_SET_ONEDNN_FPMATH_MODE"] = "BF16"
-        try:
-            yield "TF_SET_ONEDNN_FPMATH_MODE"
-        finally:
-            del os.environ["TF_SET_ONEDNN_FPMATH_MODE"]
+    torch.set_float32_matmul_precision("medium" if on else "highest")
 
 
-def test_settings_that_lower_float32_are_refused_by_name():
+def torch_onednn(on):
+    import torch
+
+    torch.backends.mkldnn.fp32_precision = "bf16" if on else "none"
+
+
+def torch_autocast(on):
+    import torch
+
+    torch.set_autocast_enabled("cpu", on)
+
+
+def jax_matmul(on):
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "bfloat16" if on else None)
+
+
+def tensorflow_rewriting(on):
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+
+
+def variable(name, value):
+    def switch(on):
+        os.environ.update({name: value}) if on else os.environ.pop(name)
+
+    return switch
+
+
+# What lets float32 be less, and a word of the message.
+SETTINGS = [
+    ("torch", torch_matmul, r"set_float32_matmul_precision\(\"highest\"\)"),
+    ("torch", torch_onednn, r"fp32_precision is 'bf16'"),
+    ("torch", torch_autocast, r"torch\.autocast is on"),
+    ("jax", jax_matmul, r"jax_default_matmul_precision is 'bfloat16'"),
+    ("jax", variable("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"), r"XLA_FLAGS"),
+    ("tensorflow", tensorflow_rewriting, r"auto_mixed_precision_onednn_bfloat16 is on"),
+    ("tensorflow", variable("TF_SET_ONEDNN_FPMATH_MODE", "BF16"), r"TF_SET_ONEDNN_FPMATH_MODE"),
+    *(
+        (b, variable("ONEDNN_DEFAULT_FPMATH_MODE", "ANY"), r"ONEDNN_DEFAULT_FPMATH_MODE=ANY")
+        for b in ("torch", "jax", "tensorflow")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "switch, message", [s[1:] for s in SETTINGS if s[0] == keras.backend.backend()]
+)
+def test_settings_that_lower_float32_are_refused_by_name(switch, message):
     model, x = dense_network(0), np.ones((1, 24), f32)
-    with setting() as name, pytest.raises(ValueError, match=name):
-        lip.certify(model, x, verbose=0, arithmetic="float32")
-    lip.certify(model, x, verbose=0, arithmetic="float32")
+    switch(True)
+    try:
+        with pytest.raises(ValueError, match=f"No float32 program can be .*{message}"):
+            lip.certify(model, x, verbose=0, arithmetic="float32")
+        assert lip.certify(model, x, verbose=0).arithmetic == "float64"
+    finally:
+        switch(False)
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").arithmetic == "float32"
 
 
 def test_accelerators_are_refused(monkeypatch):
