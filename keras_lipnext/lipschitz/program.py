@@ -135,6 +135,7 @@ class Program:
     def _state(self, norms, values):
         u = self._arithmetic
         given = u.unit * norms + u.smallest * math.sqrt(self._entries)
+        given = np.where(norms <= u.limit, given, np.inf)
         return forward_errors(self._body, self._bounds, norms, given, values, u.limit)
 
     def _own(self, r, d, constant=1.0):
@@ -154,6 +155,7 @@ class Program:
         if self._terms:
             own = own + sum(u.products(self._terms)) * sizes
             own += u.underflow * self._terms * (1 + self._largest) * (constant + norm)
+            own[~((sizes <= u.limit**1.5) & (norm <= u.limit))] = np.inf  # it may overflow
         if self._shares:
             share = u.unit * (16 * sizes + constant * (512 + 8 * classes))
             own = own + share * sum((2.0 * classes) ** k for k in range(self._shares))

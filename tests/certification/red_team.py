@@ -55,7 +55,7 @@ def _fma(w, x):
     """Fused multiply-add, one after the other: 64 bits hold product and sum exactly enough."""
     total = f32(0) * x[..., 0] * w[..., 0]
     for k in range(x.shape[-1]):
-        total = (w[..., k].astype("longdouble") * x[..., k] + total).astype(f32)
+        total = (w[..., k].astype("longdouble") * x[..., k] + total).astype(x.dtype)
     return total
 
 
@@ -101,28 +101,28 @@ ORDERS = {
 }
 
 
-def evaluated(model, x, order):
-    """The logits of a chain of Dense layers, activations and sums, in float32, the bias a term."""
+def evaluated(model, x, order, dtype=f32):
+    """The logits of a chain of Dense layers and activations in one type, each bias a term."""
     add = ORDERS[order]
-    values = {0: np.asarray(x).astype(f32)}
+    values = {0: np.asarray(x).astype(dtype)}
     certifiable = read(model)
     for step in certifiable.steps:
         given = [values[i] for i in step.inputs]
         layer = step.operation
         if hasattr(layer, "kernel"):
-            kernel = to_numpy(layer.kernel).astype(f32)
+            kernel = to_numpy(layer.kernel).astype(dtype)
             rows = np.concatenate([np.ones_like(given[0][..., :1]), given[0]], axis=-1)
             bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_numpy(layer.bias)
-            columns = np.concatenate([bias.astype(f32)[None], kernel])
+            columns = np.concatenate([bias.astype(dtype)[None], kernel])
             out = add(columns.T, rows[..., None, :])
             if getattr(layer, "activation", None) is keras.activations.relu:
-                out = np.maximum(out, f32(0))
+                out = np.maximum(out, dtype(0))
         elif isinstance(layer, lip.layers.BetaAbs):
             out = given[0].copy()
             out[..., : layer.rectified] = np.abs(out[..., : layer.rectified])
         else:
             raise NotImplementedError(step.kind)
-        assert out.dtype == f32
+        assert out.dtype == dtype
         (index,) = step.outputs
         values[index] = out
     return values[certifiable.steps[-1].outputs[0]]
@@ -169,6 +169,17 @@ def cancelling(pairs=32, size=2.0**20):
     model.layers[1].set_weights([first, constants])
     model.layers[2].set_weights([head, np.zeros(2)])
     return model, np.full((1, 4), 0.2, f32)
+
+
+def growing():
+    """(model, x): samples near 0, and two logits that are large and alike far from it."""
+    rng = np.random.default_rng(2)
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    common = 2.0**12 * rng.normal(size=64)
+    kernel = np.stack([common, common + rng.normal(size=64)], axis=1)
+    model.layers[1].set_weights([kernel, np.array([1.0, 0.0])])
+    return model, (1e-8 * rng.normal(size=(40, 64))).astype(f32)
 
 
 def drawn(seed):
@@ -308,16 +319,7 @@ def cancelling_constants():
 
 def growing_inputs():
     """A program's rounding grows with its inputs: none at x = 0, some at the border."""
-    rng = np.random.default_rng(2)
-    inputs = keras.Input((64,))
-    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-    common = 2.0**12 * rng.normal(size=64)
-    direction = rng.normal(size=64)
-    model.layers[1].set_weights(
-        [np.stack([common, common + direction], axis=1), np.array([1.0, 0.0])]
-    )
-    x = (1e-8 * rng.normal(size=(40, 64))).astype(f32)
-    certificate = survives(model, x)
+    certificate = survives(*growing())
     assert (certificate.radii > 0).all()
 
 
@@ -365,6 +367,13 @@ def vanishing_numbers():
     assert lip.certify(model, x, verbose=0, arithmetic="float64").radii[0] > 0.5
     own = to_numpy(model.predict_on_batch(x.astype(f32)))
     assert np.isinf(own).all()
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(inputs))
+    model.layers[-1].kernel.assign([[2.0**70, 2.0**71]])
+    x = np.array([[2.0**60]])
+    assert lip.certify(model, x, verbose=0, arithmetic="float64").radii[0] > 2.0**59
+    assert np.isinf(to_numpy(model.predict_on_batch(x.astype(f32)))).all()
     assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
 
 

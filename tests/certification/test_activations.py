@@ -128,7 +128,7 @@ FLOATS = np.concatenate(
     [
         np.linspace(-40, 40, 2001),
         np.linspace(-4, 4, 4001),
-        *(sign * np.logspace(-37, 16, 1000) for sign in (1, -1)),
+        *(sign * np.logspace(-37, 16.85, 1000) for sign in (1, -1)),
     ]
 ).astype("float32")
 

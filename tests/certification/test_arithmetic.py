@@ -118,6 +118,21 @@ def test_no_program_flips_within_the_radius(offset):
     assert certified > 25
 
 
+def test_float64_programs_at_the_border():
+    """The radius of real arithmetic allows for rounding at x alone: for them it is too large."""
+    model, x = red_team.growing()
+    orders = ("forward", "reversed", "pairwise", "positive first", "large first")
+    flipped = {}
+    for arithmetic in ("real", "float64"):
+        certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic)
+        assert (certificate.radii > 0.1).all()
+        moved = red_team.towards_boundary(model, x, certificate, 1 - 1e-14)
+        answers = [red_team.evaluated(model, moved, o, np.float64) for o in orders]
+        flipped[arithmetic] = sum((z.argmax(axis=1) != 0).sum() for z in answers)
+        assert (certificate.predictions == 0).all()
+    assert flipped["real"] > 0 and flipped["float64"] == 0
+
+
 @pytest.mark.slow
 def test_random_networks_in_every_order():
     """`benchmarks/soundness.py --orders` draws thousands."""
