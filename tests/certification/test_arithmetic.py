@@ -349,7 +349,7 @@ def test_convolutions_are_sums_of_the_products_of_their_windows(layer, batch):
 
 
 @pytest.mark.slow
-def test_batches_and_threads_change_nothing_that_is_certified():
+def test_the_size_of_batches_changes_nothing_that_is_certified():
     """The backend's own program on one sample or many, near the radii."""
     model = small_lipnext()
     x = np.random.default_rng(0).random((33, 8, 8, 1)).astype(f32)
