@@ -54,7 +54,7 @@ class BjorckMixing(lip.layers.ShiftMixing):
 
 
 def twin(model, learning_rate):
-    """A CertifiableModel like the compiled LipNeXt `model`, with Adam and the same loss."""
+    """A CertifiableModel like the compiled LipNeXt `model`: Adam, the same loss and cosine."""
     config = model.get_config()
     inputs = keras.Input(config["input_shape"])
     x = keras.layers.Rescaling(1.0, offset=-0.5)(inputs)
@@ -67,6 +67,6 @@ def twin(model, learning_rate):
     x = lip.layers.L2Pool()(x)
     answer = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(config["num_classes"])(x))
     # Of free weights ManifoldAdam is plain Adam, with the factor that the cosine sets.
-    optimizer = lip.optimizers.ManifoldAdam(learning_rate)
+    optimizer = lip.optimizers.ManifoldAdam(learning_rate, schedule=lip.optimizers.cosine())
     answer.compile(optimizer, loss=model.loss, metrics=["accuracy"])
     return answer

@@ -29,16 +29,16 @@ ARGUMENTS = {"depth": 4, "width": 128, "shift_ratio": 1 / 16, "num_classes": 10}
 ARGUMENTS["input_shape"] = (32, 32, 3)
 
 
-def lipnext(optimizer):
+def with_adam():
     model = lip.LipNeXt(**ARGUMENTS)
-    if optimizer is not None:
-        model.compile(optimizer, loss=model.loss, metrics=["accuracy"])
+    optimizer = lip.optimizers.ManifoldAdam(1e-2, schedule=lip.optimizers.cosine())
+    model.compile(optimizer, loss=model.loss, metrics=["accuracy"])
     return model
 
 
 METHODS = {
-    "ours: ManifoldMuon": lambda: lipnext(None),
-    "ours: ManifoldAdam": lambda: lipnext(lip.optimizers.ManifoldAdam(1e-2)),
+    "ours: ManifoldMuon": lambda: lip.LipNeXt(**ARGUMENTS),
+    "ours: ManifoldAdam": with_adam,
     "Björck, Adam": lambda: bjorck.twin(lip.LipNeXt(**ARGUMENTS), 1e-2),
 }
 
@@ -76,7 +76,6 @@ class Curve(keras.callbacks.Callback):
 def train(make, seed, epochs, train_data, validation):
     keras.utils.set_random_seed(seed)
     model = make()
-    model._cosine = True  # the twin and other optimizers, too
     curve = Curve(*validation)
     model.fit(*train_data, batch_size=128, epochs=epochs, verbose=0, callbacks=[curve])
     return curve.points

@@ -41,8 +41,8 @@ def run(settings, data):
     if optimizer:
         arguments = dict(optimizer)
         make = getattr(lip.optimizers, arguments.pop("class"))
-        model.compile(make(**arguments), model.loss, metrics=["accuracy"])
-        model._cosine = True
+        schedule = lip.optimizers.cosine()
+        model.compile(make(**arguments, schedule=schedule), model.loss, metrics=["accuracy"])
     start = time.perf_counter()
     model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
     seconds = time.perf_counter() - start

@@ -15,7 +15,7 @@ AUGMENTATIONS = ("randaugment", "keras-cv", "basic", "none")
 def parser(doc, name, **defaults):
     """Argument parser of the example `name`, with the settings of its full training."""
     defaults |= {"strength": 0.1, "seed": 0, "output": f"runs/{name}"}
-    answer = argparse.ArgumentParser(
+    command_line = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -23,14 +23,14 @@ def parser(doc, name, **defaults):
         default = defaults.get(flag[2:].replace("-", "_"))
         values = default if isinstance(default, list) else [default]
         shown = " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
-        given = "" if default is None else f" ({shown})"
-        answer.add_argument(flag, help=help + given, **kwargs)
+        shown_default = "" if default is None else f" ({shown})"
+        command_line.add_argument(flag, help=help + shown_default, **kwargs)
 
     add("--data", "image files in class folders, or a NumPy archive: see above")
     add("--dataset", "of tensorflow-datasets", type=str)
     add("--data-dir", "where tensorflow-datasets keeps what it has prepared (its own default)")
     add("--smoke", "the whole path, small, on images made on the spot", action="store_true")
-    add("--size", "tiny, small, base, large, 1b or 2b")
+    add("--size", "of LipNeXt, named as under Sizes in README.md")
     add("--depth", "number of blocks, instead of the size's", type=int)
     add("--width", "number of channels, instead of the size's", type=int)
     add("--patch-size", "in pixels (LipNeXt's default)", type=int)
@@ -52,17 +52,17 @@ def parser(doc, name, **defaults):
     add("--certify-images", "certify so many of the test images (all)", type=int)
     add("--seed", "of weights, shuffling and augmentation", type=int)
     add("--output", "folder; after an interruption give the same one again", type=str)
-    answer.set_defaults(**defaults)
-    return answer
+    command_line.set_defaults(**defaults)
+    return command_line
 
 
-def parse(answer, smoke):
+def parse(command_line, smoke):
     """The arguments; with `--smoke` what was not given is taken from `smoke`."""
-    if answer.parse_args().smoke:
-        answer.set_defaults(**smoke)
-    arguments = answer.parse_args()
+    if command_line.parse_args().smoke:
+        command_line.set_defaults(**smoke)
+    arguments = command_line.parse_args()
     if arguments.data_parallel and arguments.model_parallel:
-        answer.error(
+        command_line.error(
             "--model-parallel N spreads batches over what N devices leave: no --data-parallel"
         )
     return arguments
@@ -101,10 +101,8 @@ def distribute(arguments):
     return parts
 
 
-def build(arguments, network, steps):
-    """A LipNeXt compiled with a warm-up and a cosine, step by step, in place of its own decay."""
-    import keras
-
+def build(arguments, network):
+    """A LipNeXt compiled with a warm-up and, if so asked, averages of its weights."""
     import keras_lipnext as lip
 
     model = lip.LipNeXt(
@@ -113,21 +111,12 @@ def build(arguments, network, steps):
         temperature=arguments.temperature,
         learning_rate=arguments.learning_rate,
     )
-    warmup = round(arguments.warmup_epochs * steps)
-
-    def schedule(peak):
-        return keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else peak,
-            decay_steps=max(1, arguments.epochs * steps - warmup),
-            warmup_target=peak if warmup else None,
-            warmup_steps=warmup,
-        )
-
     chosen = model.optimizer
     model.compile(
         lip.optimizers.ManifoldMuon(
-            schedule(float(chosen.learning_rate)),
-            euclidean_learning_rate=schedule(chosen.euclidean_learning_rate),
+            float(chosen.learning_rate),
+            euclidean_learning_rate=chosen.euclidean_learning_rate,
+            schedule=lip.optimizers.cosine(arguments.warmup_epochs / arguments.epochs),
             use_ema=arguments.ema is not None,
             ema_momentum=arguments.ema or 0.99,
         ),
@@ -149,7 +138,7 @@ def callbacks(arguments, epoch):
         folder / "best.keras", MONITOR, mode="max", save_best_only=True
     )
     # A backup says that its epoch is done: it comes after what else an epoch leaves.
-    answer = [
+    chosen = [
         epoch,
         lip.callbacks.StopOnDivergence(),
         keras.callbacks.CSVLogger(log, append=interrupted),
@@ -159,10 +148,10 @@ def callbacks(arguments, epoch):
         ),
     ]
     if arguments.tensorboard:
-        answer.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+        chosen.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
     if interrupted:
-        answer.insert(0, keras.callbacks.LambdaCallback(on_epoch_begin=Records(log, best)))
-    return answer
+        chosen.insert(0, keras.callbacks.LambdaCallback(on_epoch_begin=Records(log, best)))
+    return chosen
 
 
 class Records:
@@ -177,8 +166,8 @@ class Records:
         self._done = True
         lines = self._log.read_bytes().splitlines(keepends=True)[: 1 + epoch]  # the first: names
         self._log.write_bytes(b"".join(lines))
-        known = [float(row[MONITOR]) for row in csv.DictReader(map(bytes.decode, lines))]
-        self._best.best = max(known, default=None)
+        values = [float(row[MONITOR]) for row in csv.DictReader(map(bytes.decode, lines))]
+        self._best.best = max(values, default=None)
 
 
 def summary(arguments, source, network, steps, parts):
@@ -257,7 +246,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         "dtype": arguments.dtype,
     }
     print(summary(arguments, source, network, len(train), parts), flush=True)
-    model = build(arguments, network, len(train))
+    model = build(arguments, network)
     model.fit(
         train,
         epochs=arguments.epochs,

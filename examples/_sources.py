@@ -132,9 +132,9 @@ class Folders(_Listed):
         paths, labels = [], []
         for label, name in enumerate(self._names):
             entries = os.scandir(self._folders[part] / name)
-            found = sorted(e.path for e in entries if e.name.lower().endswith(SUFFIXES))
-            paths += found
-            labels += len(found) * [label]
+            images = sorted(e.path for e in entries if e.name.lower().endswith(SUFFIXES))
+            paths += images
+            labels += len(images) * [label]
         if not paths:
             raise SystemExit(f"No {', '.join(SUFFIXES)} in {self._folders[part]}/CLASS")
         return paths, labels
@@ -198,10 +198,10 @@ class Prepared:
     def stored(self, part):
         import tensorflow_datasets as tfds
 
-        found = self._builder().as_dataset(
+        examples = self._builder().as_dataset(
             split=self._split(part), decoders={"image": tfds.decode.SkipDecoding()}
         )
-        return found.map(lambda example: (example["image"], example["label"]))
+        return examples.map(lambda example: (example["image"], example["label"]))
 
     @staticmethod
     def encoded(stored):
@@ -216,13 +216,13 @@ class Archive(_Listed):
     """
 
     def __init__(self, path, name):
-        found = sorted(path.glob(f"{name}*.npz")) if path.is_dir() else [path]
-        if len(found) != 1 or not found[0].is_file():
+        archives = sorted(path.glob(f"{name}*.npz")) if path.is_dir() else [path]
+        if len(archives) != 1 or not archives[0].is_file():
             raise SystemExit(
                 f"--data takes a .npz file, or a folder with one {name}*.npz, or with train/CLASS "
                 f"and val/CLASS. Received: {path}"
             )
-        self._path = found[0]
+        self._path = archives[0]
         super().__init__()
         try:
             with zipfile.ZipFile(self._path) as archive:

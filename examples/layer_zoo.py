@@ -26,22 +26,22 @@ def linear(layer):
     return lambda width: keras.Sequential([layer(width), ll.BetaAbs(0.5)])
 
 
+def muon():
+    return lip.optimizers.ManifoldMuon(0.02, schedule=lip.optimizers.cosine())
+
+
+def adam():
+    # Plain Adam: none of these layers has a weight on a manifold.
+    return lip.optimizers.ManifoldAdam(3e-3, schedule=lip.optimizers.cosine())
+
+
 # (layer of a width, optimizer)
 ZOO = {
-    "orthogonal": (linear(ll.OrthogonalDense), lambda: lip.optimizers.ManifoldMuon(0.02)),
-    "SLL": (lambda width: ll.SDPResidualDense(bound="sll"), lambda: keras.optimizers.Adam(3e-3)),
-    "CPL": (
-        lambda width: ll.SDPResidualDense(bound="spectral"),
-        lambda: keras.optimizers.Adam(3e-3),
-    ),
-    "AOL": (
-        linear(lambda width: ll.SDPDense(width, "aol")),
-        lambda: keras.optimizers.Adam(3e-3),
-    ),
-    "spectral": (
-        linear(lambda width: ll.SDPDense(width, "spectral")),
-        lambda: keras.optimizers.Adam(3e-3),
-    ),
+    "orthogonal": (linear(ll.OrthogonalDense), muon),
+    "SLL": (lambda width: ll.SDPResidualDense(bound="sll"), adam),
+    "CPL": (lambda width: ll.SDPResidualDense(bound="spectral"), adam),
+    "AOL": (linear(lambda width: ll.SDPDense(width, "aol")), adam),
+    "spectral": (linear(lambda width: ll.SDPDense(width, "spectral")), adam),
 }
 
 
@@ -68,7 +68,7 @@ def load(folder, validation):
     return parts
 
 
-def build(name, features, width, depth, epsilon, steps):
+def build(name, features, width, depth, epsilon):
     """A compiled CertifiableModel of `depth` layers of the zoo's member `name`."""
     make, optimizer = ZOO[name]
     inputs = keras.Input((features,))
@@ -77,12 +77,8 @@ def build(name, features, width, depth, epsilon, steps):
     for _ in range(depth):
         x = make(width)(x)
     model = lip.CertifiableModel(inputs, ll.NormalizedDense(10)(x))
-    optimizer = optimizer()
-    optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
-        float(optimizer.learning_rate), steps
-    )
     model.compile(
-        optimizer,
+        optimizer(),
         loss=lip.losses.EMMA(3 * epsilon, temperature=max(1.0, 128 / features**0.5)),
         metrics=["accuracy", lip.metrics.CertifiedAccuracy(epsilon)],
     )
@@ -110,7 +106,6 @@ class StepTime(keras.callbacks.Callback):
 def main(arguments):
     (x, y), test = load(arguments.data, arguments.validation)
     epsilons = tuple(arguments.epsilons)
-    steps = arguments.epochs * -(-len(x) // arguments.batch_size)
     folder = pathlib.Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     names = ["clean", *(f"CRA({e:g})" for e in epsilons), "ms a step", "weights", "proven K"]
@@ -118,18 +113,18 @@ def main(arguments):
     curves = {}
     for name in ZOO:
         keras.utils.set_random_seed(arguments.seed)
-        model = build(name, x.shape[1], arguments.width, arguments.depth, epsilons[0], steps)
+        model = build(name, x.shape[1], arguments.width, arguments.depth, epsilons[0])
         timer = StepTime()
         fit = {"batch_size": arguments.batch_size, "epochs": arguments.epochs, "verbose": 0}
         model.fit(x, y, callbacks=[timer], **fit)
-        found = model.certify(*test, epsilons=epsilons, verbose=0)
-        shares = [found.clean_accuracy, *found.certified_accuracy.values()]
+        certificate = model.certify(*test, epsilons=epsilons, verbose=0)
+        shares = [certificate.clean_accuracy, *certificate.certified_accuracy.values()]
         cells = [f"{100 * share:.1f} %" for share in shares]
         cells += [f"{1e3 * timer.median:.1f}", f"{model.count_params():,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found.body_constant:.6f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {certificate.body_constant:.6f} |")
         print(lines[-1], flush=True)
-        right = found.predictions == test[1]
-        curves[name] = np.sort(np.where(right, found.radii, 0.0))
+        right = certificate.predictions == test[1]
+        curves[name] = np.sort(np.where(right, certificate.radii, 0.0))
     table = "\n".join(lines)
     print(f"\n{keras.backend.backend()} backend\n\n{table}")
     (folder / "layer_zoo.md").write_text(table + "\n")

@@ -30,6 +30,9 @@ class Activation:
         cancelling: Size of numbers that a backend's own float32 evaluation may subtract from each
             other, as exp(x) - 1 where elu has expm1(x): with it in place of `at_zero` the same
             holds, of u = 2^-24 and the function as Keras evaluates it.
+        bends: (p, q): its slope rises up to p and falls from q on; known if q <= p. Then the slope
+            rises first and falls then, or does one of the two alone.
+        pieces: (start, end, slope) of intervals on which it is linear, exactly.
     """
 
     function: object
@@ -38,6 +41,8 @@ class Activation:
     ulps: float = 64.0
     least: float | None = None
     cancelling: float = 0.0
+    bends: tuple[float, float] = (-math.inf, math.inf)
+    pieces: tuple = ()
 
     @property
     def slopes(self):
@@ -45,13 +50,27 @@ class Activation:
         return (-self.constant if self.least is None else self.least), self.constant
 
 
+# Of convex functions, of concave ones, and of those that are convex up to 0 and concave beyond.
+_CONVEX, _CONCAVE, _S_SHAPED = (math.inf, math.inf), (-math.inf, -math.inf), (0.0, 0.0)
+_UNKNOWN = (-math.inf, math.inf)
+
+
+def _kinked(slope):
+    """(bends, pieces) of a function of this slope below 0 and of 1 above."""
+    pieces = ((-math.inf, 0.0, float(np.float64(slope))), (0.0, math.inf, 1.0))
+    return (_CONVEX if slope <= 1 else _CONCAVE), pieces
+
+
 def leaky_relu(slope):
     """max(x, 0) + slope * min(x, 0)."""
+    bends, pieces = _kinked(slope)
     return Activation(
         lambda x: ops.maximum(x, 0) + ops.minimum(x, 0) * np.float64(slope),
         max(1.0, abs(slope)),
         ulps=4.0,
         least=min(1.0, slope),
+        bends=bends,
+        pieces=pieces,
     )
 
 
@@ -62,6 +81,8 @@ def elu(alpha):
         max(1.0, abs(alpha)),
         least=min(0.0, alpha),
         cancelling=abs(alpha),
+        # The slope is alpha exp(x) below 0, and 1 above.
+        bends=_CONVEX if 0 <= alpha <= 1 else _S_SHAPED if alpha > 1 else _UNKNOWN,
     )
 
 
@@ -72,6 +93,7 @@ def celu(alpha):
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha,
         least=0.0,
         cancelling=float(alpha),
+        bends=_CONVEX if alpha > 0 else _UNKNOWN,
     )
 
 
@@ -94,6 +116,11 @@ def gelu(approximate):
 def clipped_relu(negative_slope, max_value):
     """`keras.layers.ReLU` without a threshold."""
     slope = np.float64(negative_slope)
+    bends, pieces = _kinked(negative_slope)
+    if max_value is not None:
+        end = float(np.float64(max_value))
+        pieces = (pieces[0], (0.0, end, 1.0), (end, math.inf, 0.0))
+        bends = (end, 0.0) if 0 <= negative_slope <= 1 else _UNKNOWN
 
     def function(x):
         positive = ops.maximum(x, 0)
@@ -106,6 +133,8 @@ def clipped_relu(negative_slope, max_value):
         max(1.0, abs(negative_slope)),
         ulps=4.0 if slope else 0.0,
         least=min(0.0, negative_slope),
+        bends=bends,
+        pieces=pieces,
     )
 
 
@@ -126,6 +155,7 @@ def squareplus(b):
         lambda x: (x + ops.sqrt(x * x + b)) / 2,
         at_zero=math.sqrt(b) / 2 * (1 + ROUNDING),
         least=0.0,
+        bends=_CONVEX,
     )
 
 
@@ -138,6 +168,7 @@ def parametric_relu(alpha):
         float(np.abs(alpha).max(initial=1.0)),
         ulps=4.0,
         least=float(alpha.min(initial=1.0)),
+        bends=_CONVEX if (alpha <= 1).all() else _CONCAVE if (alpha >= 1).all() else _UNKNOWN,
     )
 
 
@@ -153,7 +184,7 @@ def _softplus(x):
 _SELU_ALPHA, _SELU_SCALE = np.float64(1.6732632423543772), np.float64(1.0507009873554805)
 
 FUNCTIONS = {
-    "linear": Activation(lambda x: x, ulps=0.0, least=1.0),
+    "linear": Activation(lambda x: x, ulps=0.0, least=1.0, bends=_CONVEX),
     "relu": clipped_relu(0.0, None),
     "relu6": clipped_relu(0.0, 6.0),
     "leaky_relu": leaky_relu(0.2),
@@ -164,25 +195,44 @@ FUNCTIONS = {
         1.7580994,
         least=0.0,
         cancelling=1.7580994,
+        bends=_S_SHAPED,
     ),
     "gelu": gelu(False),
     "silu": Activation(lambda x: x * ops.sigmoid(x), 1.0998394, least=-0.0998394),
     "mish": Activation(lambda x: x * ops.tanh(_softplus(x)), 1.0884991, least=-0.1125262),
-    "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0),
-    "log_sigmoid": Activation(lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0),
+    "softplus": Activation(_softplus, at_zero=0.6931472, least=0.0, bends=_CONVEX),
+    "log_sigmoid": Activation(
+        lambda x: -_softplus(-x), at_zero=0.6931472, least=0.0, bends=_CONCAVE
+    ),
     "squareplus": squareplus(4.0),
-    "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0),
-    "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0),
+    "sparse_plus": Activation(_sparse_plus, at_zero=0.25, least=0.0, bends=_CONVEX),
+    "softsign": Activation(lambda x: x / (1 + ops.abs(x)), least=0.0, bends=_S_SHAPED),
     "soft_shrink": soft_shrink(0.5),
-    "tanh": Activation(ops.tanh, least=0.0),
+    "tanh": Activation(ops.tanh, least=0.0, bends=_S_SHAPED),
     "tanh_shrink": Activation(lambda x: x - ops.tanh(x), least=0.0),
-    "hard_tanh": Activation(lambda x: ops.minimum(ops.maximum(x, -1), 1), ulps=0.0, least=0.0),
-    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5, least=0.0),
+    "hard_tanh": Activation(
+        lambda x: ops.minimum(ops.maximum(x, -1), 1),
+        ulps=0.0,
+        least=0.0,
+        bends=(1.0, -1.0),
+        pieces=((-math.inf, -1.0, 0.0), (-1.0, 1.0, 1.0), (1.0, math.inf, 0.0)),
+    ),
+    "sigmoid": Activation(ops.sigmoid, 0.25, at_zero=0.5, least=0.0, bends=_S_SHAPED),
     "hard_sigmoid": Activation(
-        lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1 / 6 + 1e-9, at_zero=0.5, least=0.0
+        lambda x: ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1),
+        1 / 6 + 1e-9,
+        at_zero=0.5,
+        least=0.0,
+        bends=(3.0, -3.0),
+        pieces=((-math.inf, -3.0, 0.0), (3.0, math.inf, 0.0)),
     ),
     "sparse_sigmoid": Activation(
-        lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1), 0.5, at_zero=0.5, least=0.0
+        lambda x: ops.minimum(ops.maximum((x + 1) / 2, 0), 1),
+        0.5,
+        at_zero=0.5,
+        least=0.0,
+        bends=(1.0, -1.0),
+        pieces=((-math.inf, -1.0, 0.0), (-1.0, 1.0, 0.5), (1.0, math.inf, 0.0)),
     ),
     "hard_silu": Activation(
         lambda x: x * ops.minimum(ops.maximum(x / 6 + 0.5, 0), 1), 1.5, least=-0.5
@@ -215,9 +265,9 @@ OPERATION_ACTIVATIONS = {
     "SparsePlus": FUNCTIONS["sparse_plus"],
     "Sin": Activation(ops.sin),
     "Cos": Activation(ops.cos, at_zero=1.0),
-    "Arctan": Activation(ops.arctan, least=0.0),
-    "Arcsinh": Activation(ops.arcsinh, least=0.0),
-    "Erf": Activation(ops.erf, 1.1283792, least=0.0),
+    "Arctan": Activation(ops.arctan, least=0.0, bends=_S_SHAPED),
+    "Arcsinh": Activation(ops.arcsinh, least=0.0, bends=_S_SHAPED),
+    "Erf": Activation(ops.erf, 1.1283792, least=0.0, bends=_S_SHAPED),
 }
 
 _ACTIVATIONS = {getattr(keras.activations, name): entry for name, entry in FUNCTIONS.items()}

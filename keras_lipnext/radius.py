@@ -127,10 +127,10 @@ def certified_radii(logits, distances):
     predictions = ops.argmax(logits, axis=-1)
     margins = ops.max(logits, axis=-1, keepdims=True) - logits
     needed = ops.take(distances, predictions, axis=0)
-    own = ops.one_hot(predictions, logits.shape[-1], dtype="bool")
+    predicted = ops.one_hot(predictions, logits.shape[-1], dtype="bool")
     # Equal weight vectors: a margin between them cannot be told from rounding.
     ratios = ops.where(needed > 0, margins / ops.where(needed > 0, needed, 1), 0)
-    radii = ops.min(ops.where(own, ops.max(ratios, axis=-1, keepdims=True), ratios), axis=-1)
+    radii = ops.min(ops.where(predicted, ops.max(ratios, axis=-1, keepdims=True), ratios), axis=-1)
     finite = ops.all(ops.isfinite(logits), axis=-1)
     return ops.where(finite & (radii > 0), radii, 0)
 

@@ -11,6 +11,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # in every operation of a program
 if os.environ.get("KERAS_BACKEND") != "tensorflow":  # 2.18 aborts at flags that it does not know
     os.environ.setdefault(
         "XLA_FLAGS",
@@ -22,6 +23,8 @@ import data  # noqa: F401  its settings
 import hypothesis
 import keras
 import pytest
+
+from keras_lipnext.backend import programs
 
 # Property tests compile on their first example: no deadline. The same examples every time, and
 # fewer where each shape is compiled anew.
@@ -35,9 +38,12 @@ hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
-def clean_keras():
+def clean_keras(request):
     """Each test starts from the same seed and leaves no global setting behind."""
     keras.utils.set_random_seed(1)
+    if "monkeypatch" in request.fixturenames:  # no program traced before hides what it patches
+        request.addfinalizer(programs._program.cache_clear)
+        programs._program.cache_clear()
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")

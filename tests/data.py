@@ -1,5 +1,6 @@
 """Data and small models for tests, and processes with virtual devices."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -17,6 +18,12 @@ if keras.backend.backend() == "tensorflow":
 
     # Graphs that run a few times need no optimizing; alike in the processes that tests compare.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+if keras.backend.backend() == "jax":
+    from jax._src.interpreters import mlir
+
+    # JAX loads every dialect of MLIR anew for each program: as long as compiling a small one takes.
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def load_digits_split():
@@ -45,6 +52,11 @@ def in_one_program(function):
     import jax
 
     return jax.jit(function)
+
+
+def called(function, *arrays):
+    """What a layer or another function answers to arrays, in NumPy; one program on JAX."""
+    return to_numpy(in_one_program(function)(*map(keras.ops.convert_to_tensor, arrays)))
 
 
 def output_of(script, *arguments, **environment):

@@ -6,7 +6,6 @@ Everything else in the package is written on `keras.ops`. What `keras.ops` does 
 from keras_lipnext.backend.core import (
     assign_stacked,
     check_each,
-    compiled,
     gradient,
     has_value,
     inference_scope,
@@ -25,6 +24,7 @@ from keras_lipnext.backend.precision import (
     on_cpu,
     reduced_float32,
 )
+from keras_lipnext.backend.programs import compiled, one_program
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
 
@@ -42,6 +42,7 @@ __all__ = [
     "matmul",
     "of_this_process",
     "on_cpu",
+    "one_program",
     "processes",
     "reduced_float32",
     "replicas",

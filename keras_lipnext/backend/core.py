@@ -1,4 +1,4 @@
-"""Compilation, gradients off and of inputs, stacks: each written three times."""
+"""Values, gradients off and of inputs, stacks: each written three times."""
 
 import contextlib
 
@@ -35,30 +35,6 @@ def inference_scope():
 
         return torch.no_grad()
     return contextlib.nullcontext()
-
-
-def compiled(function, variables):
-    """`function` of one tensor, compiled where the backend compiles: JAX and TensorFlow.
-
-    Args:
-        function: Function of one tensor that reads no other state than `variables`.
-        variables: List of Keras variables; their values are read anew at each call.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        @jax.jit
-        def pure(values, x):
-            # As an argument a weight is not copied into the program as a constant.
-            with keras.StatelessScope(state_mapping=list(zip(variables, values))):
-                return function(x)
-
-        return lambda x: pure([v.value for v in variables], x)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False)  # as Keras compiles models
-    return function
 
 
 def value(variable):

@@ -72,12 +72,12 @@ def float64_scope():
 @contextlib.contextmanager
 def _promotion_kept():
     thread = keras_private.promotion_table().thread
-    found = getattr(thread, "keeps_float64", False)
+    kept_before = getattr(thread, "keeps_float64", False)
     thread.keeps_float64 = True
     try:
         yield
     finally:
-        thread.keeps_float64 = found
+        thread.keeps_float64 = kept_before
 
 
 def call_in_float64(function, *args, **kwargs):
@@ -136,20 +136,20 @@ def _call_on_torch(function, args, kwargs):
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            answer = operation(*args, **(kwargs or {}))
+            result = operation(*args, **(kwargs or {}))
             read, made = (
                 {
                     str(getattr(v, "dtype", None)).removeprefix("torch.")
                     for v in keras.tree.flatten(t)
                 }
-                for t in ((args, kwargs or {}), answer)
+                for t in ((args, kwargs or {}), result)
             )
             name = operation.overloadpacket.__name__
             # New tensors made after another's shape read none of its numbers.
             fresh = name.startswith("new_") or name.endswith("_like")
             if "float64" in read and not made.isdisjoint(_LOWER) and not fresh:
                 lossy.append(name)
-            return answer
+            return result
 
     with Watch():
         answer = function(*args, **kwargs)

@@ -142,6 +142,26 @@ def batches_seen(optimizer):
     return optimizer._iterations
 
 
+# --- training
+
+
+def symbolic_batch(iterator):
+    """A batch of what TensorFlow's trainer iterates over, in symbolic tensors; None of other data.
+
+    `TFEpochIterator._distributed_dataset`, of which no batch is taken.
+    """
+    import tensorflow as tf
+
+    dataset = iterator._distributed_dataset
+    specs = keras.tree.flatten(getattr(dataset, "element_spec", None))
+    if not all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs):
+        return None
+    return keras.tree.map_structure(
+        lambda s: keras.KerasTensor(tuple(s.shape), keras.backend.standardize_dtype(s.dtype)),
+        dataset.element_spec,
+    )
+
+
 # --- callbacks
 
 

@@ -96,10 +96,10 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
     def _prepare(self):
         """Puts the newest whole backup where Keras looks for the latest."""
         latest, previous = self._pairs()
-        known = self._whole()
-        if self._digest(*latest) in known:
+        whole = self._whole()
+        if self._digest(*latest) in whole:
             return
-        if self._digest(*previous) in known:
+        if self._digest(*previous) in whole:
             warnings.warn(
                 f"The latest backup in {self._folder} is not whole: training continues from the "
                 "one before it.",
@@ -107,7 +107,7 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
             )
             for source, target in zip(previous, latest):
                 shutil.copyfile(source, target)
-        elif known:
+        elif whole:
             raise OSError(
                 f"No backup in {self._folder} is whole: their files have been changed or damaged. "
                 "Delete the folder to train from the beginning."

@@ -72,25 +72,25 @@ class Resuming(keras.callbacks.Callback):
         self._states = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        found = list_that_calls(self)
-        if found is not None and self._last not in found.callbacks:
-            found.callbacks.append(self._last)  # and so called after all others, now already
-        self._beside = [] if found is None else found.callbacks
+        callers = list_that_calls(self)
+        if callers is not None and self._last not in callers.callbacks:
+            callers.callbacks.append(self._last)  # and so called after all others, now already
+        self._beside = [] if callers is None else callers.callbacks
         self._compiled_rate = self._rate()
-        known = read(self._folder / TRAINING) or {}
-        found = variables_of(self.model, self._by_path)
-        if known.get("variables", found) != found:
+        stored = read(self._folder / TRAINING) or {}
+        variables = variables_of(self.model, self._by_path)
+        if stored.get("variables", variables) != variables:
             raise ValueError(
                 f"The checkpoints in {self._folder} are of another model or another optimizer. "
                 "Give each training a folder of its own, or delete this one to train from the "
-                f"beginning. {_difference(known['variables'], found)}"
+                f"beginning. {_difference(stored['variables'], variables)}"
             )
         super().on_train_begin(logs)
         self._load()
-        if known and known["learning_rate"] != self._compiled_rate is not None:
+        if stored and stored["learning_rate"] != self._compiled_rate is not None:
             self.model.optimizer.learning_rate = self._compiled_rate
-        if known and self._state:
-            self._state.steps = known["steps"]
+        if stored and self._state:
+            self._state.steps = stored["steps"]
         self._states = None
 
     def _load(self):
@@ -173,11 +173,11 @@ class Resuming(keras.callbacks.Callback):
         return float(rate) if isinstance(rate, keras.Variable) else None
 
 
-def _difference(known, found):
+def _difference(stored, current):
     """The first difference between two results of `variables_of`, in words."""
-    for name, values in found.items():
-        if known[name] != values:
-            lists = [v if isinstance(v, list) else [v] for v in (known[name], values)]
+    for name, values in current.items():
+        if stored[name] != values:
+            lists = [v if isinstance(v, list) else [v] for v in (stored[name], values)]
             pairs = itertools.zip_longest(*lists)
             there, here = next(pair for pair in pairs if pair[0] != pair[1])
             return f"The first difference, in `{name}`: {there} there, {here} here."

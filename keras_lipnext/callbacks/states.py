@@ -90,12 +90,12 @@ class States:
         """
         with np.load(io.BytesIO(file)) as arrays:
             content = json.loads(arrays["content"].tobytes())
-            known, anew, same = content["callbacks"], [], True
+            entries, anew, same = content["callbacks"], [], True
             for name, callback in self._callbacks.items():
-                if name not in known:
+                if name not in entries:
                     same = False
                     continue
-                entry = known[name]
+                entry = entries[name]
                 for key, value in entry["state"].items():
                     value = _unpacked(value, arrays)
                     variable = vars(callback).get(key)
@@ -109,13 +109,13 @@ class States:
                 settings = {k: v for k, v in fresh.items() if k not in entry["state"]}
                 digest = _digest(json.dumps(settings, sort_keys=True).encode())
                 same = same and digest == entry["settings"]
-        gone = set(known) - set(self._callbacks)
+        gone = set(entries) - set(self._callbacks)
         # One that was added begins as it would have; not so one that was changed or moved.
         anew += [
             f"{name} (there was {before})"
-            for name in sorted(set(self._callbacks) - set(known))
+            for name in sorted(set(self._callbacks) - set(entries))
             for before in sorted(gone)
-            if _kind(before) == _kind(name) and known[before]["state"]
+            if _kind(before) == _kind(name) and entries[before]["state"]
         ]
         return content["stopped"] and same and not gone, anew
 
@@ -148,14 +148,14 @@ def _attributes(callback):
 
 def _prints(callback):
     """Attribute -> a digest of its value, None if the value is not plain."""
-    answer = {}
+    digests = {}
     for key, value in _attributes(callback).items():
         try:
             packed = _packed(value, lambda a: _digest(np.ascontiguousarray(a)))
-            answer[key] = _digest(json.dumps(packed).encode())
+            digests[key] = _digest(json.dumps(packed).encode())
         except (TypeError, RecursionError):
-            answer[key] = None
-    return answer
+            digests[key] = None
+    return digests
 
 
 def _digest(data):

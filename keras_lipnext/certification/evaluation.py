@@ -72,6 +72,7 @@ class Evaluation:
         self._kernel = None
         self._found = {}
         self._pair_constants = np.inf
+        self._local_radii = None
         self.bound = None
         head = certifiable.head
         if head is None:
@@ -86,6 +87,8 @@ class Evaluation:
         """Takes the constants that a `Method` proves, not the product of the layers'."""
         *constants, self._pair_constants = method.function(model)
         self._found = by_method(method, self._certifiable, *constants)
+        if method.local:
+            self._local_radii = method.local(model)
 
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), shape (samples,) each.
@@ -109,12 +112,15 @@ class Evaluation:
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
+            rates = 0.0
             if program:
                 known = input_norms(inputs), self._norms(inputs, bounds, found)
                 constant, rates = program.errors(known[0], logits.argmax(axis=-1), known[1])
                 errors = (errors + constant) * UP_STEP
                 distances = np.where(distances > 0, (distances + rates) * UP_STEP, 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+            if self._local_radii:
+                radii = self._local_radii(inputs, logits, errors, predictions, radii, rates)
             if program:
                 radii = np.minimum(radii, self._arithmetic.limit**0.5)
                 radii = np.where(program.within_range(known[0], radii, known[1]), radii, 0.0)

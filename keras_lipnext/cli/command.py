@@ -172,7 +172,7 @@ def _inspection(summary, source):
 
 def _defects(certifiable):
     """{layer: largest entry of |W^T W - I|} of the kernels that are to be orthonormal."""
-    found = {}
+    defects = {}
     with backend.float64_scope():
         for step in certifiable.steps:
             for weight in getattr(step.operation, "weights", ()):
@@ -180,8 +180,8 @@ def _defects(certifiable):
                     kernel = np.asarray(keras.ops.convert_to_numpy(weight), "float64")
                     kernel = keras.ops.convert_to_tensor(kernel, dtype="float64")
                     defect = float(stiefel.defect(kernel))
-                    found[step.name] = max(defect, found.get(step.name, 0.0))
-    return found
+                    defects[step.name] = max(defect, defects.get(step.name, 0.0))
+    return defects
 
 
 def _refusals(certifiable):

@@ -242,11 +242,11 @@ def _chosen(names, x_key, y_key, has_labels):
     """Names of the inputs and, if there are any, the labels among the arrays of an .npz file."""
     if has_labels and y_key:
         raise ValueError("labels are asked for twice, by --labels and by --y-key")
-    known = [name for name in _LABELS_OF if name in names]
-    if x_key is None and len(known) != 1:
-        reason = f"both {' and '.join(known)}" if known else "no inputs named x or x_test"
+    usual = [name for name in _LABELS_OF if name in names]
+    if x_key is None and len(usual) != 1:
+        reason = f"both {' and '.join(usual)}" if usual else "no inputs named x or x_test"
         raise ValueError(f"holds {reason}: choose by --x-key. Received: {sorted(names)}")
-    x_key = x_key or known[0]
+    x_key = x_key or usual[0]
     for name in (x_key, y_key):
         if name is not None and name not in names:
             raise ValueError(f"holds no array '{name}'. Received: {sorted(names)}")

@@ -133,7 +133,7 @@ class SDPLayer(keras.layers.Layer):
         w, scale = sdp_diagonal.scaled(w)
         log_q = self.log_q if log_q is None else log_q
         log_q = None if log_q is None else sdp_diagonal.wide(log_q)
-        return w, sdp_diagonal.inverse_diagonal(w, self.bound, log_q), scale
+        return w, sdp_diagonal.inverse_diagonal(w, log_q, bound=self.bound), scale
 
     def _cast(self, x: Tensor) -> Tensor:
         """In the compute dtype; Keras leaves integers as they are."""

@@ -69,14 +69,15 @@ def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
     return w / s, s
 
 
-def inverse_diagonal(w: Tensor, bound: str, log_q: Tensor | None = None) -> Tensor:
+@backend.one_program
+def inverse_diagonal(w: Tensor, log_q: Tensor | None = None, *, bound: str) -> Tensor:
     """1 / T of a scaled W, shape (columns,).
 
     Args:
         w: Shape (*spatial, rows, columns); without spatial axes a matrix, else a convolution's
             kernel, which takes `columns` channels to `rows` or, as its adjoint, back.
-        bound: "spectral", "aol" or "sll".
         log_q: Shape (columns,), for "sll".
+        bound: "spectral", "aol" or "sll".
     """
     if bound == "spectral":
         return ops.ones_like(w[(0,) * (len(w.shape) - 1)]) / (_spectral(w) + UNIT**2)
@@ -110,9 +111,11 @@ def _correlation(w: Tensor) -> tuple[Tensor, int]:
         moved = w[y:, max(x, 0) : width + min(x, 0)]
         still = w[: height - y, max(-x, 0) : width - max(x, 0)]
         moved, still = (ops.reshape(a, (-1, columns)) for a in (moved, still))
-        found = ops.abs(backend.matmul(ops.transpose(moved), still))
+        products = ops.abs(backend.matmul(ops.transpose(moved), still))
         # The opposite offset's is the transpose.
-        magnitudes = magnitudes + (found if (y, x) == (0, 0) else found + ops.transpose(found))
+        magnitudes = magnitudes + (
+            products if (y, x) == (0, 0) else products + ops.transpose(products)
+        )
     return magnitudes, 2 * len(half) - 1
 
 

@@ -14,15 +14,20 @@ class Method:
         function: From a model to (constant, body_constant, pairs), proven upper bounds: a float
             from its input to its logits, one for its body, and one of z_i - z_j for each pair of
             logits, shape (classes, classes), infinite where unknown. It raises where there is none.
+        local: From a model to a function of a batch's inputs, logits, allowances E_ij, predictions
+            and radii by these constants (and what to add to constants of z_i - z_j, if anything),
+            that answers with radii from constants of the ball around each input, none smaller. None
+            if the method knows only one constant for all inputs.
     """
 
     name: str
     title: str
     function: object = None
+    local: object = None
 
 
 # The functions of `keras_lipnext.lmi` whose names the command line takes, and code may.
-METHODS = ("eclipse_fast", "eclipse", "lipsdp")
+METHODS = ("eclipse_fast", "eclipse_diagonal", "eclipse", "lipsdp", "local_lipschitz")
 
 
 def method_of(lipschitz):
@@ -85,7 +90,7 @@ class LipschitzBound:
         head: Name of the linear layer that makes the logits, or None.
         notes: Tuple of sentences on what was read in a special way.
         method: The `Method` that found the constants; None if they are the layers', combined along
-            the graph. Without its function: what is found can be pickled.
+            the graph. Without its functions: what is found can be pickled.
         composites: Names of the layers that count as the parts that their author declares.
     """
 

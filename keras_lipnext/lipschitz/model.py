@@ -216,7 +216,7 @@ def by_method(method, certifiable, constant, body_constant):
             f"The Lipschitz constant by {method.title} is {body_constant}: no radius follows."
         )
     return {
-        "method": dataclasses.replace(method, function=None),
+        "method": dataclasses.replace(method, function=None, local=None),
         "constant": constant
         if certifiable.ending == 1
         else constant * certifiable.ending * UP_PRODUCT,

@@ -19,6 +19,7 @@ class AffineLayer:
         name: Path of the layer that brought the weight, or of the activation.
         weight: Float64, shape (outputs, inputs).
         bias: Float64, shape (outputs,), rounded where layers were multiplied.
+        bias_error: Bound of each entry of `bias` minus the exact one, shape (outputs,).
         error: Bound of the 2-norm of `weight` minus the exact matrix; 0 if it is as stored.
         activations: Tuple of `activations.Activation`, applied one after the other;
             empty for the last layer.
@@ -29,6 +30,7 @@ class AffineLayer:
     bias: np.ndarray
     error: float = 0.0
     activations: tuple = ()
+    bias_error: np.ndarray | float = 0.0
 
     @property
     def slopes(self):

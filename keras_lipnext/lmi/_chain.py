@@ -86,7 +86,7 @@ class _Reader:
 
     def _start(self, size):
         self.size, self.weight, self.scale = size, None, np.ones(())
-        self.bias, self.error = np.zeros(size), 0.0
+        self.bias, self.error, self.bias_error = np.zeros(size), 0.0, np.zeros(size)
 
     def read(self, step, context, is_head):
         layer, kind = step.operation, type(step.operation)
@@ -121,6 +121,12 @@ class _Reader:
         _check_size(step, *matrix.shape)
         magnitude = magnitude_norm(matrix)
         error = magnitude * self.error
+        if self.bias.any() or self.bias_error.any():
+            sizes = np.abs(matrix) @ np.abs(self.bias) + np.abs(bias)
+            off = np.abs(matrix) @ self.bias_error + gamma(len(self.bias) + 2) * sizes
+            self.bias_error = off * UP_ERROR + matrix.shape[1] * _LOST
+        else:  # exact
+            self.bias_error = np.zeros(len(matrix))
         self.bias = matrix @ self.bias + bias
         if self.weight is None and (self.scale == 1).all():
             self.weight = matrix
@@ -135,8 +141,11 @@ class _Reader:
         self.error = float(error) * UP_ERROR + _LOST if error else 0.0
         self.size = len(matrix)
 
-    def stretch(self, factors, offsets, relative):
-        """Appends x -> factors x + offsets, entry by entry; `relative` error of the factors."""
+    def stretch(self, factors, offsets, relative, off=0.0):
+        """Appends x -> factors x + offsets, entry by entry.
+
+        `relative` is the error of the factors, `off` that of each offset.
+        """
         largest = float(np.abs(factors).max(initial=0.0))
         target = self.scale if self.weight is None else self.weight
         product = factors * target if target.ndim < 2 else np.reshape(factors, (-1, 1)) * target
@@ -152,7 +161,12 @@ class _Reader:
             self.scale = product
         else:
             self.weight = product
+        sizes = np.abs(factors * self.bias)
+        exact = np.all(self.bias == 0) and not (np.any(off) or self.bias_error.any())
         self.bias = factors * self.bias + offsets
+        off = off + np.abs(factors) * (1 + relative) * self.bias_error
+        off = off + (relative + 4 * UNIT_ROUNDOFF) * (sizes + np.abs(offsets)) + _LOST
+        self.bias_error = np.zeros(self.size) if exact else off * UP_ERROR
 
     def _normalize(self, layer, context, step):
         if layer.axis % (len(context.input_shape) + 1) != len(context.input_shape):
@@ -163,8 +177,11 @@ class _Reader:
             factors = factors * context.array(layer.gamma)
         beta = context.array(layer.beta) if layer.center else 0.0
         repeats = self.size // len(mean)
-        tiled = (np.tile(values, repeats) for values in (factors, beta - mean * factors))
-        self.stretch(*tiled, relative=8 * UNIT_ROUNDOFF)
+        off = 16 * UNIT_ROUNDOFF * (np.abs(beta) + np.abs(mean * factors)) + _LOST
+        factors, offsets, off = (
+            np.tile(values, repeats) for values in (factors, beta - mean * factors, off)
+        )
+        self.stretch(factors, offsets, 8 * UNIT_ROUNDOFF, off)
 
     def activate(self, activation, step):
         """Appends an activation: it ends the affine map, or joins the activation before it."""
@@ -176,7 +193,8 @@ class _Reader:
         if not -(2.0**64) < low < high < 2.0**64:
             raise refusal(step, f"the slope of its activation is only known to be in {low, high}")
         untouched = self.weight is None and (self.scale == 1).all() and not self.bias.any()
-        untouched = untouched and not self.error  # a scale of 1 may be rounded
+        # A scale of 1 may be rounded, and a bias of 0.
+        untouched = untouched and not (self.error or self.bias_error.any())
         if untouched and self.layers:
             last = self.layers[-1]
             self.layers[-1] = dataclasses.replace(last, activations=(*last.activations, activation))
@@ -201,7 +219,9 @@ class _Reader:
             _check_size(step, inputs, inputs)
             weight = np.diag(np.broadcast_to(self.scale, inputs))
         self._check_entries(weight)
-        self.layers.append(AffineLayer(self.name, weight, self.bias, self.error, activations))
+        self.layers.append(
+            AffineLayer(self.name, weight, self.bias, self.error, activations, self.bias_error)
+        )
         self._start(len(weight))
 
     def _check_entries(self, weight):

@@ -189,7 +189,7 @@ def _hidden_holds(p, w, error, slopes, m, following):
     if f is not None:
         top = p + np.sign(a * b) * (f.T @ f)
     matrix = _assembled(top, w * ((a + b) * -m)[:, None], np.diag(2 * m) - following)
-    scale = _scaling(matrix)
+    scale = scaling(matrix)
     if scale is None:
         return False
     inputs, outputs = np.ldexp(1.0, scale[: len(p)]), np.ldexp(1.0, scale[len(p) :])
@@ -204,7 +204,7 @@ def _hidden_holds(p, w, error, slopes, m, following):
         allowance += gram_error(len(f) + 16, size)
         off = np.sqrt(2 * m.max() * np.abs(a * b)) * inputs.max() * error
         allowance += off * (2 * np.sqrt(np.vdot(f, f)) + off)
-    return _is_positive(matrix, scale, allowance * (1 + 2.0**-20))
+    return is_positive(matrix, scale, allowance * (1 + 2.0**-20))
 
 
 def _last_constant(p, w, error):
@@ -246,19 +246,19 @@ def pair_norms(g):
 def _last_holds(p, w, error, g):
     """Whether [P, W^T; W, G] >= 0, for every exact W within `error` of w."""
     matrix = _assembled(p, w, g)
-    scale = _scaling(matrix)
+    scale = scaling(matrix)
     if scale is None:
         return False
     factors = np.ldexp(1.0, scale)
     allowance = factors[: len(p)].max() * factors[len(p) :].max() * error
-    return _is_positive(matrix, scale, allowance * (1 + 2.0**-20))
+    return is_positive(matrix, scale, allowance * (1 + 2.0**-20))
 
 
 def _assembled(top, coupling, bottom):
     return np.block([[top, coupling.T], [coupling, bottom]])
 
 
-def _scaling(matrix):
+def scaling(matrix):
     """Exponents k such that diag(2^k) T diag(2^k) has a diagonal in [1/2, 2); None if none has.
 
     A congruence, and exact: positive or not, T stays so. Errors are measured behind it.
@@ -274,7 +274,7 @@ def _frobenius(matrix, scale):
     return np.sqrt(np.vdot(scaled, scaled))
 
 
-def _is_positive(matrix, scale, error):
+def is_positive(matrix, scale, error):
     """Proves that every symmetric matrix within `error` of the scaled one is >= 0, or says False.
 
     If the Cholesky factorisation of A - c I, A of size n, runs through, the smallest eigenvalue of

@@ -1,33 +1,27 @@
 """The admissibility condition layer by layer, seen through random subspaces.
 
-For two inputs that differ by dh_0, let dh_i be the difference after hidden layer i, whose slope is
-in [a, b]. For every diagonal Lambda_i >= 0
+The theorem, its proof and its convention are those at the top of `_verified.py`: diagonal Lambda_i
+>= 0 and symmetric P_i with T_i >= 0 for all i make a network sqrt(rho)-Lipschitz. Here rho = L^2 is
+given, and the last P is the least that T_l >= 0 allows, W_l^T W_l / L^2. Multiplied by L^2, with
+storages X_i = L^2 P_i, X_0 = L^2 I, X_{l-1} = W_l^T W_l, the conditions of the hidden layers are
 
-    q_i = sum_j lambda_ij (dh_ij - a dv_ij) (dh_ij - b dv_ij)
-        = dh_i^T Lambda_i dh_i - (a + b) dh_i^T Lambda_i dv_i + a b dv_i^T Lambda_i dv_i  <=  0
+                    [ X_{i-1} + a b W_i^T D_i W_i    -(a + b)/2 W_i^T D_i ]
+    M_i = L^2 T_i = [                                                     ]  >=  0,             (1)
+                    [ -(a + b)/2 D_i W_i             D_i - X_i            ]
 
-with dv_i = W_i dh_{i-1}.
+D_i = 2 L^2 Lambda_i. (1) has the D_i alone: they are what is trained and saved, as logarithms, and
+`Admissibility.multiplier_values` is the one way back to the Lambda_i.
 
-Give each layer a storage X_i >= 0, with X_0 = L^2 I and X_{l-1} = W_l^T W_l, and ask of each hidden
-layer i = 1 .. l-1
+Added up, the X_i between layers cancel: the M_i, each in its place, sum to L^2 times the block
+tridiagonal matrix of LipSDP. In the other direction nothing is lost if the X_i may be any symmetric
+matrices (a block tridiagonal matrix is positive semidefinite iff it is such a sum [Agler et al.
+1988]). Here X_i is a positive diagonal plus a matrix of low rank, X_i = R_i^{1/2} (I + V_i V_i^T)
+R_i^{1/2}, so that no matrix beside the weights is large; the last one, W_l^T W_l, is exact: with
+one hidden layer (1) is LipSDP's condition itself. Without a hidden layer the only block is L^2 I -
+W^T W. Where the slope is in [0, b], M_i is linear in (X_{i-1}, X_i, D_i, D_i W_i): a convex
+condition.
 
-    dh_{i-1}^T X_{i-1} dh_{i-1} - dh_i^T X_i dh_i + q_i  >=  0   for all dh_{i-1}, dh_i:
-
-          [ X_{i-1} + a b W_i^T Lambda_i W_i    -(a + b)/2 W_i^T Lambda_i ]
-    M_i = [                                                               ]  >=  0.             (1)
-          [ -(a + b)/2 Lambda_i W_i              Lambda_i - X_i           ]
-
-Added up, the X_i between layers cancel: the M_i, each in its place, sum to the block tridiagonal
-matrix of LipSDP, that of the quadratic form L^2 |dh_0|^2 - |W_l dh_{l-1}|^2 + sum_i q_i. So (1) for
-all i implies the global condition, and |dy| <= L |dh_0|. In the other direction nothing is lost if
-the X_i may be any symmetric matrices (a block tridiagonal matrix is positive semidefinite iff it is
-such a sum [Agler et al. 1988]). Here X_i is a positive diagonal plus a matrix of low rank,
-X_i = P_i^{1/2} (I + V_i V_i^T) P_i^{1/2}, so that no matrix beside the weights is large; the last
-one, W_l^T W_l, is exact: with one hidden layer (1) is LipSDP's condition itself. Without a hidden
-layer the only block is L^2 I - W^T W. Where the slope is in [0, b], M_i is linear in (X_{i-1}, X_i,
-Lambda_i, Lambda_i W_i): a convex condition.
-
-Scaled by the square root of diag(P_{i-1}, Lambda_i) from both sides, which keeps definiteness,
+Scaled by the square root of diag(R_{i-1}, D_i) from both sides, which keeps definiteness,
 M_i has a diagonal near one and is of norm near one, whatever the units.
 
 A sketch is S^T M_i S for a tall S with orthonormal columns. It needs W_i S and W_i^T S only: its
@@ -57,8 +51,8 @@ ROOM = 1.05
 class Admissibility(keras.layers.Layer):
     """Multipliers of a chain's blocks, and the penalty of their sketches. See the module's text.
 
-    Its weights: for each hidden layer the logarithms of Lambda_i's diagonal, and for those but the
-    last the logarithms of P_i's over Lambda_i's and the factor V_i; for each block the part of the
+    Its weights: for each hidden layer the logarithms of D_i's diagonal, and for those but the last
+    the logarithms of R_i's over D_i's and the factor V_i; for each block the part of the
     subspace that is kept; and the state of the random numbers.
 
     Args:
@@ -84,7 +78,7 @@ class Admissibility(keras.layers.Layer):
         storages = _initial_storages(chain, self.lipschitz)
         for i, ((a, b), storage) in enumerate(zip(chain.slopes, storages)):
             n = chain.layers[i].kernel.shape[1]
-            # With this factor between P_i and Lambda_i (1) is X_{i-1} >= steepest^2 W^T X_i W, for
+            # With this factor between R_i and D_i (1) is X_{i-1} >= steepest^2 W^T X_i W, for
             # diagonal storages the best there is; somewhat more leaves room for V_i.
             ratio = ROOM * 2 * max(-a, b) / (b - a)
             self.multipliers.append(
@@ -111,7 +105,7 @@ class Admissibility(keras.layers.Layer):
         return variable
 
     def multiplier_values(self):
-        """Diagonals of Lambda_i / (2 L^2), in NumPy float64."""
+        """Diagonals of Lambda_i = D_i / (2 L^2), in NumPy float64."""
         values = [np.asarray(ops.convert_to_numpy(v), "float64") for v in self.multipliers]
         return [np.exp(GAIN * v) / (2 * self.lipschitz**2) for v in values]
 
@@ -208,10 +202,10 @@ class HiddenBlock:
     Args:
         kernel: W^T, shape (m, n).
         slopes: (a, b).
-        left: P_{i-1}^{-1/2}, shape (m,).
-        right: Lambda_i^{1/2}, shape (n,).
+        left: R_{i-1}^{-1/2}, shape (m,).
+        right: D_i^{1/2}, shape (n,).
         factor: V, shape (m, r), or None.
-        ratio: P_i over Lambda_i, shape (n,).
+        ratio: R_i over D_i, shape (n,).
         below: B, shape (n, r'): what else X_i has, scaled.
     """
 
@@ -260,7 +254,7 @@ def _squares(columns):
 
 
 def _initial_storages(chain, lipschitz):
-    """p_i of P_i = p_i I for the hidden layers: every block is violated, or satisfied, alike."""
+    """r_i of R_i = r_i I for the hidden layers: every block is violated, or satisfied, alike."""
     steepest = [max(-a, b) for a, b in chain.slopes] + [1.0]
     norms = [s * _norm(layer.kernel) for s, layer in zip(steepest, chain.layers)]
     excess = (np.prod(norms) / lipschitz) ** (2 / len(norms))

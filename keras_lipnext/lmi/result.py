@@ -15,12 +15,14 @@ from keras_lipnext.norms.roundoff import UNIT_ROUNDOFF
 class LipschitzResult:
     """An upper bound of the l2 Lipschitz constant of a model, or of its body: proven.
 
-    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_fast` and `project` answer with it, and
-    `keras_lipnext.certify(..., lipschitz=result)` proves it again from its multipliers.
+    `keras_lipnext.lmi.lipsdp`, `eclipse`, `eclipse_diagonal`, `eclipse_fast` and `project` answer
+    with it, and `keras_lipnext.certify(..., lipschitz=result)` proves it again from its
+    multipliers.
 
     Attributes:
         constant: Float, rounded up.
-        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_fast" or "rs_lmi".
+        method: "lipsdp-neuron", "lipsdp-layer", "eclipse", "eclipse_diagonal", "eclipse_fast" or
+            "rs_lmi".
         status: "verified": the matrix inequality was proven, in float64, to hold for the
             multipliers and this constant.
         part: "logits" if the constant covers the model, "body" if what is in front of its head.

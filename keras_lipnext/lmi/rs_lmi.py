@@ -134,7 +134,7 @@ class RSLMI(keras.Model):
     def multipliers(self) -> list[np.ndarray]:
         """The trained multipliers of the hidden layers, in NumPy float64: vectors (units,).
 
-        In the convention of LipSDP with P_0 = I: those of the blocks over 2 L^2.
+        The Lambda_i of the theorem in keras_lipnext/lmi/_verified.py, as of a `LipschitzResult`.
         """
         return self.admissibility.multiplier_values()
 

@@ -117,8 +117,8 @@ class CertifiedLoss(keras.losses.Loss):
             # division: a NaN that stands ready for it would stop those who search for NaNs.
             inside = ops.cast(integers == labels, y_pred.dtype)[:, None]
             probabilities = probabilities / inside
-        own = ops.one_hot(labels, classes, dtype=y_pred.dtype)
-        d = y_pred - ops.sum(own * y_pred, axis=-1, keepdims=True)
+        labelled = ops.one_hot(labels, classes, dtype=y_pred.dtype)
+        d = y_pred - ops.sum(labelled * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)
         margin = self.current_epsilon() * ops.take(constants, labels, axis=0)
         logits = self.temperature * (d + self.demanded_share(d, margin) * margin)

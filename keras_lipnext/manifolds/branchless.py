@@ -94,10 +94,10 @@ def remove_drift(x: Tensor, step: Tensor) -> Tensor:
     # 41 steps of their own for a variable that takes every r-th only, r up to 32.
     block = step % 2048 * 849 % 2048 * PERIOD // 2048
     first = ops.minimum(block * size, n - size)
-    own = first + ops.arange(size, dtype="int32")
+    indices = first + ops.arange(size, dtype="int32")
     columns = ops.arange(n, dtype="int32")
     rows = backend.rows(x, first, size)
-    defect = matmul(rows, transpose(x)) - ops.cast(columns == own[:, None], x.dtype)
+    defect = matmul(rows, transpose(x)) - ops.cast(columns == indices[:, None], x.dtype)
     inside = ops.logical_and(columns >= first, columns < first + size)
     defect = defect * ops.where(inside, 0.5, 1.0)
     # Rounding alone leaves row sums of about epsilon n.

@@ -14,7 +14,7 @@ import math
 
 from keras import ops
 
-from keras_lipnext.backend import matmul
+from keras_lipnext.backend import matmul, one_program
 from keras_lipnext.manifolds.polar import EPSILON, at_least_float32, dtype_of, frobenius
 from keras_lipnext.typing import Tensor
 
@@ -92,10 +92,14 @@ def fast_exp(d: Tensor) -> Tensor:
         raise ValueError(f"`fast_exp` expects square matrices. Received: shape={tuple(d.shape)}")
     dtype = dtype_of(d)
     working = at_least_float32(dtype)
-    d = ops.cast(d, working)
+    return ops.cast(_exponential(ops.cast(d, working)), dtype)
+
+
+@one_program
+def _exponential(d: Tensor) -> Tensor:
     d2 = matmul(d, d)
     theta = skew_norm(d, d2)
     # NaN compares false: it takes the cheapest branch and stays NaN.
-    branch = sum(ops.cast(theta > _largest_theta(m, working), "int32") for m in (2, 4, 8))
-    result = ops.switch(branch, [_order_2, _order_4, _order_8, _scaling_and_squaring], d, d2, theta)
-    return ops.cast(result, dtype)
+    branch = sum(ops.cast(theta > _largest_theta(m, dtype_of(d)), "int32") for m in (2, 4, 8))
+    branches = [_order_2, _order_4, _order_8, _scaling_and_squaring]
+    return ops.switch(branch, branches, d, d2, theta)

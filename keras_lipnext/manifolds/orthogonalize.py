@@ -11,7 +11,7 @@ small singular values by up to 2.6. [Chen, Chow, 2014: A stable scaling of Newto
 
 from keras import ops
 
-from keras_lipnext.backend import matmul
+from keras_lipnext.backend import matmul, one_program
 from keras_lipnext.manifolds.polar import tall, transpose
 from keras_lipnext.typing import Tensor
 
@@ -29,6 +29,7 @@ def scales(smallest: float, steps: int) -> tuple[list[float], float]:
 
 
 @tall
+@one_program
 def orthogonalize(
     m: Tensor, *, steps: int = 4, smallest: float = 0.02, precision: str = "exact"
 ) -> Tensor:

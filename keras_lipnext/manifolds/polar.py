@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.backend import matmul
+from keras_lipnext.backend import matmul, one_program
 from keras_lipnext.typing import Tensor
 
 P = ParamSpec("P")
@@ -179,6 +179,7 @@ _BRANCHES = [
 
 
 @tall
+@one_program
 def polar(x: Tensor) -> Tensor:
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_lipnext.backend import matmul
+from keras_lipnext.backend import matmul, one_program
 from keras_lipnext.manifolds.polar import EPSILON, dtype_of, largest_finite, newton_schulz
 from keras_lipnext.typing import Tensor
 
@@ -29,8 +29,9 @@ CUBIC = (1 - 0.5**0.5) / 2
 TOLERANCE = 2
 
 
+@one_program
 def rotate(
-    x: Tensor, d: Tensor, norm: float | Tensor | None = None, period: int | None = None
+    x: Tensor, d: Tensor, norm: float | Tensor | None = None, *, period: int | None = None
 ) -> Tensor:
     """Moves orthogonal matrices by a rotation close to `exp(d)`.
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lipnext.backend import matmul
+from keras_lipnext.backend import matmul, one_program
 from keras_lipnext.manifolds.fast_exp import fast_exp
 from keras_lipnext.manifolds.polar import (
     at_least_float32,
@@ -116,9 +116,14 @@ def random(
 
 
 def _haar(rows: int, columns: int, seeds: Iterator[Any], dtype: str) -> Tensor:
-    q, r = ops.qr(keras.random.normal((rows, columns), dtype=dtype, seed=next(seeds)))
+    return _unique_q(keras.random.normal((rows, columns), dtype=dtype, seed=next(seeds)))
+
+
+@one_program
+def _unique_q(x: Tensor) -> Tensor:
+    q, r = ops.qr(x)
     # Signs of R's diagonal make the factorisation unique and Q uniformly distributed.
-    return q * ops.cast(ops.where(ops.diagonal(r) < 0, -1, 1), dtype)
+    return q * ops.cast(ops.where(ops.diagonal(r) < 0, -1, 1), x.dtype)
 
 
 def _seeds(seed: Any) -> Iterator[Any]:

@@ -69,7 +69,7 @@ class Architecture:
         return {**{name: getattr(self, name) for name in names}, "dtype": self.dtype.name}
 
     def compile(self, model, optimizer):
-        """Compiles a model of it as builders do: EMMA, certified accuracy, a cosine decay."""
+        """Compiles a model of it as builders do: EMMA with its ramp, certified accuracy."""
         if self.dtype.name == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         height, width, _ = self.image
@@ -79,7 +79,6 @@ class Architecture:
             loss=EMMA(3 * self.epsilon, temperature=temperature),
             metrics=["accuracy", CertifiedAccuracy(self.epsilon)],
         )
-        model._cosine = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,13 @@ from keras_lipnext.manifolds.constraint import Stiefel
 from keras_lipnext.manifolds.polar import gram_defect, transpose
 from keras_lipnext.metrics.certified import CertifiedMetric
 from keras_lipnext.models.labels import check_labels, with_labels_checked
-from keras_lipnext.models.training_state import Schedule, TrainingState, with_weights_put_back
+from keras_lipnext.models.training_state import (
+    NOT_TRAINING,
+    Schedule,
+    TrainingState,
+    with_weights_put_back,
+)
+from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
 from keras_lipnext.report.certificate import Certificate
 from keras_lipnext.typing import Config, Path, Tensor
 
@@ -119,7 +125,6 @@ class CertifiableModel(keras.Model):
         body = [step.operation for step in certifiable.body.steps]
         self._find_body = lambda: body
         self._find_metrics = lambda: []
-        self._cosine = False
         self._evaluating = False
         self._labels_in_batches = True  # not checked before the first step
         self._thread = threading.local()  # replicas of tf.distribute run in threads
@@ -157,8 +162,14 @@ class CertifiableModel(keras.Model):
             if key in config:
                 config[key] = keras.tree.map_structure(self._bound_copy, config[key])
         super().compile(*arguments.args, **arguments.kwargs)
-        self._cosine = False
+        if isinstance(self._stepping_optimizer, ManifoldOptimizer):
+            self._stepping_optimizer.bind(self._progress_of_schedules)
         self._requested_jit = config.get("jit_compile", "auto")
+
+    @property
+    def _stepping_optimizer(self) -> Any:
+        """The optimizer, or what is inside one that scales the loss."""
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
 
     def _bound_copy(self, part):
         if isinstance(part, CertifiedMetric):
@@ -175,6 +186,10 @@ class CertifiableModel(keras.Model):
     def _training_progress(self):
         """Share of the training done: 1, the full demand, in evaluation."""
         return ops.ones(()) if self._evaluating else self._state.progress.value
+
+    def _progress_of_schedules(self):
+        """Share of the training done in the middle of the step; negative while no `fit` runs."""
+        return self._state.middle.value
 
     def _metrics_constant(self):
         """K for metrics: in evaluation at least what the weights' distances from manifolds add.
@@ -235,13 +250,14 @@ class CertifiableModel(keras.Model):
             self._begin_step(training)
         metrics = [scope.get_current_value(v) for v in self.metrics_variables]
         held = {"kernel": (self.head.kernel, scope.get_current_value(self.head.kernel))}
-        # A model whose `metrics` leave the state out cannot count: full demand.
+        # A model whose `metrics` leave the state out cannot count: full demand, no schedule.
         counted = any(metric is self._state for metric in self.metrics)
-        progress = self._state.progress
-        held["progress"] = (
-            progress,
-            scope.get_current_value(progress) if counted else ops.ones(()),
-        )
+        for variable, uncounted in (
+            (self._state.progress, 1.0),
+            (self._state.middle, NOT_TRAINING),
+        ):
+            value = scope.get_current_value(variable)
+            held[variable.name] = variable, value if counted else ops.full((), uncounted)
         before = [(variable, keras_private.held_value(variable)) for variable, _ in held.values()]
         try:
             for variable, value in held.values():
@@ -268,14 +284,14 @@ class CertifiableModel(keras.Model):
         self._with_labels_checked("test_function", super().make_test_function, force)
 
     def _with_labels_checked(self, name, make, force):
-        known = getattr(self, name)
+        before = getattr(self, name)
         self._thread.checks_labels = True
         try:
             make(force)
         finally:
             self._thread.checks_labels = False
         function = getattr(self, name)
-        if function is not known and keras.backend.backend() != "tensorflow":
+        if function is not before and keras.backend.backend() != "tensorflow":
             setattr(self, name, functools.partial(self._run_on_checked, function))
 
     def _autoconvert_optionals(self, step_func):
@@ -294,6 +310,15 @@ class CertifiableModel(keras.Model):
             return step_func(data)
 
         return super()._autoconvert_optionals(step_on_checked)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras' own, of TensorFlow; makes optimizer and metrics before a step is traced.
+
+        A trace that makes variables is thrown away, and the step traced once more.
+        """
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        if iterator is not None and (batch := keras_private.symbolic_batch(iterator)):
+            self._symbolic_build(data_batch=batch)
 
     def _run_on_checked(self, function, *args):
         """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""
@@ -329,15 +354,15 @@ class CertifiableModel(keras.Model):
         """
         check_distribution()
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
-        given = arguments.arguments
-        check_fit(**given)
-        schedule = Schedule(self._state, self._cosine)
-        given["callbacks"] = [schedule, *with_weights_put_back(given.get("callbacks"))]
-        validation = given.get("validation_data")
+        options = arguments.arguments
+        check_fit(**options)
+        schedule = Schedule(self._state)
+        options["callbacks"] = [schedule, *with_weights_put_back(options.get("callbacks"))]
+        validation = options.get("validation_data")
         if isinstance(validation, (list, tuple)):
             self._check_labels(validation[1])
         try:
-            with self._labels_of(given.get("y")):
+            with self._labels_of(options.get("y")):
                 return super().fit(*arguments.args, **arguments.kwargs)
         finally:
             schedule.finish()
@@ -348,10 +373,10 @@ class CertifiableModel(keras.Model):
         Averages that SwapEMAWeights evaluates are put back where constraints keep weights.
         """
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs)
-        given = arguments.arguments
-        if not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
-            given["callbacks"] = with_weights_put_back(given.get("callbacks"))
-        with self._labels_of(given.get("y")), self._evaluation():
+        options = arguments.arguments
+        if not isinstance(options.get("callbacks"), keras.callbacks.CallbackList):  # not of `fit`
+            options["callbacks"] = with_weights_put_back(options.get("callbacks"))
+        with self._labels_of(options.get("y")), self._evaluation():
             return self._checked(super().evaluate, *arguments.args, **arguments.kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -383,8 +408,8 @@ class CertifiableModel(keras.Model):
 
     @staticmethod
     def _checked(method, *args, **kwargs):
-        given = inspect.signature(method).bind(*args, **kwargs).arguments
-        check_batches(given.get("x"), given.get("batch_size"), given.get("steps"))
+        options = inspect.signature(method).bind(*args, **kwargs).arguments
+        check_batches(options.get("x"), options.get("batch_size"), options.get("steps"))
         return method(*args, **kwargs)
 
     def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
@@ -411,8 +436,6 @@ class CertifiableModel(keras.Model):
         return {**config, "jit_compile": self._requested_jit} if config else config
 
     def compile_from_config(self, config: Config) -> None:
-        cosine = self._cosine
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self._cosine = cosine
         if self.built:
             self.optimizer.build(self.trainable_variables)

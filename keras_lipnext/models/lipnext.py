@@ -3,18 +3,18 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any, Self
 
 import keras
 
 from keras_lipnext import backend, layers
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
-from keras_lipnext.models.architecture import LipNeXtArchitecture, warn_of_range
-from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
+from keras_lipnext.models.architecture import LipNeXtArchitecture
+from keras_lipnext.models.built import BuiltModel
+from keras_lipnext.models.certifiable import reject_unknown
 from keras_lipnext.models.estimate import Estimate, estimate
-from keras_lipnext.optimizers import ManifoldMuon
-from keras_lipnext.typing import Config, DType
+from keras_lipnext.optimizers import ManifoldMuon, cosine
+from keras_lipnext.typing import DType
 
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 ANGLE = 0.04  # radians by which the matrices of sqrt(depth) blocks together turn in a step
@@ -22,7 +22,7 @@ EUCLIDEAN_SHARE = 1 / 2  # Adam's rate for biases and the head, as a share of a 
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
-class LipNeXt(CertifiableModel):
+class LipNeXt(BuiltModel):
     """LipNeXt classifier: a 1-Lipschitz network of orthogonal matrices and spatial shifts.
 
     image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> L2Pool -> NormalizedDense -> logits
@@ -71,7 +71,8 @@ class LipNeXt(CertifiableModel):
         learning_rate: ManifoldMuon's learning rate, a float: the angle in radians by which a matrix
             turns in a step. None is 0.04 / sqrt(depth), whatever the width. Adam trains biases and
             the head at half of it. Each `fit` multiplies both by a factor that falls from 1 to
-            0 along a cosine, epoch by epoch; compile the model yourself for another schedule.
+            0 along a cosine, step by step (`keras_lipnext.optimizers.cosine`); compile the model
+            yourself for another schedule.
         remat: Whether to keep of each block only its input for the backward pass, and compute it
             anew there: less memory for more time (`benchmarks/memory.py`). The same function and,
             up to rounding, gradients.
@@ -163,10 +164,13 @@ class LipNeXt(CertifiableModel):
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
 
-        self._config = architecture.config()
+        self._architecture = architecture
         if compile:
             rate = ANGLE / math.sqrt(depth) if learning_rate is None else learning_rate
-            optimizer = ManifoldMuon(float(rate), euclidean_learning_rate=EUCLIDEAN_SHARE * rate)
+            euclidean = EUCLIDEAN_SHARE * rate
+            optimizer = ManifoldMuon(
+                float(rate), euclidean_learning_rate=euclidean, schedule=cosine()
+            )
             architecture.compile(self, optimizer)
 
     def reduced(self) -> Self:
@@ -230,35 +234,6 @@ class LipNeXt(CertifiableModel):
     get_layout_map = staticmethod(lipnext_layout_map)
 
     def _parts(self):
-        """{path: layer} of the layers and of the blocks' parts, which can be frozen."""
-        parts = {}
-        for layer in self.layers:
-            parts[layer.name] = layer
-            if isinstance(layer, layers.LipNeXtBlock):
-                parts |= {f"{layer.name}/{part.name}": part for part in layer.parts}
-        return parts
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
-        warn_of_range(x, self._config["epsilon"])
-        return super().fit(x, *args, **kwargs)
-
-    def get_config(self) -> Config:
-        return {
-            "name": self.name,
-            **self._config,
-            "frozen": [path for path, part in self._parts().items() if not part.trainable],
-            "cosine_decay": self._cosine,
-        }
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
-        config = dict(config)
-        frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
-        # What the model was compiled with is saved, and restored, apart from its config.
-        model = cls(**config, compile=False)
-        for path, part in model._parts().items():
-            if path in frozen:
-                part.trainable = False
-        model._cosine = cosine_decay  # takes effect once the model is compiled from its config
-        return model
+        blocks = [layer for layer in self.layers if isinstance(layer, layers.LipNeXtBlock)]
+        inside = {f"{block.name}/{part.name}": part for block in blocks for part in block.parts}
+        return super()._parts() | inside

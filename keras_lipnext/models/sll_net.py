@@ -1,17 +1,17 @@
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import keras
 
 from keras_lipnext import layers
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.images import channel_axis
-from keras_lipnext.models.architecture import Architecture, warn_of_range, with_sizes
-from keras_lipnext.models.certifiable import CertifiableModel, reject_unknown
+from keras_lipnext.models.architecture import Architecture, with_sizes
+from keras_lipnext.models.built import BuiltModel
+from keras_lipnext.models.certifiable import reject_unknown
 from keras_lipnext.models.presets import SLL_PRESETS
-from keras_lipnext.optimizers import ManifoldAdam
-from keras_lipnext.typing import Activation, Config, DType
+from keras_lipnext.optimizers import ManifoldAdam, cosine
+from keras_lipnext.typing import Activation, DType
 
 LEARNING_RATE = 3e-3
 
@@ -55,7 +55,7 @@ class SLLArchitecture(Architecture):
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
-class SLLNet(CertifiableModel):
+class SLLNet(BuiltModel):
     """SLL network: residual SDP-based Lipschitz layers, convolutional, then dense.
 
     image - 1/2 -> zero channels up to `width` -> depth x SDPResidualConv2D -> average pooling,
@@ -180,30 +180,7 @@ class SLLNet(CertifiableModel):
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
 
-        self._config = architecture.config()
+        self._architecture = architecture
         if compile:
-            architecture.compile(self, ManifoldAdam(learning_rate or LEARNING_RATE))
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains, as `keras.Model.fit`; warns once of images that leave [0, 1]."""
-        warn_of_range(x, self._config["epsilon"])
-        return super().fit(x, *args, **kwargs)
-
-    def get_config(self) -> Config:
-        return {
-            "name": self.name,
-            **self._config,
-            "frozen": [layer.name for layer in self.layers if not layer.trainable],
-            "cosine_decay": self._cosine,
-        }
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
-        config = dict(config)
-        frozen, cosine_decay = config.pop("frozen", ()), config.pop("cosine_decay", False)
-        model = cls(**config, compile=False)
-        for layer in model.layers:
-            if layer.name in frozen:
-                layer.trainable = False
-        model._cosine = cosine_decay
-        return model
+            rate = learning_rate or LEARNING_RATE
+            architecture.compile(self, ManifoldAdam(rate, schedule=cosine()))

@@ -1,13 +1,14 @@
 """The share of the training done, the callback that keeps count of it, and weights put back."""
 
 import itertools
-import math
 
 import keras
 from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.backend import keras_private
+
+NOT_TRAINING = -1.0
 
 
 class TrainingState(keras.metrics.Metric):
@@ -22,11 +23,16 @@ class TrainingState(keras.metrics.Metric):
         # "mean" reads one value from equal replicas under tf.distribute.
         self.progress = self.add_variable((), "ones", aggregation="mean", name="progress")
         self.increment = self.add_variable((), "zeros", aggregation="mean", name="increment")
+        # Of the running step, or epoch where steps are not known: what schedules of learning rates
+        # read. Negative while no `fit` runs.
+        initializer = keras.initializers.Constant(NOT_TRAINING)
+        self.middle = self.add_variable((), initializer, aggregation="mean", name="middle")
         self.steps = None  # of an epoch, once one has shown it
 
     def advance(self):
         """Counts one training step."""
         self.progress.assign(ops.minimum(self.progress + self.increment, 1.0))
+        self.middle.assign_add(self.increment)
 
     def update_state(self, *args, **kwargs):
         """Learns nothing from labels and predictions, which steps hand to every metric."""
@@ -45,28 +51,28 @@ class TrainingState(keras.metrics.Metric):
 
 
 class Schedule(keras.callbacks.Callback):
-    """Keeps count of the share of the training done, and decays the learning rate by a cosine.
+    """Keeps count of the share of the training done.
 
     Progress runs from 0 to 1 over the epochs of one `fit`, step by step where the number of steps
-    is known: from the second epoch on if the data does not tell. With `cosine`, the optimizer's
-    `decay` factor is, in each epoch, the cosine's value at the epoch's middle.
+    is known: from the second epoch on if the data does not tell.
     """
 
     async_safe = True  # counting batches need not wait for the device
 
-    def __init__(self, state, cosine=False):
+    def __init__(self, state):
         super().__init__()
         self.state = state
-        self.cosine = cosine
         self.state.steps = None
         self._batches = []
 
     def on_epoch_begin(self, epoch, logs=None):
         epochs, steps = self.params["epochs"], self.params.get("steps") or self.state.steps
+        increment = 1 / (epochs * steps) if steps else 0.0
         self.state.progress.assign(min(epoch / epochs, 1.0))
-        self.state.increment.assign(1 / (epochs * steps) if steps else 0.0)
-        if self.cosine:
-            self._set_decay((1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2)
+        self.state.increment.assign(increment)
+        # Each step begins by an increment.
+        behind = -increment / 2 if steps else 0.5 / epochs
+        self.state.middle.assign(epoch / epochs + behind)
 
     def on_train_batch_end(self, batch, logs=None):
         # Keras may call this from several threads, out of order: appending is atomic.
@@ -80,18 +86,12 @@ class Schedule(keras.callbacks.Callback):
         self.finish()  # before other callbacks look at the weights
 
     def finish(self):
-        """Full progress, no decay, weights put back; also after an interrupted training."""
+        """Full progress, weights put back; also after an interrupted training."""
         self.state.progress.assign(1.0)
         self.state.increment.assign(0.0)
-        if self.model is None:
-            return
-        if self.cosine:
-            self._set_decay(1.0)
-        put_back(self.model)
-
-    def _set_decay(self, factor):
-        optimizer = self.model.optimizer
-        getattr(optimizer, "inner_optimizer", optimizer).decay.assign(factor)
+        self.state.middle.assign(NOT_TRAINING)
+        if self.model is not None:
+            put_back(self.model)
 
 
 class PutBack(keras.callbacks.Callback):

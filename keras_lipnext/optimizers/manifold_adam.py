@@ -50,7 +50,7 @@ class ManifoldAdam(ManifoldOptimizer):
             and waits for the host. Of square kernels only.
         euclidean_learning_rate: Float or `LearningRateSchedule` for the other variables. None uses
             `learning_rate`. A float is constant: callbacks that change `learning_rate` do not
-            change it; the cosine of `LipNeXt.fit` multiplies both.
+            change it; `schedule` multiplies both.
         beta_1, beta_2, epsilon: As in `keras.optimizers.Adam`.
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
@@ -60,6 +60,9 @@ class ManifoldAdam(ManifoldOptimizer):
             radian, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
             which projects in float32. "float32": the products and branches of a step on CPUs,
             several times slower.
+        schedule: Keras `LearningRateSchedule` by whose value both learning rates are multiplied in
+            each step of a `CertifiableModel`'s `fit`. In place of a number of steps it gets the
+            share of the training done, from 0 to 1, as in `keras_lipnext.optimizers.cosine()`.
         **kwargs: As for any Keras optimizer (`clipnorm`, `use_ema`, `weight_decay`,
             `gradient_accumulation_steps`, `loss_scale_factor`, ...).
 

@@ -40,6 +40,9 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     the new points and the new moments. The points may drift from the manifold by rounding:
     `remove_drift` is applied to square ones every `PROJECTION_PERIOD` steps, whenever one is
     visibly off, and all are projected at the end of `fit`.
+
+    With `schedule` both learning rates are multiplied, step by step, by its value at the share of
+    the training done, which a `CertifiableModel` tells its optimizer.
     """
 
     moment_names: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         lookahead_period: int | None = None,
         lookahead_step: float = 0.5,
         precision: str = "auto",
+        schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(lookahead_period, bool) or not (
@@ -81,9 +85,15 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 "`precision` must be 'auto', as each product needs it, or 'float32'. Received: "
                 f"precision={precision!r}"
             )
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule | None):
+            raise ValueError(
+                "`schedule` must be a LearningRateSchedule, of the share of the training done in "
+                "place of steps, e.g. keras_lipnext.optimizers.cosine(). Received: "
+                f"schedule={schedule!r}"
+            )
         super().__init__(learning_rate, **kwargs)
-        # Multiplies both learning rates. A training loop's schedule sets it: unlike changing
-        # `learning_rate`, that survives an interruption and leaves the user's rate alone.
+        # Multiplies both learning rates. The schedule sets it: unlike changing `learning_rate`,
+        # that leaves the user's rate alone.
         self.decay = self.add_variable(
             (), initializer="ones", aggregation="only_first_replica", name="decay"
         )
@@ -94,6 +104,29 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self.lookahead_period = lookahead_period
         self.lookahead_step = lookahead_step
         self.precision = precision
+        self.schedule = schedule
+        self._progress: Callable[[], Tensor] | None = None
+
+    def bind(self, progress: Callable[[], Tensor]) -> Self:
+        """Tells `schedule` where the training stands; `CertifiableModel.compile` does it.
+
+        Args:
+            progress: Function that returns the share of the training done, a scalar in [0, 1]; a
+                negative number while no `fit` runs, where the schedule does not act.
+        """
+        self._progress = progress
+        return self
+
+    def _scheduled(self, schedule: keras.optimizers.schedules.LearningRateSchedule) -> Tensor:
+        """The schedule's value in this step."""
+        if self._progress is None:
+            raise ValueError(
+                f"The `schedule` of {type(self).__name__} counts the share of the training done, "
+                "which keras_lipnext.CertifiableModel tells it. In other models call "
+                "optimizer.bind(progress), or give a schedule of steps as `learning_rate`."
+            )
+        done = ops.cast(self._progress(), "float32")
+        return ops.where(done < 0, 1.0, schedule(ops.maximum(done, 0.0)))
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
@@ -133,6 +166,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     def _backend_apply_gradients(
         self, grads: Sequence[Tensor], trainable_variables: list[keras.Variable]
     ) -> None:
+        if self.schedule is not None:
+            self.decay.assign(self._scheduled(self.schedule))
         super()._backend_apply_gradients(grads, trainable_variables)
         if backend.replicas() > 1 or (self.use_ema and self.ema_overwrite_frequency):
             # Averages that overwrite variables lie off the manifold; replicas share constraints.
@@ -310,12 +345,14 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 variable.assign(project(backend.value(variable)))
 
     def get_config(self) -> Config:
-        rate = self.euclidean_learning_rate
-        if callable(rate):
-            rate = keras.optimizers.schedules.serialize(rate)
+        schedules = {
+            name: keras.optimizers.schedules.serialize(value) if callable(value) else value
+            for name in ("euclidean_learning_rate", "schedule")
+            for value in (getattr(self, name),)
+        }
         return {
             **super().get_config(),
-            "euclidean_learning_rate": rate,
+            **schedules,
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
@@ -327,11 +364,11 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
-        rate = config.get("euclidean_learning_rate")
-        if isinstance(rate, dict):
-            config["euclidean_learning_rate"] = keras.optimizers.schedules.deserialize(
-                rate, custom_objects=custom_objects
-            )
+        for name in ("euclidean_learning_rate", "schedule"):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.optimizers.schedules.deserialize(
+                    config[name], custom_objects=custom_objects
+                )
         return super().from_config(config, custom_objects=custom_objects)
 
 

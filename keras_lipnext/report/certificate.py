@@ -100,10 +100,10 @@ class Certificate:
         """
         if self.error_allowances is None:
             return None
-        known = self.error_allowances[~np.isnan(self.error_allowances)]
-        if not len(known):
+        allowances = self.error_allowances[~np.isnan(self.error_allowances)]
+        if not len(allowances):
             return {"median": math.nan, "largest": math.nan}
-        return {"median": float(np.median(known)), "largest": float(known.max())}
+        return {"median": float(np.median(allowances)), "largest": float(allowances.max())}
 
     @property
     def per_class(self) -> list[dict[str, Any]]:

@@ -85,17 +85,17 @@ def check_hash(certifiable, expected):
     """ValueError if the model has another hash than expected; None expects nothing."""
     if expected is None:
         return
-    found = certifiable.graph.digest()
-    if found == expected:
+    digest = certifiable.graph.digest()
+    if digest == expected:
         return
     reason = ": these are other weights or another architecture."
-    if (given := format_of(expected)) != HASH_FORMAT:
+    if (version := format_of(expected)) != HASH_FORMAT:
         reason = (
-            f", which is of format {given}: this version computes format {HASH_FORMAT} alone. "
+            f", which is of format {version}: this version computes format {HASH_FORMAT} alone. "
             "Whether these are other weights or another architecture only the version of "
             "keras_lipnext that wrote the old hash can tell; certify the model anew."
         )
-    raise ValueError(f"The model's hash is {found}, not the {expected} expected{reason}")
+    raise ValueError(f"The model's hash is {digest}, not the {expected} expected{reason}")
 
 
 def format_of(weights_hash):

@@ -7,41 +7,41 @@ import numpy as np
 
 def rows(certificate):
     """(quantity, value) pairs of the headline numbers."""
-    found = [("samples", str(len(certificate.radii)))]
+    pairs = [("samples", str(len(certificate.radii)))]
     if certificate.unanswered:
-        found.append(("samples without an answer, radius 0", str(certificate.unanswered)))
+        pairs.append(("samples without an answer, radius 0", str(certificate.unanswered)))
     if certificate.labels is not None:
-        found.append(("clean accuracy", f"{certificate.clean_accuracy:.2%}"))
+        pairs.append(("clean accuracy", f"{certificate.clean_accuracy:.2%}"))
         shares, name = certificate.certified_accuracy, "certified robust accuracy"
     else:
         shares, name = certificate.certified_share, "share of predictions certified"
-    found += [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
-    found.append(("median radius", f"{np.median(certificate.radii):.4g}"))
+    pairs += [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
+    pairs.append(("median radius", f"{np.median(certificate.radii):.4g}"))
     proof = "partly declared" if declared(certificate) else "proven"
     head = certificate.evidence.bound.head if certificate.evidence else None
     if certificate.constant == certificate.body_constant and not head:
-        found.append(
+        pairs.append(
             (f"Lipschitz constant K of the model, {proof}", _constant(certificate.constant))
         )
     else:
-        found += [
+        pairs += [
             (f"Lipschitz constant K, input to head, {proof}", _constant(certificate.body_constant)),
             (f"Lipschitz constant, input to output, {proof}", _constant(certificate.constant)),
         ]
     allowance = certificate.error_allowance
     if allowance:
-        found += [
+        pairs += [
             (f"error allowance E of the logits, {which}", f"{value:.2g}")
             for which, value in allowance.items()
         ]
     if certificate.low_precision_differences is not None:
         differences = str(certificate.low_precision_differences)
-        found.append((f"predictions that differ in {low_precision(certificate)}", differences))
+        pairs.append((f"predictions that differ in {low_precision(certificate)}", differences))
     if certificate.low_precision_allowances is not None:
         allowance = f"{np.median(certificate.low_precision_allowances):.2g}"
         name = f"what {low_precision(certificate)} may do to the logits, median"
-        found.append((name, allowance))
-    return found
+        pairs.append((name, allowance))
+    return pairs
 
 
 def _constant(value):
@@ -107,7 +107,7 @@ def facts(certificate):
     if evidence is None:
         return []
     versions = ", ".join(f"{name} {version}" for name, version in evidence.versions.items())
-    found = [
+    pairs = [
         ("K", how_proven(evidence.bound)),
         (
             "model",
@@ -122,7 +122,7 @@ def facts(certificate):
         *source_facts(certificate.source),
         *(("note", note) for note in evidence.bound.notes),
     ]
-    return [(name, printable(sentence)) for name, sentence in found]
+    return [(name, printable(sentence)) for name, sentence in pairs]
 
 
 def arithmetic(certificate):

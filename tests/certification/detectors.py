@@ -353,6 +353,24 @@ def residual_reflection():
     slopes(model)
 
 
+def bends_ahead():
+    """A ReLU that wakes up one step away decides 1.2 steps away, and nothing does before.
+
+    Of a local constant's radius: the slope counts from where the bend is, not less.
+    """
+    for depth in (1, 2):
+        model = keras.Sequential([keras.Input((1,))])
+        for _ in range(depth):
+            model.add(kl.Dense(1, "relu"))
+        model.add(kl.Dense(2))
+        model.layers[0].set_weights([np.ones((1, 1)), -np.ones(1)])
+        for layer in model.layers[1:-1]:
+            layer.set_weights([np.ones((1, 1)), np.zeros(1)])
+        model.layers[-1].set_weights([np.array([[-5.0, 0.0]]), np.array([1.0, 0.0])])
+        found = lip.certify(model, np.zeros((1, 1)), verbose=0, lipschitz="local_lipschitz")
+        assert 1.15 < found.radii[0] <= 1.2
+
+
 ALL = (
     ties,
     opposed_classes,
@@ -370,4 +388,5 @@ ALL = (
     exact_arithmetic,
     cancelling_products,
     *red_team.ALL,
+    bends_ahead,
 )

@@ -1,5 +1,7 @@
 """Activations: constants and accuracy of the float64 evaluation, against mpmath."""
 
+import itertools
+
 import extended
 import keras
 import mpmath
@@ -16,6 +18,7 @@ from keras_lipnext.activations import (
     clipped_relu,
     elu,
     leaky_relu,
+    parametric_relu,
     soft_shrink,
     squareplus,
 )
@@ -174,6 +177,42 @@ def test_constants_are_the_largest_slopes(name):
         assert entry.slopes[0] - 2.0**-50 <= min(slopes) <= entry.slopes[0] + 1e-6
         assert entry.slopes[1] == entry.constant
         assert abs(EXACT[name](mpmath.mpf(0))) <= entry.at_zero
+
+
+# Their slopes fall and rise, or rise, fall and rise again.
+SHAPELESS = {"gelu", "gelu by tanh", "silu", "mish", "hard_silu", "tanh_shrink", "soft_shrink"}
+SHAPELESS |= {"soft_shrink 1.1", "sin", "cos"}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_slopes_rise_and_fall_as_declared(name):
+    entry = TABLE[name]
+    convex_to, concave_from = entry.bends
+    assert (concave_from <= convex_to) == (name not in SHAPELESS)
+    points = np.linspace(-9, 9, 601)
+    with mpmath.workprec(200):
+        exact = [EXACT[name](mpmath.mpf(float(x))) for x in points]
+        rises = np.array([float((b - a) / mpmath.mpf(0.03)) for a, b in itertools.pairwise(exact)])
+        before, after = points[1:] <= convex_to, points[:-1] >= concave_from
+        assert (np.diff(rises[before]) >= -1e-12).all()
+        assert (np.diff(rises[after]) <= 1e-12).all()
+        for start, end, slope in entry.pieces:
+            inside = [mpmath.mpf(float(x)) for x in points if start <= x <= end]
+            for a, b in itertools.pairwise(inside):
+                rise = EXACT[name](b) - EXACT[name](a)
+                assert abs(rise - mpmath.mpf(slope) * (b - a)) < 1e-50
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.0, 0.3, 1.0, 1.5])
+def test_bends_of_any_slope(slope):
+    end = np.inf if slope <= 1 else -np.inf
+    for entry in (leaky_relu(slope), clipped_relu(slope, None), parametric_relu(np.array([slope]))):
+        assert entry.bends == (end, end)
+    assert elu(slope).bends[0] == (-np.inf if slope < 0 else np.inf if slope <= 1 else 0)
+    bounded = clipped_relu(slope, 2.0)
+    assert bounded.bends == ((2, 0) if 0 <= slope <= 1 else (-np.inf, np.inf))
+    assert [piece[2] for piece in bounded.pieces] == [slope, 1, 0]
+    assert parametric_relu(np.array([0.5, 1.5])).bends == (-np.inf, np.inf)
 
 
 @pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")

@@ -22,6 +22,8 @@ from keras_lipnext.lipschitz.rules import layers as layer_rules
 from keras_lipnext.lipschitz.rules import merging as merging_rules
 from keras_lipnext.lipschitz.rules import operations as operation_rules
 from keras_lipnext.lipschitz.rules import pooling as pooling_rules
+from keras_lipnext.lmi import _secants as secants
+from keras_lipnext.lmi import local
 from keras_lipnext.norms.roundoff import PROGRAMS, Arithmetic
 
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
@@ -349,6 +351,12 @@ def rounding_at_the_sample():
     return [(program.Program, "errors", errors)]
 
 
+def rounding_at_the_sample_in_balls():
+    """As `rounding_at_the_sample`, of radii by constants of balls alone."""
+    real = local._LocalBounds.radii
+    return [(local._LocalBounds, "radii", lambda self, *a: real(self, *a[:5]))]
+
+
 def norms_too_small():
     """The norms of values at the sample measured too small."""
     real = float64.Float64Twin.__call__
@@ -388,6 +396,36 @@ def nothing_overflows():
     return float32(limit=np.inf)
 
 
+def reach_rounded_inward():
+    """Pre-activations that move by a hundredth less than they can."""
+    return [(secants, "_interval", lambda v, reach: (v - 0.99 * reach, v + 0.99 * reach))]
+
+
+def slopes_at_the_centre():
+    """The slopes at the input itself, as if its ball had no others."""
+    real = local.secants
+    return [(local, "secants", lambda layer, v, off, reach: real(layer, v, off, 1e-9 * reach))]
+
+
+def ball_not_enforced():
+    """A ball's constant taken for what is outside it, too."""
+    return [(local, "_within", lambda radii, limits: limits)]
+
+
+def mean_slopes():
+    """The middle of the slopes that can occur, their spread left out."""
+    return [(local, "_activated", lambda c, m, h, outer: m[:, None] * c * m)]
+
+
+def unproven_matrices():
+    """A matrix that is too small, and no proof to reject it."""
+    real = local._activated
+    return [
+        (local, "_holds", lambda *arguments: True),
+        (local, "_activated", lambda c, m, h, outer: real(c, m, 0.8 * h, outer)),
+    ]
+
+
 # Each with the detector that should catch it; if that one does not, the others are asked.
 MUTANTS = {
     assumed_norms: detectors.scaled_layer,
@@ -424,11 +462,17 @@ MUTANTS = {
     constants_as_written: red_team.tied_by_float32,
     inputs_as_given: red_team.tied_by_float32,
     rounding_at_the_sample: red_team.growing_inputs,
+    rounding_at_the_sample_in_balls: red_team.growing_inputs,
     norms_too_small: red_team.order_of_large_sums,
     head_of_exact_sums: red_team.order_of_large_sums,
     shares_in_order: red_team.tied_by_float32,
     nothing_vanishes: red_team.vanishing_numbers,
     nothing_overflows: red_team.vanishing_numbers,
+    reach_rounded_inward: detectors.bends_ahead,
+    slopes_at_the_centre: detectors.bends_ahead,
+    ball_not_enforced: detectors.bends_ahead,
+    mean_slopes: detectors.bends_ahead,
+    unproven_matrices: detectors.bends_ahead,
 }
 
 

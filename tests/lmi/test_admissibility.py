@@ -41,6 +41,27 @@ def unscaled_blocks(training):
     return blocks, scales
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_blocks_are_those_of_the_theorem(activation):
+    """M_i = L^2 T_i of `_verified`, with the multipliers that `RSLMI.multipliers` answers with."""
+    training = lmi.RSLMI(network((9, 7), activation=activation), lipschitz=2.0)
+    randomise(training)
+    blocks, _ = unscaled_blocks(training)
+    weights = [to_numpy(d.kernel).T.astype("float64") for d in training.constrained.layers]
+    p = np.eye(6)
+    for (a, b), w, m, block in zip(
+        training.admissibility.chain.slopes, weights, training.multipliers(), blocks
+    ):
+        inputs = w.shape[1]
+        following = 2 * np.diag(m) - block[inputs:, inputs:] / 4
+        coupling = -(a + b) * m[:, None] * w
+        top = p + 2 * a * b * (w.T * m) @ w
+        theorem = np.block([[top, coupling.T], [coupling, 2 * np.diag(m) - following]])
+        np.testing.assert_allclose(block, 4 * theorem, rtol=1e-6, atol=1e-6)
+        p = following
+    np.testing.assert_allclose(p, weights[-1].T @ weights[-1] / 4, rtol=1e-6, atol=1e-6)
+
+
 CASES = [
     {"units": ()},
     {"units": (9,)},

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import keras_lipnext as lip
 from keras_lipnext.lmi._chain import read_chain
-from keras_lipnext.lmi.eclipse import fast
+from keras_lipnext.lmi._verified import schur_complement
+from keras_lipnext.lmi.eclipse import _closed_form, fast, scaled
 from keras_lipnext.norms.matrices import spectral_norm_bound
 
 pytestmark = pytest.mark.once
@@ -51,8 +52,6 @@ def test_never_above_the_product_whatever_the_slopes(seed, low, width, depth):
 
 def test_the_closed_form_is_the_best_single_multiplier_of_its_layer():
     """P_1's smallest eigenvalue, over a fine grid of lambda."""
-    from keras_lipnext.lmi._verified import schur_complement
-
     w = np.random.default_rng(0).normal(size=(4, 6))
     for slopes in [(0.0, 1.0), (0.2, 1.0), (-0.3, 1.1), (-1.0, 0.5)]:
         (m,), _ = fast([w, np.eye(4)], [slopes])
@@ -65,6 +64,50 @@ def test_the_closed_form_is_the_best_single_multiplier_of_its_layer():
         assert least(1.0) == pytest.approx(best, rel=1e-9)
         steepest = max(map(abs, slopes))
         assert least(1.0) == pytest.approx(1 / (steepest * np.linalg.norm(w, 2)) ** 2, rel=1e-9)
+
+
+@given(st.integers(0, 10**6), st.floats(-1, 1), st.floats(0.01, 2))
+def test_in_any_units_the_closed_form_keeps_its_promise(seed, low, width):
+    """P_1 >= D^-1 / (s_D max(|a|, |b|)^2), and s_T <= 1 for the T of Gershgorin's theorem."""
+    random = np.random.default_rng(seed)
+    w = random.normal(size=(5, 6))
+    s, slopes = w @ w.T, (low, low + width)
+    q = random.uniform(0.1, 10, 5)
+    rows = (np.abs(s) * q).sum(axis=1) / q
+    for d in (random.uniform(0.01, 100, 5), rows):
+        m = _closed_form(np.eye(6), w, slopes, d)
+        norm = np.linalg.norm(s / np.sqrt(np.outer(d, d)), 2)
+        assert norm <= 1 + 1e-12 or d is not rows
+        p = schur_complement(np.eye(6), w, slopes, m)
+        promised = np.diag(1 / (d * norm * max(map(abs, slopes)) ** 2))
+        gap = np.linalg.eigvalsh((p - promised) * np.sqrt(np.outer(d, d)))[0]
+        assert gap >= -1e-8 * np.abs(p * np.sqrt(np.outer(d, d))).max()
+
+
+@pytest.mark.parametrize("sizes", [(8, 5), (6, 9, 4), (20, 30, 30, 30, 10), (10,) * 11], ids=str)
+def test_multipliers_a_neuron_are_never_worse_and_better_in_depth(sizes):
+    model = dense_chain(sizes, seed=2)
+    fine, plain = lip.lmi.eclipse_diagonal(model), lip.lmi.eclipse_fast(model)
+    assert fine.constant <= plain.constant * (1 + 1e-6)
+    assert largest_stretch(read_chain(model), samples=300, rounds=10) <= fine.constant
+    if len(sizes) > 3:
+        assert fine.constant < 0.95 * plain.constant
+    # The estimate that chooses is what is proven.
+    chain = read_chain(model)
+    best = min(f(chain.weights, chain.slopes)[1] for f in (fast, scaled))
+    assert fine.constant == pytest.approx(np.sqrt(best), rel=1e-6)
+
+
+def test_neurons_that_nothing_reads_and_rows_of_zeros():
+    model = dense_chain((4, 6, 5, 3), seed=3)
+    kernels = [layer.kernel.numpy().copy() for layer in model.layers]
+    kernels[0][:, 2] = 0
+    kernels[1][4] = 0
+    for layer, kernel in zip(model.layers, kernels):
+        layer.kernel.assign(kernel)
+    found = lip.lmi.eclipse_diagonal(model).constant
+    assert found <= lip.lmi.eclipse_fast(model).constant * (1 + 1e-6)
+    assert largest_stretch(read_chain(model), samples=300, rounds=10) <= found
 
 
 def test_one_hidden_layer_is_lipsdp():
@@ -129,6 +172,7 @@ def test_extreme_weights_are_scaled_or_refused():
 def test_nan_weights_are_refused():
     model = dense_chain((4, 6, 3))
     model.layers[0].kernel.assign(model.layers[0].kernel * np.nan)
-    for method in (lip.lmi.eclipse_fast, lip.lmi.eclipse, lip.lmi.lipsdp):
+    methods = (lip.lmi.eclipse_fast, lip.lmi.eclipse_diagonal, lip.lmi.eclipse, lip.lmi.lipsdp)
+    for method in methods:
         with pytest.raises(ValueError, match="NaN"):
             method(model)

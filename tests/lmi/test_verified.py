@@ -162,8 +162,8 @@ def test_a_rho_that_is_too_small_is_rejected(excess):
     exact = float(np.linalg.eigvalsh(w @ np.linalg.inv(p) @ w.T)[-1])
     for rho, holds in ((exact * (1 + excess), True), (exact * (1 - excess), False)):
         matrix = np.block([[p, w.T], [w, rho * np.eye(len(w))]])
-        scale = _verified._scaling(matrix)
-        assert _verified._is_positive(matrix, scale, 0.0) is holds
+        scale = _verified.scaling(matrix)
+        assert _verified.is_positive(matrix, scale, 0.0) is holds
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 1.0), (-0.13, 1.13), (-1.0, 0.3)])
@@ -208,8 +208,8 @@ def test_nearly_singular_matrices_are_only_accepted_if_positive(seed, shift):
     q, _ = np.linalg.qr(random.normal(size=(8, 8)))
     matrix = (q * np.array([0.0, *random.uniform(0.1, 2, 7)])) @ q.T + shift * np.eye(8)
     matrix = (matrix + matrix.T) / 2
-    scale = _verified._scaling(matrix)
-    if scale is not None and _verified._is_positive(matrix, scale, 0.0):
+    scale = _verified.scaling(matrix)
+    if scale is not None and _verified.is_positive(matrix, scale, 0.0):
         with mpmath.workdps(60):
             least = min(mpmath.eigsy(mpmath.matrix(matrix.tolist()), eigvals_only=True))
             assert least >= 0
@@ -263,7 +263,7 @@ def test_the_factorisations_rounding_is_allowed_for(n, error):
     for share, holds in ((0.8, False), (1.3, True)):
         matrix = np.eye(n)
         matrix[0, 1] = matrix[1, 0] = 1 - (error + share * allowance)
-        assert _verified._is_positive(matrix, np.zeros(n, int), error) is holds
+        assert _verified.is_positive(matrix, np.zeros(n, int), error) is holds
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 1.0), (-0.2, 1.0)])
@@ -273,8 +273,8 @@ def test_what_is_allowed_for_when_t_is_assembled(interval, error, monkeypatch):
     (a, b), seen = interval, []
     w = random_chain(3, (6, 4))[0] / 4
     m = np.full(4, 0.9)
-    monkeypatch.setattr(_verified, "_scaling", lambda matrix: np.zeros(len(matrix), int))
-    monkeypatch.setattr(_verified, "_is_positive", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(_verified, "scaling", lambda matrix: np.zeros(len(matrix), int))
+    monkeypatch.setattr(_verified, "is_positive", lambda *arguments: seen.append(arguments))
     _verified._hidden_holds(np.eye(6), w, error, interval, m, np.eye(4) * 0.8)
     matrix, _, allowed = seen[0]
     u, f = 2.0**-53, w * np.sqrt(1.8 * abs(a * b))

@@ -42,7 +42,7 @@ def sdp_bound(bound, shape):
     def inverse(x):
         w = keras.ops.reshape(keras.ops.concatenate([keras.ops.ravel(x)] * 9)[:size], shape)
         log_q = keras.ops.zeros(shape[-1:]) if bound == "sll" else None
-        return _sdp.inverse_diagonal(w, bound, log_q)
+        return _sdp.inverse_diagonal(w, log_q, bound=bound)
 
     return inverse
 
@@ -55,7 +55,7 @@ FUNCTIONS = {
     "polar": manifolds.polar,
     "polar_svd": manifolds.polar_svd,
     "rotate": lambda x: manifolds.rotate(x, x - stiefel.transpose(x)),
-    "rotate_period": lambda x: manifolds.rotate(x, x - stiefel.transpose(x), 0.1, 8),
+    "rotate_period": lambda x: manifolds.rotate(x, x - stiefel.transpose(x), 0.1, period=8),
     "RandomStiefel": lambda x: RandomStiefel(0)(x.shape),
     "Stiefel": Stiefel(),
     "ProjectedInitializer": lambda x: ProjectedInitializer("ones")(x.shape),

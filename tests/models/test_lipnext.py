@@ -1,3 +1,7 @@
+import fractions
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import keras_lipnext as lip
 from keras_lipnext.manifolds import Stiefel, stiefel
 from keras_lipnext.models.presets import PRESETS, matrix_weights
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
 
 
@@ -72,33 +77,6 @@ def test_defaults_follow_depth_and_image_size():
     assert model.loss.temperature == 3
 
 
-def test_cosine_decay(digits):
-    (x, y), _ = digits
-    model = small_lipnext(learning_rate=0.02)
-    rates = []
-
-    def note(epoch, logs):
-        optimizer = model.optimizer
-        decay = float(to_numpy(getattr(optimizer, "decay", 1.0)))
-        rates.append(float(to_numpy(optimizer.learning_rate)) * decay)
-
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
-    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
-    expected = 0.01 * (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4))
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    assert float(to_numpy(model.optimizer.decay)) == 1
-    # It multiplies the rate the optimizer has, whoever set it.
-    rates.clear()
-    model.optimizer.learning_rate = 0.004
-    model.fit(x[:32], y[:32], epochs=4, callbacks=[callback], verbose=0)
-    np.testing.assert_allclose(rates, expected / 5, rtol=1e-5)
-    # A model the user compiles keeps the rate it was given.
-    rates.clear()
-    model.compile(lip.optimizers.ManifoldAdam(0.003), lip.losses.EMMA(0.3))
-    model.fit(x[:32], y[:32], epochs=2, callbacks=[callback], verbose=0)
-    np.testing.assert_allclose(rates, 0.003, rtol=1e-5)
-
-
 def test_frozen_layers_stay_frozen_when_loaded(digits, tmp_path):
     (x, y), _ = digits
     model = small_lipnext()
@@ -126,18 +104,24 @@ def test_weight_counts(size):
     assert model.count_params() == stored + stem + head + biases
 
 
-@pytest.mark.parametrize(
-    "size, stored, paper",
-    [
-        ("base", 41.9e6, 67.1e6),
-        ("large", 168e6, 268e6),
-        ("1b", 671e6, 1.07e9),
-        ("2b", 1.34e9, 2.15e9),
-    ],
-)
-def test_documented_counts(size, stored, paper):
-    counts = matrix_weights(**PRESETS[size])
-    assert counts == pytest.approx((stored, paper), rel=5e-3)
+def number_of(text):
+    value, _, unit = text.partition(" ")
+    return float(fractions.Fraction(value)) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[unit]
+
+
+@pytest.mark.parametrize("text", [README.read_text(), lip.LipNeXt.__doc__], ids=["README", "help"])
+def test_documented_sizes(text):
+    """The tables name all sizes and no other, with their shapes and counts of weights."""
+    table = re.search(r"\| size \| depth \| width .*?\n\s*\|[-:| ]*\n(.*?)\n\s*\n", text, re.S)[1]
+    rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()]
+    assert [name for name, *_ in rows] == list(PRESETS)
+    for name, *cells in rows:
+        *shape, stored, paper = map(number_of, cells)
+        assert shape == list(PRESETS[name].values())
+        assert (stored, paper) == pytest.approx(matrix_weights(**PRESETS[name]), rel=8e-3)
+
+
+def test_the_largest_size_is_twice_the_papers():
     assert matrix_weights(**PRESETS["2b"])[1] == 2 * matrix_weights(**PRESETS["1b"])[1]
 
 
@@ -289,7 +273,7 @@ def test_summary_counts(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"size": "huge"}, r"`size` must be one of tiny, small, base, large, 1b, 2b. Received"),
+        ({"size": "huge"}, f"`size` must be one of {', '.join(PRESETS)}. Received"),
         ({"depth": None}, r"both `depth` and `width`. Received: depth=None, width=16"),
         ({"depth": 0}, r"`depth` must be a positive integer"),
         ({"width": -8}, r"`width` must be a positive integer"),

@@ -36,24 +36,6 @@ def test_clipnorm_acts_on_the_euclidean_gradient():
     np.testing.assert_allclose(velocity[0, 1], 0.001 * 0.3**2, rtol=1e-5)
 
 
-def test_config_round_trip():
-    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
-    optimizer = ManifoldAdam(
-        0.02,
-        euclidean_learning_rate=schedule,
-        beta_1=0.8,
-        lookahead_period=4,
-        lookahead_step=0.7,
-        clipnorm=3.0,
-        retraction="exponential",
-    )
-    serialized = keras.saving.serialize_keras_object(optimizer)
-    assert serialized["registered_name"] == "keras_lipnext>ManifoldAdam"
-    copy = keras.saving.deserialize_keras_object(serialized)
-    assert copy.get_config() == optimizer.get_config()
-    assert float(copy.euclidean_learning_rate(5)) == pytest.approx(float(schedule(5)))
-
-
 def test_unknown_retraction():
     with pytest.raises(ValueError, match=r"one of polynomial, exponential. Received: retraction='"):
         ManifoldAdam(retraction="cayley")

@@ -1,0 +1,76 @@
+"""Functions of tensors compiled, or traced, as one program."""
+
+import functools
+
+import keras
+
+from keras_lipnext.backend import precision
+
+
+def compiled(function, variables):
+    """`function` of one tensor, compiled where the backend compiles: JAX and TensorFlow.
+
+    Args:
+        function: Function of one tensor that reads no other state than `variables`.
+        variables: List of Keras variables; their values are read anew at each call.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        @jax.jit
+        def pure(values, x):
+            # As an argument a weight is not copied into the program as a constant.
+            with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+                return function(x)
+
+        return lambda x: pure([v.value for v in variables], x)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)  # as Keras compiles models
+    return function
+
+
+def one_program(function):
+    """`function`, traced once for the shapes and dtypes of its arguments, whoever calls it.
+
+    JAX compiles it as a whole, not operation by operation, and a step that calls it for each of its
+    stacks, or in a second `fit`, does not trace it again; nor does TensorFlow. PyTorch, and
+    TensorFlow where it computes at once, run it as it is.
+
+    Args:
+        function: Pure function. Its positional arguments are tensors or None, its keyword arguments
+            hashable settings. What it does may depend on the device as `backend.matmul` does.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*tensors, **settings):
+        if keras.backend.backend() == "torch" or not _traces():
+            return function(*tensors, **settings)
+        return _program(function, precision.ways(), tuple(settings.items()))(*tensors)
+
+    return wrapper
+
+
+def _traces():
+    if keras.backend.backend() == "jax":
+        return True
+    import tensorflow as tf
+
+    return tf.inside_function()
+
+
+@functools.lru_cache(maxsize=1024)
+def _program(function, ways, settings):
+    # `ways`: of the device, for which the function is traced.
+    def named(*tensors):
+        return function(*tensors, **dict(settings))
+
+    named.__name__ = function.__name__
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(named)
+    import tensorflow as tf
+
+    return tf.function(named, autograph=False)
