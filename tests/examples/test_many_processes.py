@@ -39,60 +39,48 @@ def weights(folder):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
-def test_two_jax_processes_train_as_one(tmp_path):
+def test_two_jax_processes_killed_and_started_again_train_as_one(tmp_path):
     """Two with a device each, and one with two: the same sums, so the same bits.
 
-    One device sums in another order. Weights next to a kink of an activation amplify that: after
-    these 44 steps losses differ by 1e-3 of themselves, after 20 on smooth data by 4e-7
-    (tests/optimizers/shards.py).
+    The two write their parts of each checkpoint and, killed, go on from there. One device sums in
+    another order. Weights next to a kink of an activation amplify that: after 44 steps losses
+    differ by 1e-3 of themselves, after 20 on smooth data by 4e-7 (tests/optimizers/shards.py).
     """
-    histories = []
-    one_process = virtual_devices(2)
-    # XLA splits its sums by the size of its pool of threads.
-    same_pool = {"PJRT_NPROC": one_process["PJRT_NPROC"]}
-    for processes, environment in ((1, one_process), (2, same_pool)):
-        folder = tmp_path / str(processes)
-        script = EXAMPLES / "multi_host.py"
-        options = ["--processes", processes, "--epochs", 2, "--output", folder]
-        text = run(script, *options, **environment)
-        # Process 0 alone certifies and writes.
-        assert text.count(f"{processes} processes; wrote") == 1
-        histories.append(json.loads((folder / "history.json").read_text()))
-    one, two = histories
-    assert len(one["loss"]) == 2
-    assert one["loss"][1] < one["loss"][0]
-    assert two == one
-    for a, b in zip(weights(tmp_path / "1"), weights(tmp_path / "2"), strict=True):
-        np.testing.assert_array_equal(b, a)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
-def test_two_jax_processes_killed_and_started_again_end_with_the_same_bits(tmp_path):
-    """Both write their part of each checkpoint, and read it."""
     pytest.importorskip("orbax.checkpoint")
+    one, two = tmp_path / "1", tmp_path / "2"
+    epochs, environment = 5, virtual_devices(2)
+    # XLA splits its sums by the size of its pool of threads.
+    same_pool = {"OMP_NUM_THREADS": "1", "PJRT_NPROC": environment["PJRT_NPROC"]}
 
-    def command(name):
-        folder = tmp_path / name
-        options = ["--epochs", 5, "--output", folder, "--checkpoints", folder / "checkpoints"]
-        return [EXAMPLES / "multi_host.py", "--processes", 2, *options]
+    def command(processes, folder, *options):
+        options = ("--epochs", epochs, "--output", folder, *options)
+        return [EXAMPLES / "multi_host.py", "--processes", processes, *options]
 
-    run(*command("plain"))
+    # Process 0 alone certifies and writes.
+    text = run(*command(1, one), **environment)
+    assert text.count("1 processes; wrote") == 1
+    history = json.loads((one / "history.json").read_text())
+    assert len(history["loss"]) == epochs
+    assert history["loss"][-1] < history["loss"][0]
+
+    interrupted = command(2, two, "--checkpoints", two / "checkpoints")
     killed = subprocess.Popen(
-        [sys.executable, *map(str, command("killed"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *map(str, interrupted)],
+        env={**os.environ, **same_pool},
         start_new_session=True,
     )
     end = time.monotonic() + 240
-    while not (tmp_path / "killed" / "checkpoints" / "0").exists():
+    while not (two / "checkpoints" / "0").exists():
         assert killed.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "killed" / "model.keras").exists()
-    text = run(*command("killed"))
-    first = int(re.search(r"Epoch (\d)/5", text).group(1))
-    assert 2 <= first <= 5
-    for a, b in zip(weights(tmp_path / "plain"), weights(tmp_path / "killed"), strict=True):
+    assert not (two / "model.keras").exists()
+    text = run(*interrupted, **same_pool)
+    assert text.count("2 processes; wrote") == 1
+    first = int(re.search(rf"Epoch (\d)/{epochs}", text).group(1))
+    assert 2 <= first <= epochs
+    for a, b in zip(weights(one), weights(two), strict=True):
         np.testing.assert_array_equal(b, a)
 
 
