@@ -30,6 +30,7 @@ import math
 from keras_lipnext import layers
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.spatial_shift import group_size
+from keras_lipnext.manifolds.polar import MUCH_TALLER
 from keras_lipnext.models import necks
 
 # GB of memory: what cards are sold with.
@@ -42,8 +43,9 @@ ACCELERATORS = {
     192: "B200, MI300X",
 }
 USABLE = 0.9  # share of a card's memory that a program can have for its arrays
-# Products of d x d matrices in a step of ManifoldMuon, drift removal included.
-OPTIMIZER_PRODUCTS = 11.25
+# Products in a step of ManifoldMuon: of d x d matrices, drift removal included; of rectangular ones;
+# and of those that are much taller, with all rows, and of the smaller side alone.
+SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 11.25, 18, 8, 15
 # Matrices of the size of a stack that are in use at once in an optimizer's step.
 OPTIMIZER_TEMPORARIES = 6
 
@@ -168,14 +170,12 @@ def estimate(batch, devices, architecture):
     kept = 3 * c + m
     per_image = t * (2 * c + (blocks * c + kept if remat else blocks * kept))
     per_image += sum(2 * count * b for (_, b), count in dense.values())
-    # Of a rectangular kernel a product costs less, by the square of the smaller side.
-    products = sum(2 * max(a, b) * min(a, b) ** 2 * count for a, b, count in shapes)
     largest = max(min(a * b * count, max(a * b, 2**22)) for a, b, count in shapes)
     return Estimate(
         parameters=parameters,
         forward_flops=forward,
         training_flops=forward + backward,
-        optimizer_flops=OPTIMIZER_PRODUCTS * products,
+        optimizer_flops=sum(count * step_flops(a, b) for a, b, count in shapes),
         weight_bytes=stored * parameters,
         copy_bytes=computed * on_manifold if computed != stored else 0,
         optimizer_bytes=stored * (on_manifold + 2 * others),
@@ -191,6 +191,14 @@ def estimate(batch, devices, architecture):
         devices=devices,
         dtype=policy.name,
     )
+
+
+def step_flops(rows, columns):
+    """FLOPs of ManifoldMuon's step of a matrix: m n^2 a product, whichever side is the smaller."""
+    m, n = max(rows, columns), min(rows, columns)
+    if m >= MUCH_TALLER * n:
+        return 2 * n**2 * (TALL_PRODUCTS * m + SMALL_PRODUCTS * n)
+    return 2 * n**2 * m * (SQUARE_PRODUCTS if m == n else RECTANGULAR_PRODUCTS)
 
 
 def _itemsize(dtype):

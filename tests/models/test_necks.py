@@ -61,7 +61,8 @@ def test_shapes(options, shapes):
 
 
 @pytest.mark.parametrize(
-    "sides, side", [((8, 8), 4), ((16, 16), 4), ((14, 14), 7), ((7, 7), 7), ((4, 6), 2), ((1, 1), 1)]
+    "sides, side",
+    [((8, 8), 4), ((16, 16), 4), ((14, 14), 7), ((7, 7), 7), ((4, 6), 2), ((1, 1), 1)],
 )
 def test_default_patches(sides, side):
     """Those of the fewest weights, which are counted here."""
