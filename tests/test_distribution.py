@@ -91,6 +91,18 @@ def test_widths_that_do_not_divide():
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))
 
 
+@on_jax
+def test_neck_widths_that_do_not_divide():
+    layouts = lip.LipNeXt.get_layout_map(mesh(1, 4))
+    with (
+        keras.distribution.ModelParallel(layout_map=layouts).scope(),
+        pytest.raises(
+            ValueError, match=r"18 channels .* 4 devices.*Received: variable neck/kernel"
+        ),
+    ):
+        small_lipnext(neck="patches", neck_width=18)
+
+
 @pytest.mark.slow
 @on_jax
 def test_models_on_eight_devices(tmp_path):

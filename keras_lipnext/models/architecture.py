@@ -25,8 +25,9 @@ from keras_lipnext.report.text import range_warning
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 SIZED_TEMPERATURE = 128.0
 NECKS = ("pool", "patches")
-# Channels of "patches", in widths of the blocks: in trials on held-out training images, 256 of 128.
-PATCHES_WIDTH = 2
+# Units of "patches" in widths of the blocks, as in trials on held-out training images, 256 of 128;
+# and at most, so that the projection of a wide network's patches does not outgrow its blocks.
+PATCHES_WIDTH, PATCHES_WIDEST = 2, 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,8 @@ class LipNeXtArchitecture(Architecture):
         if patches or self.dense_depth:
             units = self.neck_width
             if units is None:
-                units = PATCHES_WIDTH * self.width if patches else self.width
+                widened = min(PATCHES_WIDTH * self.width, PATCHES_WIDEST)
+                units = widened if patches else self.width
             self._resolve(neck_width=positive_integer("neck_width", units))
         if patches:
             side = self.neck_patch_size

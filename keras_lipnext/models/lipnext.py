@@ -73,11 +73,11 @@ class LipNeXt(BuiltModel):
             the paper's form, with the whole R: the same functions, at the cost of more products and
             weights. See `reduced`.
         neck: "pool", L2 pooling, or "patches"; see above.
-        neck_width: Units of each OrthogonalDense of the neck. None is 2 * width for "patches", and
-            width for the dense layers behind "pool".
+        neck_width: Units of each OrthogonalDense of the neck. None is 2 * width for "patches", at
+            most 2048, and width for the dense layers behind "pool".
         neck_patch_size: Side of the patches of "patches", in positions of the feature map, whose
-            height and width it divides. None takes the side with the fewest weights: 4 for a map
-            of 8 x 8 or 16 x 16, 7 for 7 x 7 or 14 x 14.
+            height and width it divides. None takes the side with the fewest weights: with 2 *
+            width units, 4 for a map of 8 x 8 or 16 x 16, 7 for 7 x 7 or 14 x 14.
         dense_depth: Number of OrthogonalDense -> BetaAbs on the vector in front of the head, 0 or
             more. None is 1 for "patches", and 0, the paper's, for "pool".
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is

@@ -75,6 +75,11 @@ def test_default_patches(sides, side):
     assert weights(side) == min(map(weights, fitting))
 
 
+def test_the_neck_of_a_wide_network_does_not_outgrow_its_blocks():
+    plain, patches = (lip.LipNeXt.estimate("1b", neck=neck) for neck in ("pool", "patches"))
+    assert plain.parameters < patches.parameters < 1.5 * plain.parameters
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_patches_are_what_slices_of_the_map_are(data_format):
     first = data_format == "channels_first"
