@@ -33,7 +33,9 @@ class LipNeXt(BuiltModel):
         patches of the feature map, flattened -> OrthogonalDense -> BetaAbs -> flattened
         -> dense_depth x (OrthogonalDense -> BetaAbs)
 
-    which keeps the sign and the place of features, where pooling forgets both.
+    which keeps the sign and the place of features, where pooling forgets both. It pays at large
+    radii and where epochs are scarce, for more weights and slower steps: README's table, of
+    benchmarks/necks.py, has figures for both.
 
     It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.
