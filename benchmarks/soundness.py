@@ -6,7 +6,11 @@ Each network is drawn from its number: depth 1 to 6, width 2 to 32, every kind o
 operation between layers, weights of sizes from 1e-3 to 40, drifted kernels, biases up to 1e6. It is
 certified at random inputs, and checked in 80-bit arithmetic that shares no code with the library:
 margins within their allowances, slopes below K, no other prediction at 0.999 of a radius along
-gradients and random directions (tests/certification/random_nets.py). Writes
+gradients and random directions, none of the model's own float32 answers within a radius certified
+with arithmetic="float32" (tests/certification/random_nets.py). With --orders networks are chains
+of Dense layers, evaluated in NumPy float32 in thirteen orders of summation and by the backend, at
+the samples, at the border of their float32 radii, and at floats beside it
+(tests/certification/red_team.py). Writes
 results/soundness_<backend>.json.
 """
 
@@ -24,22 +28,41 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "certification")]
 
 import random_nets  # noqa: E402
+import red_team  # noqa: E402
 
 
-def main(first, nets, output):
+def in_every_order(seed):
+    """As `random_nets.check`, of float32 programs in every order of summation."""
+    model, x = red_team.drawn(seed)
+    radii = red_team.survives(model, x, rounds=1).radii
+    certified = int((radii > 0).sum())
+    return {
+        "certified": certified,
+        "certified_in_float32": certified,
+        "samples": len(x),
+        "steepest": 0.0,
+        "kinds": ["Dense"],
+    }
+
+
+def of_every_kind(seed):
+    return random_nets.check(random_nets.build(random_nets.seeded(seed), seed), seed)
+
+
+def main(first, nets, output, check):
     started, kinds, violations = time.time(), collections.Counter(), []
-    certified = samples = 0
+    certified = in_float32 = samples = 0
     steepest = []
     progress = keras.utils.Progbar(nets, unit_name="net")
     for seed in range(first, first + nets):
-        model = random_nets.build(random_nets.seeded(seed), seed)
         try:
-            found = random_nets.check(model, seed)
+            found = check(seed)
         except (AssertionError, ValueError) as error:
             violations.append({"net": seed, "what": str(error)})
         else:
             kinds.update(found["kinds"])
             certified += found["certified"]
+            in_float32 += found["certified_in_float32"]
             samples += found["samples"]
             steepest.append(found["steepest"])
         if seed % 100 == 0:  # what it collects costs more than a network's checks
@@ -52,6 +75,7 @@ def main(first, nets, output):
         "violations": violations,
         "samples": samples,
         "certified_samples": certified,
+        "certified_in_float32": in_float32,
         "steepest_slope_over_K": {
             str(q): float(np.percentile(steepest, q)) for q in (50, 90, 99, 100)
         },
@@ -73,7 +97,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--nets", type=int, default=10_000, help="networks to draw (10000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
-    default = HERE / "results" / f"soundness_{keras.backend.backend()}.json"
-    parser.add_argument("--output", type=pathlib.Path, default=default, help=f"({default.name})")
+    parser.add_argument("--orders", action="store_true", help="float32 programs in every order")
+    parser.add_argument("--output", type=pathlib.Path, help="(results/soundness_<backend>.json)")
     arguments = parser.parse_args()
-    sys.exit(main(arguments.first, arguments.nets, arguments.output))
+    kind = "orders_" if arguments.orders else ""
+    default = HERE / "results" / f"soundness_{kind}{keras.backend.backend()}.json"
+    check = in_every_order if arguments.orders else of_every_kind
+    sys.exit(main(arguments.first, arguments.nets, arguments.output or default, check))

@@ -27,6 +27,9 @@ class Activation:
         ulps: Its float64 evaluation at x is off by at most ulps * 2^-53 * (constant |x| + at_zero);
             0 if exact. tests/certification/test_activations.py measures less than half of it.
         least: Lower bound of its slope, None if it is only known to be above -constant.
+        cancelling: Size of numbers that a backend's own float32 evaluation may subtract from each
+            other, as exp(x) - 1 where elu has expm1(x): with it in place of `at_zero` the same
+            holds, of u = 2^-24 and the function as Keras evaluates it.
         bends: (p, q): its slope rises up to p and falls from q on; known if q <= p. Then the slope
             rises first and falls then, or does one of the two alone.
         pieces: (start, end, slope) of intervals on which it is linear, exactly.
@@ -37,6 +40,7 @@ class Activation:
     at_zero: float = 0.0
     ulps: float = 64.0
     least: float | None = None
+    cancelling: float = 0.0
     bends: tuple[float, float] = (-math.inf, math.inf)
     pieces: tuple = ()
 
@@ -76,6 +80,7 @@ def elu(alpha):
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * np.float64(alpha),
         max(1.0, abs(alpha)),
         least=min(0.0, alpha),
+        cancelling=abs(alpha),
         # The slope is alpha exp(x) below 0, and 1 above.
         bends=_CONVEX if 0 <= alpha <= 1 else _S_SHAPED if alpha > 1 else _UNKNOWN,
     )
@@ -87,6 +92,7 @@ def celu(alpha):
     return Activation(
         lambda x: ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0) / alpha) * alpha,
         least=0.0,
+        cancelling=float(alpha),
         bends=_CONVEX if alpha > 0 else _UNKNOWN,
     )
 
@@ -188,6 +194,7 @@ FUNCTIONS = {
         lambda x: (ops.maximum(x, 0) + ops.expm1(ops.minimum(x, 0)) * _SELU_ALPHA) * _SELU_SCALE,
         1.7580994,
         least=0.0,
+        cancelling=1.7580994,
         bends=_S_SHAPED,
     ),
     "gelu": gelu(False),

@@ -146,6 +146,7 @@ def check_training_and_saving(row):
     optimizers = (keras.optimizers.SGD(0.1), ManifoldAdam(1e-2))
     for optimizer in optimizers if trained else optimizers[:1]:
         model.compile(optimizer, loss="mse", jit_compile=jit)
+        optimizer.build(trained)  # else TensorFlow traces, and XLA compiles, two steps
         initial = model.get_weights()
         if trained:
             model.fit(x, target, epochs=3, verbose=0)

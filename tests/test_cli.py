@@ -100,6 +100,25 @@ def refuses(lipnext):
     return run
 
 
+@pytest.mark.parametrize("arithmetic", ["real", "float64", "float32"])
+def test_certify_programs(lipnext, tmp_path, arithmetic):
+    """The arithmetic is asked for, shown and written; a program costs some of the radius."""
+    words = ("certify", "dense.keras", "dense.npz", "--arithmetic", arithmetic, "--samples")
+    status, out, _ = lipnext(*words, "--json", tmp_path / "c.json", "--report", tmp_path / "c.html")
+    assert status == 0
+    assert f"\narithmetic: {arithmetic}: the radii hold of the function" in out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["arithmetic"] == arithmetic
+    page = (tmp_path / "c.html").read_text()
+    program = f"every program that evaluates it in {arithmetic}"
+    assert (program in page) == (program in out) == (arithmetic != "real")
+    lipnext(*words, "--json", tmp_path / "c.json", "--arithmetic", "real")
+    real = json.loads((tmp_path / "c.json").read_text())["per_sample"]["radii"]
+    given = found["per_sample"]["radii"]
+    assert all(a <= b for a, b in zip(given, real))
+    assert (given == real) == (arithmetic == "real")
+
+
 def altered(path, target, weights=None, config=None, drop=(), repeat=()):
     """Copies a .keras file, its HDF5 file and its configuration changed by functions."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:

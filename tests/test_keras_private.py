@@ -242,3 +242,45 @@ def read(path):
 def test_seed_state():
     generator = keras.random.SeedGenerator(3)
     assert generator.state.name == keras_private.SEED_STATE
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's trainer")
+def test_make_state():
+    """No variable is left for the first step to make, and no batch is taken."""
+    import tensorflow as tf
+
+    taken = []
+
+    def batches():
+        for index in range(3):
+            taken.append(index)
+            yield np.ones((4, 2), "float32"), np.zeros(4, "int32")
+
+    spec = (tf.TensorSpec((None, 2), tf.float32), tf.TensorSpec((None,), tf.int32))
+    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    data = data.apply(tf.data.experimental.assert_cardinality(3))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    made = []
+
+    class Seen(keras.Sequential):
+        def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+            keras_private.make_state(self, iterator)
+            made.append((self.optimizer.built, len(self.metrics_variables), list(taken)))
+
+    seen = Seen([keras.Input((2,)), keras.layers.Dense(3)])
+    seen.compile(keras.optimizers.Adam(), loss, metrics=["accuracy"])
+    seen.fit(data, shuffle=False, verbose=0)
+    assert made == [(True, 4, [])]  # a total and a count of the loss and of the accuracy
+    assert taken == [0, 1, 2]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's trainer")
+def test_a_step_is_traced_once():
+    from data import small_lipnext
+
+    traces = []
+    model = small_lipnext()
+    step = model.train_step
+    model.train_step = lambda data: traces.append(1) or step(data)
+    model.fit(np.zeros((8, 8, 8, 1), "float32"), np.arange(8), batch_size=4, verbose=0)
+    assert len(traces) == 1

@@ -18,7 +18,12 @@ from keras_lipnext.backend.core import (
     with_rows,
 )
 from keras_lipnext.backend.float64 import call_in_float64, float64_scope
-from keras_lipnext.backend.precision import matmul, on_cpu
+from keras_lipnext.backend.precision import (
+    indirect_convolutions,
+    matmul,
+    on_cpu,
+    reduced_float32,
+)
 from keras_lipnext.backend.programs import compiled, one_program
 from keras_lipnext.backend.sharding import devices_of, sharding_of
 from keras_lipnext.backend.torch_module import torch_module
@@ -32,12 +37,14 @@ __all__ = [
     "float64_scope",
     "gradient",
     "has_value",
+    "indirect_convolutions",
     "inference_scope",
     "matmul",
     "of_this_process",
     "on_cpu",
     "one_program",
     "processes",
+    "reduced_float32",
     "replicas",
     "rows",
     "sharding_of",

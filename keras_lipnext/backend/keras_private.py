@@ -145,21 +145,22 @@ def batches_seen(optimizer):
 # --- training
 
 
-def symbolic_batch(iterator):
-    """A batch of what TensorFlow's trainer iterates over, in symbolic tensors; None of other data.
+def make_state(model, iterator):
+    """Makes the variables of a compiled model's optimizer and metrics, on TensorFlow.
 
-    `TFEpochIterator._distributed_dataset`, of which no batch is taken.
+    `Trainer._symbolic_build` does, for batches such as `TFEpochIterator._distributed_dataset` has,
+    of which none is taken. Data of unknown rank, or of other types than tensors, is left alone.
     """
     import tensorflow as tf
 
     dataset = iterator._distributed_dataset
     specs = keras.tree.flatten(getattr(dataset, "element_spec", None))
-    if not all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs):
-        return None
-    return keras.tree.map_structure(
-        lambda s: keras.KerasTensor(tuple(s.shape), keras.backend.standardize_dtype(s.dtype)),
-        dataset.element_spec,
-    )
+    if all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs):
+        batch = keras.tree.map_structure(
+            lambda s: keras.KerasTensor(tuple(s.shape), keras.backend.standardize_dtype(s.dtype)),
+            dataset.element_spec,
+        )
+        model._symbolic_build(data_batch=batch)
 
 
 # --- callbacks

@@ -13,6 +13,9 @@ in float64 where the program allows float32 to be: that no switch reaches. It co
 graphics cards for games, and none where PyTorch is left as it comes.
 """
 
+import os
+import platform
+
 import keras
 
 PRECISIONS = ("exact", "increment", "direction")
@@ -135,3 +138,97 @@ def _tensorflow_product(a, b, precision):
 
 
 _PRODUCTS = {"jax": _jax_product, "torch": _torch_product, "tensorflow": _tensorflow_product}
+
+
+def reduced_float32() -> str | None:
+    """Why a model's float32 products may be less than float32 in this process; None if they are it.
+
+    A sentence that names the setting and what to change.
+    """
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+        if os.environ.get(name, "STRICT").upper() != "STRICT":
+            return f"{name}={os.environ[name]} lets oneDNN round float32: unset it"
+    if not on_cpu():
+        return (
+            "accelerators may round float32 products to TF32 or bfloat16, and convolve by other "
+            "sums: compute on the CPU (JAX_PLATFORMS=cpu, or CUDA_VISIBLE_DEVICES='')"
+        )
+    return _REDUCED[keras.backend.backend()]()
+
+
+def _jax_reduced():
+    import jax
+
+    precision = jax.config.jax_default_matmul_precision
+    if precision not in (None, "default", "highest", "float32", "F32_F32_F32"):
+        return (
+            f"jax_default_matmul_precision is {precision!r}: set "
+            'jax.config.update("jax_default_matmul_precision", "highest")'
+        )
+    return _fast_math()
+
+
+def _torch_reduced():
+    import torch
+
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it is set by the newer settings, below
+        precision = "highest"
+    if precision != "highest":
+        return (
+            f"torch.get_float32_matmul_precision() is {precision!r}: call "
+            'torch.set_float32_matmul_precision("highest")'
+        )
+    mkldnn = torch.backends.mkldnn
+    for name, setting in {
+        "torch.backends": torch.backends,
+        "torch.backends.mkldnn": mkldnn,
+        "torch.backends.mkldnn.matmul": getattr(mkldnn, "matmul", None),
+        "torch.backends.mkldnn.conv": getattr(mkldnn, "conv", None),
+    }.items():
+        found = getattr(setting, "fp32_precision", "ieee")
+        if found not in ("ieee", "none"):
+            return f"{name}.fp32_precision is {found!r}: set it to 'ieee'"
+    return "torch.autocast is on: leave its context" if torch.is_autocast_enabled("cpu") else None
+
+
+def _tensorflow_reduced():
+    mode = os.environ.get("TF_SET_ONEDNN_FPMATH_MODE", "STRICT")
+    if mode.upper() not in ("STRICT", ""):
+        return f"TF_SET_ONEDNN_FPMATH_MODE={mode} lets oneDNN round float32: unset it"
+    import tensorflow as tf
+
+    for name, on in tf.config.optimizer.get_experimental_options().items():
+        if on and name.startswith("auto_mixed_precision"):
+            return f"{name} is on: tf.config.optimizer.set_experimental_options turns it off"
+    return _fast_math()
+
+
+def _fast_math():
+    if "fast_math=true" in os.environ.get("XLA_FLAGS", "").lower():
+        return "XLA_FLAGS turns fast math on: take it out"
+    return None
+
+
+_REDUCED = {"jax": _jax_reduced, "torch": _torch_reduced, "tensorflow": _tensorflow_reduced}
+
+
+def indirect_convolutions() -> str | None:
+    """Why float32 convolutions may be no plain sums of products in this process; None if they are.
+
+    Winograd's and FFT's algorithms form other sums, that mix neighbouring windows. On x86-64 CPUs
+    the backends call oneDNN's direct convolution, Eigen's or their own loops: that an entry does
+    not reach windows that it is not in, not by one bit, is tested.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"how convolutions are summed on {platform.machine()} is not known"
+    name = keras.backend.backend()
+    if name == "tensorflow" and os.environ.get("TF_USE_DEEP_CONV2D", "0") not in ("0", "false", ""):
+        return "TF_USE_DEEP_CONV2D lets TensorFlow convolve by Winograd's algorithm: unset it"
+    if name == "torch":
+        import torch
+
+        if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+            return "without oneDNN PyTorch may convolve by Winograd's algorithm or FFT (NNPACK)"
+    return None

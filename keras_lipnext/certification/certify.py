@@ -38,6 +38,7 @@ def certify(
     verbose: int | str = "auto",
     expected_hash: str | None = None,
     lipschitz: LipschitzMethod = "product",
+    arithmetic: str = "float64",
 ) -> Certificate:
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
@@ -51,9 +52,14 @@ def certify(
     one, where K covers the logits. With `lipschitz` by matrix inequalities z_i - z_j has a constant
     of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
     logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
-    real numbers, whatever the dtype of the model's input. A model that computes in bfloat16 or
-    float16 is certified from its stored weights, and the samples on which its own low-precision
-    prediction differs are counted.
+    real numbers, whatever the dtype of the model's input.
+
+    The radii hold of the function in real arithmetic and, by default, of every program that
+    evaluates it in float64, with its sums in any order; with `arithmetic="float32"` of those in
+    float32, as `model.predict` is one. What such a program can be off by at distance rho from the
+    input is b_ij + a_ij rho: b_ij is subtracted above, a_ij added below. A model that computes in
+    bfloat16 or float16 is certified from its stored weights, and the samples on which its own
+    low-precision prediction differs are counted.
 
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
@@ -75,6 +81,10 @@ def certify(
             `keras_lipnext.lmi.local_lipschitz`, proves constants of the ball around each sample
             beside that of `eclipse_diagonal`, the `constant` of the certificate: the largest radii,
             at some hundredths of a second a sample for layers of 128, growing with their cube.
+        arithmetic: "real": radii of the function in real arithmetic; "float64": of that and of
+            every float64 program; "float32": of that and of every float32 program. Inputs are
+            rounded to the program's type first. docs/explanation/soundness.md says what is taken
+            for granted.
 
     Returns:
         `Certificate`.
@@ -82,7 +92,9 @@ def certify(
     Raises:
         ValueError: for a layer that has no known constant or that the method does not cover
             (naming it), weights that are not finite, inputs or labels that do not fit the model,
-            negative epsilons, a model of another hash than expected.
+            negative epsilons, a model of another hash than expected; with arithmetic="float32", for
+            a setting or device that lets float32 products be less, a model that computes in less,
+            or a layer of which it is not known what float32 does to it.
         RuntimeError: if the method's solver fails, or its bound cannot be proven in float64; if the
             model's weights lie on devices of several processes.
         ImportError: if the method's solver is not installed.
@@ -104,13 +116,13 @@ def certify(
             "The model must answer with logits of shape (batch, classes), two classes at least. "
             f"Received: output_shape={output_shape}{ONE_LOGIT * (classes == 1)}"
         )
-    evaluation = Evaluation(certifiable, classes, verbose)
+    evaluation = Evaluation(certifiable, classes, verbose, arithmetic)
     check_hash(certifiable, expected_hash)
     if method is not None:
         evaluation.use(method, model)
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
-    predictions, radii, allowances, labels = [], [], [], []
+    predictions, radii, allowances, own_allowances, labels = [], [], [], [], []
     differing, extremes, padded = 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
         check_batch(inputs, batch_labels, certifiable.graph.input_shape)
@@ -126,6 +138,7 @@ def certify(
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
         if own_precision:
             differing += int((own_answer(model, inputs).argmax(axis=-1) != found[0]).sum())
+            own_allowances.append(evaluation.own_allowances(inputs))
         if progress:
             progress.update(index + 1)
     if not predictions:
@@ -150,8 +163,10 @@ def certify(
         body_constant=bound.body_constant,
         error_allowances=np.concatenate(allowances),
         low_precision_differences=differing if own_precision else None,
+        low_precision_allowances=np.concatenate(own_allowances) if own_precision else None,
         evidence=evidence,
         extremes=extremes.found(),
         input_range=extremes.input_range,
         inputs_not_finite=extremes.not_finite,
+        arithmetic=arithmetic,
     )

@@ -18,7 +18,8 @@ from keras_lipnext.lipschitz.model import (
     required_rule,
     step_bounds,
 )
-from keras_lipnext.lipschitz.own_precision import margins_apart
+from keras_lipnext.lipschitz.own_precision import margins_apart, own_allowances
+from keras_lipnext.lipschitz.program import Program, program_arithmetic
 from keras_lipnext.lipschitz.rounding import (
     forward_errors,
     head_allowances,
@@ -26,7 +27,7 @@ from keras_lipnext.lipschitz.rounding import (
     logit_allowances,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, Context, size
-from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, gamma
+from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UP_STEP, gamma
 from keras_lipnext.radius import (
     certified_radii_float64,
     joint_norms_float64,
@@ -55,14 +56,16 @@ class Evaluation:
         weights_hash: Hash of the model before its weights were read.
     """
 
-    def __init__(self, certifiable, classes, verbose=0):
+    def __init__(self, certifiable, classes, verbose=0, arithmetic="real"):
+        self._arithmetic = program_arithmetic(arithmetic, certifiable)
         unclear = _ask_rules(certifiable.body)
         check_composites(certifiable.graph)
         self._certifiable = certifiable
         self._verbose = verbose
         try:
             self.weights_hash = certifiable.graph.digest()
-            self._twin = Float64Twin(certifiable)
+            # In float64 norms that follow from the inputs' are enough.
+            self._twin = Float64Twin(certifiable, norms=arithmetic == "float32")
         except Exception as error:
             raise next(iter(unclear), error) from error
         self._by_size = {}
@@ -78,6 +81,7 @@ class Evaluation:
             self._kernel = Context(head).array(head.operation.kernel)
             self._pairs = pairwise_distances_float64(self._kernel)
             self._joint = joint_norms_float64(self._kernel)
+        self._head = None if head is None else (self._kernel, self._pairs, self._joint)
 
     def use(self, method, model):
         """Takes the constants that a `Method` proves, not the product of the layers'."""
@@ -96,10 +100,11 @@ class Evaluation:
         self._padded = padded
         full = self._full(inputs)
         logits = self._twin(full)
+        found = self._twin.norms  # of this call: the next may be of other samples
         if inputs.shape[1:] not in self._by_size:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
             self._check_independence(full, logits)
-        bound, bounds = self._by_size[inputs.shape[1:]]
+        bound, bounds, program = self._by_size[inputs.shape[1:]]
         self._logits = logits = logits[:count]
         with np.errstate(all="ignore"):
             errors = self.allowances(inputs, logits, bounds)
@@ -107,12 +112,22 @@ class Evaluation:
             distances = np.minimum(distances, self._pair_constants)
             # A product that underflows is rounded in units that are no longer relative.
             distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
+            rates = 0.0
+            if program:
+                known = input_norms(inputs), self._norms(inputs, bounds, found)
+                constant, rates = program.errors(known[0], logits.argmax(axis=-1), known[1])
+                errors = (errors + constant) * UP_STEP
+                distances = np.where(distances > 0, (distances + rates) * UP_STEP, 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
             if self._local_radii:
-                radii = self._local_radii(inputs, logits, errors, predictions, radii)
+                radii = self._local_radii(inputs, logits, errors, predictions, radii, rates)
+            if program:
+                radii = np.minimum(radii, self._arithmetic.limit**0.5)
+                radii = np.where(program.within_range(known[0], radii, known[1]), radii, 0.0)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
         predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
+        self._deciding = deciding
         return predictions, radii, errors[np.arange(count), deciding]
 
     def _full(self, inputs):
@@ -140,15 +155,31 @@ class Evaluation:
             with scope:
                 own = own_answer(model, inputs)
             inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
-            head = None if self._kernel is None else (self._kernel, self._pairs, self._joint)
-            bounds, shapes = self._by_size[inputs.shape[1:]][1], self._twin.shapes(inputs)
-            apart = margins_apart(self._certifiable, bounds, shapes, inputs, logits, own, head)
+            apart = margins_apart(*self._known(inputs), inputs, logits, own, self._head)
         if apart.any():
             raise ValueError(
                 "The model's own predictions are not those of its evaluation in float64, by far "
                 "more than rounding explains: a layer does something that its configuration does "
                 "not show. Build and load the model anew; if that does not help, report it."
             )
+
+    def own_allowances(self, inputs):
+        """What its own precision can do to the margins that decide, of the batch just evaluated."""
+        inputs = np.asarray(inputs, "float64")
+        with np.errstate(all="ignore"):
+            found = own_allowances(*self._known(inputs), inputs, self._logits, self._head)
+        return found[np.arange(len(inputs)), self._deciding]
+
+    def _known(self, inputs):
+        """(the model, the bounds of its steps, shapes) for inputs of this size."""
+        return self._certifiable, self._by_size[inputs.shape[1:]][1], self._twin.shapes(inputs)
+
+    def _norms(self, inputs, bounds, found):
+        """{index of a value: upper bounds of its exact norms}, of the computed ones; or None."""
+        if found is None:
+            return None
+        state = forward_errors(self._certifiable.body, bounds, input_norms(inputs))
+        return {i: (found[i][: len(inputs)] + state[i][1]) * UP_STEP for i in state}
 
     def allowances(self, inputs, logits, bounds=None):
         """E_ij of each sample's predicted class i, shape (samples, classes)."""
@@ -174,7 +205,15 @@ class Evaluation:
         bound = dataclasses.replace(bound_of(self._certifiable, bounds, joint), **self._found)
         if self.bound is None or bound.body_constant > self.bound.body_constant:
             self.bound = bound
-        return bound, bounds
+        program = None
+        if self._arithmetic:
+
+            def estimated(step, part):
+                return self._measured(step, part, shapes)
+
+            arguments = self._arithmetic, self._certifiable, shapes, self._pairs, estimated
+            program = Program(*arguments)
+        return bound, bounds, program
 
     def _check_independence(self, full, logits):
         """No rule lets a proven layer mix samples; a declared one, or a fixed batch size, might."""

@@ -16,9 +16,10 @@ from keras_lipnext.arguments import title
 from keras_lipnext.backend import keras_private
 from keras_lipnext.lipschitz.graph import Value
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lipschitz.rules.base import find_rule
+from keras_lipnext.lipschitz.rules.base import find_rule, size
 from keras_lipnext.lipschitz.rules.layers import slice_step
 from keras_lipnext.lipschitz.rules.operations import NUMERIC
+from keras_lipnext.norms.roundoff import ROUNDING
 from keras_lipnext.overrides import plain_settings
 
 
@@ -32,9 +33,14 @@ class Float64Twin:
 
     Args:
         model: A Keras model, or the `Certifiable` read from it.
+        norms: Whether a call measures the norms of all values of the graph, too.
+
+    Attributes:
+        norms: {index of a value: upper bounds of its computed norms, shape (samples,)} of the last
+            call; None if they are not measured.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, norms=False):
         certifiable = read(model) if isinstance(model, keras.Model) else model
         self._input_shape = certifiable.graph.input_shape
         self._output = certifiable.head.outputs[0] if certifiable.head else certifiable.body.output
@@ -52,11 +58,24 @@ class Float64Twin:
                 )
                 self._program.append((step, functions[key], *constants))
         self.variables = [v for layer in twins for v in layer.weights]
-        self._compiled = backend.compiled(self.tensor, self.variables)
+        self.norms, self._measuring = None, norms
+        function = self._logits_and_norms if norms else self.tensor
+        self._compiled = backend.compiled(function, self.variables)
 
     def __call__(self, x):
         """Logits for one batch, a NumPy float64 array."""
-        return self.call(self._compiled, x)
+        answer = self.call(self._compiled, x)
+        if not self._measuring:
+            return answer
+        shapes = self.shapes(x)
+        logits, norms = answer[:, : -len(shapes)], answer[:, -len(shapes) :].T
+        entries = (size(shape[1:]) for shape in shapes.values())
+        # A sum of n squares, its root, and squares that underflow.
+        self.norms = {
+            i: norm * (1 + (n + 16) * ROUNDING) + n * 2.0**-500
+            for i, norm, n in zip(shapes, norms, entries)
+        }
+        return logits
 
     def call(self, compiled, x):
         """What a function made by `backend.compiled` answers to a batch of inputs, in NumPy."""
@@ -89,6 +108,20 @@ class Float64Twin:
 
     def tensor(self, x):
         """Logits for a float64 tensor of the backend, differentiable."""
+        return self._values(x)[self._output]
+
+    def _logits_and_norms(self, x):
+        """Logits, and behind them the norms of all values in order, (samples, classes + values)."""
+        values = self._values(x)
+        squares = [
+            keras.ops.sum(keras.ops.square(v), axis=tuple(range(1, len(v.shape))))
+            for v in values.values()
+        ]
+        norms = keras.ops.sqrt(keras.ops.stack(squares, axis=-1))
+        return keras.ops.concatenate([values[self._output], norms], axis=-1)
+
+    def _values(self, x):
+        """{index: value} of the graph."""
         values, shapes = {0: x}, {0: tuple(x.shape)}
         for step, function, args, kwargs in self._program:
             args, kwargs = _filled_in(args, kwargs, values)
@@ -98,7 +131,7 @@ class Float64Twin:
             for index, output in zip(step.outputs, outputs, strict=True):
                 values[index], shapes[index] = output, tuple(output.shape)
         self._shapes[tuple(x.shape[1:])] = shapes
-        return values[self._output]
+        return values
 
     def shapes(self, x):
         """{index of a value of the graph: its shape} for a batch that was evaluated."""

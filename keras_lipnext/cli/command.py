@@ -21,6 +21,7 @@ from keras_lipnext.cli.loading import import_modules, load_data, load_model, mod
 from keras_lipnext.installation import installing
 from keras_lipnext.lipschitz.bounds import METHODS
 from keras_lipnext.lipschitz.model import lipschitz_bound, read, step_bounds
+from keras_lipnext.lipschitz.program import ARITHMETICS
 from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.manifolds import Stiefel, stiefel
 from keras_lipnext.report import text
@@ -84,6 +85,7 @@ def _certify(model, certifiable, options):
             options.batch_size,
             verbose,
             lipschitz=options.lipschitz,
+            arithmetic=options.arithmetic,
         )
     certificate = dataclasses.replace(certificate, source=_source(options, files))
     declared = text.declared(certificate)
@@ -318,6 +320,12 @@ def _parser():
     )
     command.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     command.add_argument("--limit", type=_positive, metavar="N", help="take the first N samples")
+    command.add_argument(
+        "--arithmetic",
+        choices=ARITHMETICS,
+        default="float64",
+        help="what the radii hold of: the function alone (real), or programs of this type, too",
+    )
     command.add_argument(
         "--samples", action="store_true", help="add each sample's prediction and radius to --json"
     )

@@ -32,7 +32,7 @@ from keras_lipnext.lipschitz.rules.base import (
     size,
 )
 from keras_lipnext.norms.matrices import spectral_norm_bound
-from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UP_PRODUCT
+from keras_lipnext.norms.roundoff import EVALUATION, SMALLEST_DISTANCE, UP_PRODUCT
 from keras_lipnext.overrides import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.typing import LipschitzMethod
 
@@ -261,19 +261,22 @@ class Joint:
     constant: float
 
 
-def measured(body, shapes=None, progress=None):
+def measured(body, shapes=None, progress=None, arithmetic=EVALUATION):
     """(the `Bound`s of each step of a body, {position of a batch normalisation: `Joint`}).
 
     Args:
         body: `Graph`.
         shapes: {index of a value: its shape}, those the model was built with by default.
         progress: Progress bar to move on by one for each step, or None.
+        arithmetic: `Arithmetic` whose rounding the `Bound`s speak of.
     """
     readers = collections.Counter([body.output, *(i for s in body.steps for i in s.inputs)])
     contexts = [Context(step, shapes) for step in body.steps]
-    bounds, joint = [], {}
+    bounds, joint, summed = [], {}, {0: 0}
     following = {first: position for position, first in _normalised(body)}
     for position, (step, context) in enumerate(zip(body.steps, contexts)):
+        context.arithmetic = arithmetic
+        context.summed = max(summed[i] for i in step.inputs)
         after = following.get(position)
         norms = after and layer_rules.normalised_norm(context, contexts[after])
         if norms:
@@ -283,6 +286,10 @@ def measured(body, shapes=None, progress=None):
                 context.coarse = True
                 context.known_norm = norms[1] if math.isfinite(norms[1]) else None
         bounds.append(step_bounds(step, context))
+        terms = context.summed
+        for part in bounds[-1]:
+            terms = terms if part.terms is None else part.terms
+        summed |= dict.fromkeys(step.outputs, terms)
         if progress:
             progress.add(1)
     return bounds, joint
@@ -413,5 +420,6 @@ def step_bounds(step, context):
         if not part.constant >= 0:
             raise context.refusal(f"its Lipschitz constant was stated as {part.constant}")
     growth = math.prod(max(part.constant, 1.0) for part in parts)
-    flushed = underflow((*context.input_shapes, context.output_shape), growth)
+    shapes = (*context.input_shapes, context.output_shape)
+    flushed = underflow(context.arithmetic, shapes, growth)
     return (*parts, Bound(1.0, absolute=flushed))

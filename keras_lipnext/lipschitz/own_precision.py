@@ -45,19 +45,15 @@ def low_precision(certifiable):
     return not found.isdisjoint({"float16", "bfloat16"})
 
 
-def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
-    """Which own margins z_i - z_j differ from those in float64 by more than rounding explains.
+def own_allowances(certifiable, bounds, shapes, inputs, logits, head):
+    """What its own precision can do to the model's margins, shape (samples, classes).
 
     Args:
         bounds: For each step of the body, the sequence of `Bound` of its parts.
         shapes: {index of a value of the graph: its shape}.
         inputs: Float64, shape (samples, ...).
         logits: Float64, of the float64 evaluation, shape (samples, classes).
-        own: The model's own answers, of the same shape.
         head: (kernel, distances, joint norms) for `head_allowances`, or None.
-
-    Returns:
-        Booleans, shape (samples, classes).
     """
     body = certifiable.body
     coarse = [_coarser(step, parts, shapes) for step, parts in zip(body.steps, bounds)]
@@ -70,13 +66,27 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
     unit, tiny = _arithmetic(types(last) if last else {keras.config.floatx()})
     scale = _slack(unit) / UNIT_ROUNDOFF
     if head is None:
-        allowed = logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
-    else:
-        kernel, distances, joint = head
-        exact = np.zeros_like(d)
-        allowed = scale * head_allowances(logits, kernel, distances, joint, r + d, exact)
-        allowed += distances[logits.argmax(axis=-1)] * d[:, None]
-        allowed += (tiny * size(kernel.shape) * (1 + np.abs(kernel).max()) * (1 + r + d))[:, None]
+        return logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
+    kernel, distances, joint = head
+    exact = np.zeros_like(d)
+    allowed = scale * head_allowances(logits, kernel, distances, joint, r + d, exact)
+    allowed += distances[logits.argmax(axis=-1)] * d[:, None]
+    return allowed + (tiny * size(kernel.shape) * (1 + np.abs(kernel).max()) * (1 + r + d))[:, None]
+
+
+def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
+    """Which own margins z_i - z_j differ from those in float64 by more than rounding explains.
+
+    Args:
+        own: The model's own answers, of the shape of the logits.
+        bounds, shapes, inputs, logits, head: As for `own_allowances`.
+
+    Returns:
+        Booleans, shape (samples, classes).
+    """
+    allowed = own_allowances(certifiable, bounds, shapes, inputs, logits, head)
+    last = certifiable.head or (certifiable.body.steps[-1] if certifiable.body.steps else None)
+    unit, _ = _arithmetic(types(last) if last else {keras.config.floatx()})
     values, own = logits, own.astype("float64")
     for step in certifiable.shares:
         unit, tiny = _arithmetic(types(step))

@@ -26,13 +26,36 @@ def linear(context, norm, kernel, terms):
         norm: Upper bound of the operator's norm.
         terms: Number of products that are summed for one output, in any order.
     """
+    u = context.arithmetic
     magnitude = context.absolute_norm(kernel)
-    underflow = UNDERFLOW * terms * (1 + magnitude)
+    underflow = u.underflow * terms * (1 + magnitude)
     return Bound(
         norm,
-        relative=2 * gamma(terms + 2) * magnitude + UNDERFLOW * size(kernel.shape),
+        relative=products(context, terms, magnitude, norm) + u.underflow * size(kernel.shape),
         absolute=underflow * size(context.output_shape),
+        terms=terms,
     )
+
+
+def products(context, terms, magnitude, norm):
+    """What sums of products with a matrix are off by, relatively to the norm of what it reads.
+
+    Args:
+        terms: Number of products in a sum.
+        magnitude: Upper bound of the norm of the matrix of magnitudes.
+        norm: Upper bound of the matrix's norm.
+    """
+    if not context.arithmetic.program:
+        return 2 * context.arithmetic.gamma(terms + 2) * magnitude
+    if not magnitude <= context.arithmetic.limit**0.5:
+        raise context.refusal(f"its kernel's magnitudes, of norm {magnitude}, may overflow")
+    magnitudes, sums = context.arithmetic.products(terms)
+    return magnitudes * magnitude + sums * norm
+
+
+def joining(context, terms):
+    """What an addend of size 1 adds to the rounding of a sum of products that it may join."""
+    return sum(context.arithmetic.products(terms)) if context.arithmetic.program else 0.0
 
 
 def block_diagonal(context, kernels):
@@ -43,6 +66,7 @@ def block_diagonal(context, kernels):
         norm,
         relative=max(bound.relative for bound in bounds),
         absolute=max(bound.absolute for bound in bounds),
+        terms=bounds[0].terms,
     )
 
 
@@ -65,10 +89,24 @@ def repeated(bound, count):
     return dataclasses.replace(bound, offset=offset, absolute=absolute)
 
 
-def added(context, values):
-    """`Bound` of adding a constant tensor to one of the output's shape."""
+def added(context, values, terms=None):
+    """`Bound` of adding a constant tensor to one of the output's shape.
+
+    Args:
+        values: The tensor.
+        terms: Number of products in the sums that it is added to, which it may join: as the first
+            term it is rounded as often as they are added. Those of the context by default.
+    """
+    terms = context.summed if terms is None else terms
     offset = context.offset_norm(values)
-    return Bound(1.0, offset, ROUNDING, ROUNDING * offset)
+    rounding = context.arithmetic.rounding
+    absolute = (rounding + joining(context, terms)) * offset
+    return Bound(1.0, offset, rounding, absolute, terms=terms)
+
+
+def held(context, offset):
+    """What the entries of a constant of norm `offset` lose where a program holds them."""
+    return context.arithmetic.unit * offset if context.arithmetic.program else 0.0
 
 
 def scaled(context, factors):
@@ -81,7 +119,7 @@ def scaled(context, factors):
     if not ((sizes == 0) | (sizes >= 2.0**-64) & (sizes <= 2.0**64)).all():
         raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
     largest = context.largest(factors) * (1 + ROUNDING)
-    return Bound(largest, relative=2 * ROUNDING * largest)
+    return Bound(largest, relative=2 * context.arithmetic.rounding * largest)
 
 
 def combined(how, values):
@@ -99,7 +137,7 @@ def combined(how, values):
     return np.sqrt(sum(x * x for x in ratios)) * scale * UP_STEP
 
 
-def forward_errors(graph, bounds, norms, errors=None):
+def forward_errors(graph, bounds, norms, errors=None, values=None, limit=math.inf):
     """(r, D) of every value, arrays of shape (samples,).
 
     Args:
@@ -107,6 +145,9 @@ def forward_errors(graph, bounds, norms, errors=None):
         bounds: For each step, the sequence of `Bound` of its parts, with known shapes.
         norms: Upper bounds of the inputs' norms, shape (samples,).
         errors: How far off the inputs themselves are, shape (samples,); None if they are exact.
+        values: {index of a value: upper bounds of its exact norms, shape (samples,)}, where they
+            are known better than by r; or None.
+        limit: Norms beyond which computed values may overflow: D is infinite.
 
     Returns:
         {index of the value: (r, D)}.
@@ -119,14 +160,17 @@ def forward_errors(graph, bounds, norms, errors=None):
                 (part.constant * r + part.offset) * UP_STEP,
                 (part.constant * d + part.relative * (r + d) + part.absolute) * UP_STEP,
             )
+            if limit < math.inf:
+                d = np.where(r + d <= limit, d, np.inf)
         for i in step.outputs:
-            state[i] = (r, d)
+            known = r if values is None else np.minimum(r, values[i])
+            state[i] = (known, d)
     return state
 
 
-def underflow(shapes, constant):
+def underflow(arithmetic, shapes, constant):
     """What flushing subnormal entries of inputs and outputs to zero may change."""
-    return UNDERFLOW * (1 + constant) * sum(size(shape) for shape in shapes)
+    return arithmetic.underflow * (1 + constant) * sum(size(shape) for shape in shapes)
 
 
 def input_norms(x):

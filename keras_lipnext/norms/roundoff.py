@@ -2,8 +2,11 @@
 
 Two models of arithmetic are in use. A *proof* in NumPy (norms, matrix inequalities) counts each
 operation once, with the unit roundoff u. The *evaluation* of a model in float64 is left to a
-backend and its compiler, which may turn one operation into two: it counts 2 u for each.
+backend and its compiler, which may turn one operation into two: it counts 2 u for each. So does a
+*program*, the deployed model in float64 or float32, with what the order of its sums may do to it.
 """
+
+import dataclasses
 
 # u, of float64: an operation is off by at most u, relatively.
 UNIT_ROUNDOFF = 2.0**-53
@@ -37,8 +40,63 @@ ARITHMETIC = {
 TF32 = (2.0**-11, 2.0**-126)
 
 
-def gamma(n):
+def gamma(n, unit=UNIT_ROUNDOFF):
     """Relative error bound of a sum of n products in any order: n u / (1 - n u)."""
-    if n * UNIT_ROUNDOFF >= 0.01:
+    if n * unit >= 0.01:
         raise ValueError(f"Rounding errors of sums of {n} terms cannot be bounded usefully.")
-    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+    return n * unit / (1 - n * unit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """What one operation of an evaluated model may be off by.
+
+    Attributes:
+        name: Of the floating point type.
+        unit: Its unit roundoff u.
+        underflow: `UNDERFLOW`, of the type.
+        smallest: Its smallest normal number: what underflows is wrong by less.
+        limit: Norms up to which nothing overflows, squares and sums of magnitudes included.
+        program: Whether of a program of which nothing is known but its formula: sums in any order,
+            with what is added to them among their terms, and constants rounded to its type. The
+            evaluation that `certify` makes itself keeps its constants in float64.
+    """
+
+    name: str
+    unit: float
+    underflow: float
+    smallest: float
+    limit: float
+    program: bool = True
+
+    @property
+    def rounding(self):
+        """`ROUNDING`, of the type."""
+        return 2 * self.unit
+
+    def gamma(self, n):
+        """`gamma`, of the type."""
+        return gamma(n, self.unit)
+
+    def products(self, terms):
+        """(a, b): a sum s = t_1 + ... + t_n of products is off by at most a sum |t_k| + b |s|.
+
+        Whatever the order, in any tree of additions, with or without fused multiply-add. Every
+        intermediate result is the sum of a subset of the terms, and so within -N and P, the sums of
+        the negative and of the positive ones: of magnitude at most (sum |t_k| + |s|) / 2, but for
+        the rounding before it, gamma(n) sum |t_k|. Each addition is off by u of that, each product
+        by u of itself. Three terms may be added to the products (a bias, a residual branch, both),
+        and weights be rounded to the type: n = terms + 4. [Higham, chapters 3.1 and 4.2; that the
+        partial sums of an unknown order lie within -N and P is what halves its bound.]
+        """
+        n = terms + 4
+        half = n * self.unit / 2
+        return (self.unit + half + 2 * half * self.gamma(n)) * UP_STEP, half * UP_STEP
+
+
+# The evaluation that `certify` makes, and the programs that it may speak of.
+EVALUATION = Arithmetic("float64", UNIT_ROUNDOFF, UNDERFLOW, SMALLEST_NORMAL, 2.0**500, False)
+PROGRAMS = {
+    "float64": dataclasses.replace(EVALUATION, program=True),
+    "float32": Arithmetic("float32", 2.0**-24, 2.0**-116, 2.0**-126, 2.0**56),
+}

@@ -27,7 +27,8 @@ class Certificate:
             of its head; the radii follow from it. `constant` if there is no head. Both are proven,
             but for the layers that `evidence.bound.declared` names.
         error_allowances: Float64, shape (n,), or None: what rounding can have done to the
-            difference of logits that decides each radius, in units of the logits. It is subtracted.
+            difference of logits that decides each radius, in units of the logits, in this
+            evaluation and, at the sample, in a program of this `arithmetic`. It is subtracted.
         low_precision_differences: On how many samples the model's own prediction, computed in
             bfloat16 or float16, is another one. None for a model that computes in float32 or above.
         evidence: `Evidence`: the model's hash, its layers' constants, versions; or None.
@@ -35,6 +36,12 @@ class Certificate:
         input_range: (smallest, largest) finite entry of all inputs, or None.
         inputs_not_finite: Number of samples whose input holds NaN or infinity.
         source: `Source`, files, date and command, if the command line made it; or None.
+        arithmetic: What the radii hold of: "real", the function in real arithmetic alone, as of
+            every certificate before version 0.2; "float64" or "float32", that and every program
+            that evaluates it in this type.
+        low_precision_allowances: Float64, shape (n,), of a model that computes in bfloat16 or
+            float16: what that may have done to the difference of logits that decides, by the same
+            bounds. No radius allows for it. None for others.
     """
 
     predictions: np.ndarray
@@ -50,6 +57,8 @@ class Certificate:
     input_range: tuple | None = None
     inputs_not_finite: int = 0
     source: Source | None = None
+    arithmetic: str = "real"
+    low_precision_allowances: np.ndarray | None = None
 
     @property
     def lipschitz_bound(self) -> float:
@@ -145,6 +154,10 @@ class Certificate:
             "body_constant": float(self.body_constant),
             "error_allowance": self.error_allowance,
             "low_precision_differences": self.low_precision_differences,
+            "low_precision_allowance": None
+            if self.low_precision_allowances is None
+            else float(np.median(self.low_precision_allowances)),
+            "arithmetic": self.arithmetic,
             "per_class": self.per_class,
             "input_range": None if self.input_range is None else list(self.input_range),
             "evidence": None if self.evidence is None else evidence_dict(self.evidence),

@@ -37,6 +37,10 @@ def rows(certificate):
     if certificate.low_precision_differences is not None:
         differences = str(certificate.low_precision_differences)
         pairs.append((f"predictions that differ in {low_precision(certificate)}", differences))
+    if certificate.low_precision_allowances is not None:
+        allowance = f"{np.median(certificate.low_precision_allowances):.2g}"
+        name = f"what {low_precision(certificate)} may do to the logits, median"
+        pairs.append((name, allowance))
     return pairs
 
 
@@ -114,10 +118,21 @@ def facts(certificate):
         *([("inputs", units(certificate.input_range))] if certificate.input_range else []),
         *_unanswered(certificate),
         ("evaluated", f"in float64 on {evidence.backend}, {versions}"),
+        ("arithmetic", arithmetic(certificate)),
         *source_facts(certificate.source),
         *(("note", note) for note in evidence.bound.notes),
     ]
     return [(name, printable(sentence)) for name, sentence in pairs]
+
+
+def arithmetic(certificate):
+    """Of what the radii hold, as a sentence."""
+    if certificate.arithmetic == "real":
+        return "real: the radii hold of the function, not of a program that evaluates it"
+    return (
+        f"{certificate.arithmetic}: the radii hold of the function in real arithmetic, and of "
+        f"every program that evaluates it in {certificate.arithmetic}"
+    )
 
 
 def source_facts(source):
@@ -181,23 +196,41 @@ def promise(certificate):
             "constants of these layers, and how they round."
         )
     paragraphs = [
-        "Promised: the function the stored weights define, in real arithmetic, keeps its "
-        "prediction for every perturbation of the input whose l2 norm is below the sample's "
+        f"Promised: the function the stored weights define, in real arithmetic, {_who(certificate)}"
+        " for every perturbation of the input whose l2 norm is below the sample's "
         f"radius. {bound} Logits were evaluated in float64, and what rounding can have done to "
         "them, E, is subtracted."
     ]
+    if certificate.arithmetic != "real":
+        paragraphs[0] += (
+            " So is what rounding can do to the program, at every such input: that is rounded to "
+            f"{certificate.arithmetic} first; sums are taken in any order, with or without fused "
+            "multiply-add; numbers round to nearest, and may be flushed to zero where they are "
+            "subnormal."
+        )
     if certificate.low_precision_differences is not None:
         precision = low_precision(certificate)
         paragraphs.append(
             f"The model computes in {precision}: the certificate speaks of its stored weights in "
             f"real arithmetic, not of what {precision} execution predicts; the two differ on "
-            f"{certificate.low_precision_differences} of {len(certificate.radii)} samples."
+            f"{certificate.low_precision_differences} of {len(certificate.radii)} samples. "
+            f"The program in {precision} is not certified."
         )
+    less = (
+        "TF32, bfloat16 or float16" if certificate.arithmetic == "float32" else "float32 or below"
+    )
     paragraphs.append(
-        "Not promised: that execution in float32 or below predicts the same, preprocessing outside "
+        f"Not promised: that execution in {less} predicts the same, preprocessing outside "
         "the model, or that a label is right."
     )
     return tuple(paragraphs)
+
+
+def _who(certificate):
+    """Whether the promise is of the function alone, or of programs, too."""
+    if certificate.arithmetic == "real":
+        return "keeps its prediction"
+    return f"and every program that evaluates it in {certificate.arithmetic} keep its prediction"
 
 
 def plain(certificate):

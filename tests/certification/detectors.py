@@ -8,6 +8,7 @@ import extended
 import keras
 import numpy as np
 import random_nets
+import red_team
 from data import to_numpy
 from random_nets import gradient_of
 
@@ -386,5 +387,6 @@ ALL = (
     residual_reflection,
     exact_arithmetic,
     cancelling_products,
+    *red_team.ALL,
     bends_ahead,
 )

@@ -282,7 +282,7 @@ def check(model, seed=0, samples=6):
         pairs = np.full((classes, classes), np.sqrt(2.0))
     else:
         pairs = pairwise_distances_float64(to_numpy(certifiable.head.operation.kernel))
-    steepest, column = 0.0, (-1,) + (1,) * len(shape)
+    steepest = 0.0
     directions = [rng.normal(size=x.shape) for _ in range(2)]
     for j in range(classes):
         i = (j + 1 + seed % (classes - 1)) % classes
@@ -298,6 +298,22 @@ def check(model, seed=0, samples=6):
             assert (lengths <= needed * (1 + 1e-9)).all(), "a slope exceeds K"
             steepest = max(steepest, float(lengths.max() / needed))
         directions.append(slope)
+    moved = within(x, radii, directions)
+    found = extended.logits(certifiable, np.concatenate(moved)).argmax(axis=1)
+    flipped = found.reshape(len(moved), samples) != predictions
+    assert not flipped[:, certified].any(), "a certified prediction flipped"
+    return {
+        "certified": int(certified.sum()),
+        "certified_in_float32": check_program(model, certifiable, x, directions),
+        "samples": samples,
+        "steepest": steepest,
+        "kinds": [step.kind for step in certifiable.steps],
+    }
+
+
+def within(x, radii, directions):
+    """Points at 0.999 of each radius from x, in each direction and against it."""
+    samples, column = len(x), (-1,) + (1,) * (x.ndim - 1)
     moved = []
     for direction in directions:
         # Gradients where gelu saturates are of size 1e-200, and their squares vanish.
@@ -309,12 +325,21 @@ def check(model, seed=0, samples=6):
         taken = np.linalg.norm(step.reshape(samples, -1), axis=1)
         assert (taken <= np.minimum(radii, 1e12)).all(), "the check itself steps too far"
         moved += [x + step, x - step]
-    found = extended.logits(certifiable, np.concatenate(moved)).argmax(axis=1)
-    flipped = found.reshape(len(moved), samples) != predictions
-    assert not flipped[:, certified].any(), "a certified prediction flipped"
-    return {
-        "certified": int(certified.sum()),
-        "samples": samples,
-        "steepest": steepest,
-        "kinds": [step.kind for step in certifiable.steps],
-    }
+    return moved
+
+
+def check_program(model, certifiable, x, directions):
+    """As `check`, of the model's own float32 answers; the number of samples certified of them."""
+    try:
+        evaluation = Evaluation(certifiable, model.output_shape[-1], arithmetic="float32")
+        predictions, radii, _ = evaluation(x, len(x))
+    except ValueError as refused:
+        assert "certified as a float32 program" in str(refused), refused
+        return 0
+    certified = radii > 0
+    for point in [x, *within(x, radii, directions)]:
+        # What leaves the range of float32 is certified to be of no use.
+        own = to_numpy(model.predict_on_batch(point.astype("float32")))
+        wrong = own.argmax(axis=1) != predictions
+        assert not wrong[certified].any(), "a float32 program's certified prediction flipped"
+    return int(certified.sum())

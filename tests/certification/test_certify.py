@@ -3,7 +3,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from data import dense_model, small_lipnext, to_numpy
+from data import dense_model, in_one_program, small_lipnext, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -64,15 +64,13 @@ def difference_slopes(model, x, orthogonal=False):
             for kernel in twin.variables:
                 if isinstance(kernel.constraint, lip.manifolds.Stiefel):
                     kernel.assign(lip.manifolds.stiefel.projx(kernel))
-        x = keras.ops.convert_to_tensor(x, dtype="float64")
-        for i, j in itertools.combinations(range(model.output_shape[-1]), 2):
-
-            def difference(t, i=i, j=j):
-                logits = twin.tensor(t)
-                return logits[:, i] - logits[:, j]
-
-            slope = to_numpy(backend.gradient(difference, x))
-            slopes[i, j] = np.linalg.norm(slope.reshape(len(slope), -1), axis=1)
+        gradient = in_one_program(
+            lambda t, pair: backend.gradient(lambda u: twin.tensor(u) * pair, t)
+        )
+        x, units = np.asarray(x, "float64"), np.eye(model.output_shape[-1])
+        for i, j in itertools.combinations(range(len(units)), 2):
+            slope = gradient(*map(keras.ops.convert_to_tensor, (x, units[i] - units[j])))
+            slopes[i, j] = np.linalg.norm(to_numpy(slope).reshape(len(x), -1), axis=1)
     return slopes
 
 

@@ -1,5 +1,8 @@
 """Every layer with a rule: its float64 evaluation, constant and rounding against 80-bit NumPy."""
 
+import math
+import re
+
 import extended
 import keras
 import numpy as np
@@ -9,7 +12,14 @@ from data import called, to_numpy
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.graph import trace
-from keras_lipnext.lipschitz.model import Certifiable, lipschitz_bound, step_bounds
+from keras_lipnext.lipschitz.model import (
+    Certifiable,
+    bound_of,
+    lipschitz_bound,
+    measured,
+    step_bounds,
+)
+from keras_lipnext.lipschitz.program import program_arithmetic
 from keras_lipnext.lipschitz.rounding import forward_errors, input_norms
 from keras_lipnext.lipschitz.rules.base import _LAYERS, Context
 
@@ -181,6 +191,7 @@ def check(model, x, stretch=None):
     error = norms(computed.astype(extended.LONG) - exact)
     assert (error <= d).all(), float((error / d).max())
     assert (d <= 1e-11 * (1 + r)).all()
+    check_program(model, x, exact, shapes)
     constant = lipschitz_bound_of(certifiable)
     y = x + np.random.default_rng(5).normal(size=x.shape) * 1e-3
     moved = extended.evaluate(certifiable, y)[index]
@@ -189,6 +200,24 @@ def check(model, x, stretch=None):
     slope = steepest(certifiable, x[1:])  # at 0 maxima tie, and have no slope
     assert slope <= constant * (1 + 1e-8), (slope, constant)
     return constant, max(float(stretches.max()), slope), step
+
+
+def check_program(model, x, exact, shapes):
+    """The model's own float32 answer within what float32 may do, or the layer refused for it."""
+    certifiable = whole(model)
+    graph = certifiable.graph
+    try:
+        arithmetic = program_arithmetic("float32", certifiable)
+        bounds, _ = measured(graph, shapes, arithmetic=arithmetic)
+    except ValueError as refused:
+        assert re.search("certified as a float32 program|is no float32 program", str(refused))
+        return
+    scale = 2.0**-24
+    given = scale * input_norms(x) + 2.0**-126 * math.sqrt(x[0].size)
+    _, d = forward_errors(graph, bounds, input_norms(x), given)[graph.output]
+    own = to_numpy(model.predict_on_batch(x.astype("float32"))).astype(extended.LONG)
+    error = norms(own - exact)
+    assert (error <= d).all(), float((error / d).max())
 
 
 def steepest(certifiable, x, entries=1200):
@@ -204,8 +233,6 @@ def steepest(certifiable, x, entries=1200):
 
 
 def lipschitz_bound_of(certifiable):
-    from keras_lipnext.lipschitz.model import bound_of
-
     bounds = [step_bounds(s, Context(s)) for s in certifiable.graph.steps]
     return bound_of(certifiable, bounds).constant
 

@@ -8,6 +8,7 @@ import extended
 import keras
 import numpy as np
 import pytest
+import red_team
 from data import to_numpy
 
 import keras_lipnext as lip
@@ -15,12 +16,15 @@ from keras_lipnext import radius
 from keras_lipnext.certification import evaluation, float64
 from keras_lipnext.layers import shift_mixing, spatial_shift
 from keras_lipnext.lipschitz import model as lipschitz
-from keras_lipnext.lipschitz import rounding
+from keras_lipnext.lipschitz import program, rounding
 from keras_lipnext.lipschitz.rules import base as rules
 from keras_lipnext.lipschitz.rules import layers as layer_rules
+from keras_lipnext.lipschitz.rules import merging as merging_rules
+from keras_lipnext.lipschitz.rules import operations as operation_rules
 from keras_lipnext.lipschitz.rules import pooling as pooling_rules
 from keras_lipnext.lmi import _secants as secants
 from keras_lipnext.lmi import local
+from keras_lipnext.norms.roundoff import PROGRAMS, Arithmetic
 
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
@@ -157,7 +161,7 @@ def float32_evaluation():
 def biases_without_rounding():
     """Large biases that do not enter the allowance."""
     return [
-        (layer_rules, "added", lambda context, values: rules.Bound(1.0)),
+        (layer_rules, "added", lambda context, values, terms=None: rules.Bound(1.0)),
     ]
 
 
@@ -291,6 +295,107 @@ def inputs_without_norm():
     return [(evaluation, "input_norms", lambda x: np.ones(len(x)))]
 
 
+# Faults of what is promised of programs.
+
+
+def float32(**changes):
+    """The arithmetic of float32 programs with a fault."""
+    return [(PROGRAMS, "float32", dataclasses.replace(PROGRAMS["float32"], **changes))]
+
+
+def unit_of_float64():
+    """Float32 programs counted with the unit roundoff of float64."""
+    return float32(unit=PROGRAMS["float64"].unit)
+
+
+def pairwise_sums():
+    """The bound of one order of summation, by halves, for that of all."""
+    return [(Arithmetic, "products", lambda u, n: ((3 + np.log2(n)) * u.unit, 0.0))]
+
+
+def part_of_the_sums():
+    """Partial sums taken to be less than half of what they can be."""
+    real = Arithmetic.products
+    return [(Arithmetic, "products", lambda u, n: tuple(0.4 * v for v in real(u, n)))]
+
+
+def addends_apart():
+    """A bias, and a residual branch, taken to be added at the end."""
+    return [(rounding, "joining", lambda *a: 0.0), (merging_rules, "joining", lambda *a: 0.0)]
+
+
+def branches_apart():
+    """A residual branch alone taken to be added at the end."""
+    return [(merging_rules, "joining", lambda *a: 0.0)]
+
+
+def constants_as_written():
+    """Constants that float32 does not hold taken for exact."""
+    return [(operation_rules, "held", lambda *a: 0.0)]
+
+
+def inputs_as_given():
+    """Inputs not rounded to float32."""
+    real = program.forward_errors
+    return [(program, "forward_errors", lambda g, b, n, e, *rest: real(g, b, n, 0 * e, *rest))]
+
+
+def rounding_at_the_sample():
+    """What a program may be off by at x taken for that at every point of the ball."""
+    real = program.Program.errors
+
+    def errors(self, *arguments):
+        constant, rates = real(self, *arguments)
+        return constant, 0 * rates
+
+    return [(program.Program, "errors", errors)]
+
+
+def rounding_at_the_sample_in_balls():
+    """As `rounding_at_the_sample`, of radii by constants of balls alone."""
+    real = local._LocalBounds.radii
+    return [(local._LocalBounds, "radii", lambda self, *a: real(self, *a[:5]))]
+
+
+def norms_too_small():
+    """The norms of values at the sample measured too small."""
+    real = float64.Float64Twin.__call__
+
+    def call(self, x):
+        logits = real(self, x)
+        self.norms = self.norms and {i: 0.4 * v for i, v in self.norms.items()}
+        return logits
+
+    return [(float64.Float64Twin, "__call__", call)]
+
+
+def head_of_exact_sums():
+    """The head's dot products in the program counted as exact."""
+    real = program.Program._own
+    return [(program.Program, "_own", lambda *a, **k: 0 * real(*a, **k))]
+
+
+def shares_in_order():
+    """A softmax at the end taken to keep the order of logits in float32."""
+    real = program.Program._own
+
+    def own(self, *arguments, **keywords):
+        self._shares = 0
+        return real(self, *arguments, **keywords)
+
+    return [(program.Program, "_own", own)]
+
+
+def nothing_vanishes():
+    """No underflow in float32."""
+    return float32(underflow=0.0, smallest=0.0)
+
+
+def nothing_overflows():
+    """No overflow in float32."""
+    return float32(limit=np.inf)
+
+
 def reach_rounded_inward():
     """Pre-activations that move by a hundredth less than they can."""
     return [(secants, "_interval", lambda v, reach: (v - 0.99 * reach, v + 0.99 * reach))]
@@ -349,6 +454,20 @@ MUTANTS = {
     head_products_without_rounding: detectors.cancelling_products,
     products_without_rounding: detectors.cancelling_products,
     inputs_without_norm: detectors.cancelling_products,
+    unit_of_float64: red_team.order_of_large_sums,
+    pairwise_sums: red_team.order_of_large_sums,
+    part_of_the_sums: red_team.order_of_large_sums,
+    addends_apart: red_team.order_of_large_sums,
+    branches_apart: red_team.residual_branch,
+    constants_as_written: red_team.tied_by_float32,
+    inputs_as_given: red_team.tied_by_float32,
+    rounding_at_the_sample: red_team.growing_inputs,
+    rounding_at_the_sample_in_balls: red_team.growing_inputs,
+    norms_too_small: red_team.order_of_large_sums,
+    head_of_exact_sums: red_team.order_of_large_sums,
+    shares_in_order: red_team.tied_by_float32,
+    nothing_vanishes: red_team.vanishing_numbers,
+    nothing_overflows: red_team.vanishing_numbers,
     reach_rounded_inward: detectors.bends_ahead,
     slopes_at_the_centre: detectors.bends_ahead,
     ball_not_enforced: detectors.bends_ahead,

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from data import in_one_program, to_numpy
+from data import called, in_one_program, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from layer_checks import random_input
@@ -24,7 +24,8 @@ def test_equals_the_papers_formula(padding):
     x = random_input((2, 3, 4, 8), "float64")
     with backend.float64_scope():
         layer = FullShiftMixing(1 / 8, padding, dtype="float64")
-        actual = to_numpy(layer(keras.ops.convert_to_tensor(x)))
+        layer.build(x.shape)
+        actual = called(layer, x)
         r = to_numpy(layer.kernel).T
     rotated = np.einsum("rc,bhwc->bhwr", r, x)
     shifted = rotated.copy()

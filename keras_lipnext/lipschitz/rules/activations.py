@@ -6,7 +6,6 @@ import keras
 
 from keras_lipnext.activations import FUNCTIONS, NO_CONSTANT, find_activation, is_softmax
 from keras_lipnext.lipschitz.rules.base import Bound, size
-from keras_lipnext.norms.roundoff import ROUNDING
 
 INNER_SOFTMAX = (
     "softmax inside a network has no useful constant; at the end of a model, over the classes, it "
@@ -14,11 +13,23 @@ INNER_SOFTMAX = (
 )
 
 
-def activation_bound(activation, shape):
-    """`Bound` of an `Activation` applied to a tensor of this shape, without batch axis."""
+def activation_bound(activation, context):
+    """`Bound` of an `Activation` applied to a tensor of the shape of the context's output."""
+    shape = context.output_shape
     offset = activation.at_zero * math.sqrt(size(shape)) if activation.at_zero else 0.0
-    rounding = activation.ulps * ROUNDING / 2
-    return Bound(activation.constant, offset, rounding * activation.constant, rounding * offset)
+    ulps, absolute, linear = activation.ulps, offset, activation is FUNCTIONS["linear"]
+    if context.arithmetic.program and not linear:
+        ulps += 4  # the constants of its formula, held in the type of the program
+        if activation.cancelling:
+            absolute = offset + activation.cancelling * math.sqrt(size(shape))
+    rounding = ulps * context.arithmetic.unit
+    return Bound(
+        activation.constant,
+        offset,
+        rounding * activation.constant,
+        rounding * absolute,
+        terms=None if linear else 0,
+    )
 
 
 def activation_of(layer, context):

@@ -20,8 +20,8 @@ import numpy as np
 from keras_lipnext.backend import keras_private
 from keras_lipnext.manifolds import Stiefel
 from keras_lipnext.norms.convolutions import convolution_norm_bound, depthwise_norm_bound
-from keras_lipnext.norms.matrices import spectral_norm_bound
-from keras_lipnext.norms.roundoff import ROUNDING
+from keras_lipnext.norms.matrices import nonnegative_norm_bound, spectral_norm_bound
+from keras_lipnext.norms.roundoff import EVALUATION, ROUNDING
 from keras_lipnext.overrides import replaced
 from keras_lipnext.typing import Function
 
@@ -42,6 +42,8 @@ class Bound:
             relative ||x|| + absolute.
         combine: How the norms of several inputs act: "hypot" if f reads them as one tensor, "sum"
             if it adds them up, "mean" if it averages them.
+        terms: Number of products in the sums that f ends in, which what is added next may join;
+            None if f passes on what it reads.
     """
 
     constant: float
@@ -49,6 +51,7 @@ class Bound:
     relative: float = 0.0
     absolute: float = 0.0
     combine: str = "hypot"
+    terms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +163,14 @@ class Context:
         input_shapes: Those of all inputs.
         coarse: Whether the norm of a convolution may be too large by a quarter, to be found faster.
         known_norm: A bound of the norm of the layer's only kernel that was found already, or None.
+        arithmetic: `Arithmetic` of the evaluation whose rounding is bounded.
+        summed: Number of products in the sums that its input may end in.
     """
 
     coarse = False
     known_norm: float | None = None
+    arithmetic = EVALUATION
+    summed = 0
 
     def __init__(self, step, shapes=None):
         self.step = step
@@ -178,10 +185,20 @@ class Context:
         """The context of a step that works on slices of this one's, along its first axis."""
         slices = (s[1:] for s in (*self.input_shapes, self.output_shape))
         indices = (*step.inputs, *step.outputs)
-        return type(self)(step, {i: (None, *s) for i, s in zip(indices, slices)})
+        context = type(self)(step, {i: (None, *s) for i, s in zip(indices, slices)})
+        context.arithmetic, context.summed = self.arithmetic, self.summed
+        return context
 
     def refusal(self, reason):
         return refusal(self.step.title, reason)
+
+    def check_program(self, reason):
+        """Refuses a program in float32, for a reason that does not hold of float64 ones."""
+        if self.arithmetic.name == "float32":
+            raise ValueError(
+                f"{self.step.title} cannot be certified as a float32 program: {reason}. "
+                'arithmetic="float64" certifies the function.'
+            )
 
     def array(self, weight):
         """The stored values in float64; ValueError if one is not finite."""
@@ -248,10 +265,13 @@ class Context:
         """Upper bound of the norm of the kernel's magnitudes, kernel (*spatial, inputs, outputs).
 
         ||A||_2 <= sqrt(||A||_1 ||A||_inf): the largest sums over what one input feeds and over
-        what one output reads.
+        what one output reads. Of a program nearer to the norm, which is no less than it.
         """
         values = self.array(kernel)
         values = values.reshape(-1, *values.shape[-2:])
+        if self.arithmetic.program:
+            # The symbol's entries are largest at frequency 0, where all taps add up.
+            return nonnegative_norm_bound(sum(np.abs(taps) for taps in values))
         step = max(1, _BLOCK // values[:, :1].size)  # large ones by parts, to spare their copies
         reads, feeds = 0.0, []
         for start in range(0, values.shape[1], step):

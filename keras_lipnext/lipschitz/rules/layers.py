@@ -6,13 +6,21 @@ import math
 import keras
 import numpy as np
 
-from keras_lipnext import layers
+from keras_lipnext import backend, layers
 from keras_lipnext.activations import ACTIVATION_LAYERS, OPERATION_ACTIVATIONS, broken
-from keras_lipnext.lipschitz.rounding import added, block_diagonal, linear, repeated, scaled
+from keras_lipnext.lipschitz.rounding import (
+    added,
+    block_diagonal,
+    joining,
+    linear,
+    products,
+    repeated,
+    scaled,
+)
 from keras_lipnext.lipschitz.rules.activations import INNER_SOFTMAX, activation_bound, activation_of
 from keras_lipnext.lipschitz.rules.base import COARSE, Bound, find_rule, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import NoContraction, einsum_axes, matrices
-from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
+from keras_lipnext.norms.roundoff import ROUNDING
 
 kl = keras.layers
 
@@ -72,10 +80,19 @@ def l2_pool(layer, context):
     positions = size(context.input_shape) / size(context.output_shape)
     channels = size(context.output_shape)
     offset = math.sqrt(layer.epsilon * channels)
-    rounding = (positions + 8) * ROUNDING
+    rounding = (positions + 8) * context.arithmetic.rounding
+    if context.arithmetic.program:
+        # Of positive numbers: a square, the sum's additions, its epsilon and that of its type, half
+        # of it behind the root, which is off by 4 u; second orders.
+        rounding = context.arithmetic.gamma(positions + 2) / 2 + 8 * context.arithmetic.unit
     # Squares below the smallest number vanish: entries of 1e-154 do no harm.
-    vanishing = math.sqrt(size(context.input_shape)) * 2.0**-500
-    return Bound(1.0, offset, rounding, rounding * offset + vanishing)
+    return Bound(1.0, offset, rounding, rounding * offset + vanishing_squares(context))
+
+
+def vanishing_squares(context):
+    """What roots of sums of squares lose to squares that underflow."""
+    smallest = context.arithmetic.smallest**0.5 if context.arithmetic.program else 2.0**-500
+    return math.sqrt(size(context.input_shape)) * smallest
 
 
 @library_rule(layers.PositionalBias)
@@ -85,9 +102,10 @@ def positional_bias(layer, context):
 
 @library_rule(layers.NormalizedDense, head=True)
 def normalized_dense(layer, context):
-    yield linear(context, context.norm(layer.kernel), layer.kernel, layer.kernel.shape[0])
+    terms = layer.kernel.shape[0]
+    yield linear(context, context.norm(layer.kernel), layer.kernel, terms)
     if layer.bias is not None:
-        yield added(context, layer.bias)
+        yield added(context, layer.bias, terms)
 
 
 @library_rule(layers.PatchEmbedding)
@@ -110,17 +128,18 @@ def shift_mixing(layer, context):
     square = s * s
     constant = (1 + 4 * square * max(square - 1, 0.0)) ** 0.5 * (1 + 4 * ROUNDING)
     # In units of the input's norm, each factor 2 for the rounding of what was rounded before:
-    magnitude = context.absolute_norm(layer.kernel)
+    u, magnitude = context.arithmetic, context.absolute_norm(layer.kernel)
     channels, moving = layer.kernel.shape
-    rows = 2 * gamma(channels + 2) * magnitude  # x R
-    difference = 2 * rows + 4 * ROUNDING * s  # (S - I)(x R), of norm at most 2 s
-    product = s * difference + 4 * gamma(moving + 2) * magnitude * (s + difference)
-    total = product + 2 * ROUNDING * (1 + 2 * square + product)  # the last addition
+    rows = products(context, channels, magnitude, s)  # x R
+    difference = 2 * rows + 4 * u.rounding * s  # (S - I)(x R), of norm at most 2 s
+    product = s * difference + 2 * products(context, moving, magnitude, s) * (s + difference)
+    total = product + 2 * u.rounding * (1 + 2 * square + product)  # the last addition
     shape = context.output_shape
     return Bound(
         constant,
-        relative=total + UNDERFLOW * channels * moving,
-        absolute=UNDERFLOW * channels * (1 + magnitude) ** 2 * size(shape),
+        relative=total + joining(context, moving) + u.underflow * channels * moving,
+        absolute=u.underflow * channels * (1 + magnitude) ** 2 * size(shape),
+        terms=moving,
     )
 
 
@@ -136,14 +155,15 @@ def full_shift_mixing(layer, context):
 
 
 def activated(layer, context):
-    return activation_bound(activation_of(layer, context), context.output_shape)
+    return activation_bound(activation_of(layer, context), context)
 
 
 @library_rule(layers.OrthogonalDense, kl.Dense, head=True)
 def dense(layer, context):
     _check_plain(layer, context)
-    yield linear(context, linear_norm(layer, context), layer.kernel, layer.kernel.shape[0])
-    yield from _bias_and_activation(layer, context)
+    terms = layer.kernel.shape[0]
+    yield linear(context, linear_norm(layer, context), layer.kernel, terms)
+    yield from _bias_and_activation(layer, context, terms)
 
 
 @library_rule(kl.EinsumDense)
@@ -156,47 +176,53 @@ def einsum_dense(layer, context):
     except NoContraction as error:
         raise context.refusal(str(error)) from error
     yield block_diagonal(context, blocks)
-    yield from _bias_and_activation(layer, context)
+    yield from _bias_and_activation(layer, context, blocks.shape[1])
 
 
 @library_rule(kl.Conv1D, kl.Conv2D, kl.Conv3D)
 def convolution(layer, context):
     _check_plain(layer, context)
+    check_convolution(context)
     kernel = layer.kernel
     channels = context.input_shape[0 if layer.data_format == "channels_first" else -1]
     if kernel.shape[-2] * layer.groups != channels:
         raise context.refusal(f"its {layer.groups} groups do not fit its kernel and input")
-    yield linear(context, linear_norm(layer, context), kernel, math.prod(kernel.shape[:-1]))
-    yield from _bias_and_activation(layer, context)
+    terms = math.prod(kernel.shape[:-1])
+    yield linear(context, linear_norm(layer, context), kernel, terms)
+    yield from _bias_and_activation(layer, context, terms)
 
 
 @library_rule(kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 def transposed_convolution(layer, context):
     """The adjoint of a convolution with kernel (*spatial, outputs, inputs), cropped."""
     _check_plain(layer, context)
+    check_convolution(context)
     kernel = layer.kernel
     terms = math.prod(kernel.shape) // kernel.shape[-2]
     yield linear(context, linear_norm(layer, context), kernel, terms)
-    yield from _bias_and_activation(layer, context)
+    yield from _bias_and_activation(layer, context, terms)
 
 
 @library_rule(kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 def depthwise_convolution(layer, context):
     _check_plain(layer, context)
+    check_convolution(context)
     kernel = layer.kernel
-    yield linear(context, linear_norm(layer, context), kernel, math.prod(kernel.shape[:-2]))
-    yield from _bias_and_activation(layer, context)
+    terms = math.prod(kernel.shape[:-2])
+    yield linear(context, linear_norm(layer, context), kernel, terms)
+    yield from _bias_and_activation(layer, context, terms)
 
 
 @library_rule(kl.SeparableConv1D, kl.SeparableConv2D)
 def separable_convolution(layer, context):
     _check_plain(layer, context)
+    check_convolution(context)
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
     norm = _depthwise_norm(layer, context, depthwise)
     yield linear(context, norm, depthwise, math.prod(depthwise.shape[:-2]))
     norm = context.convolution_norm(pointwise)
     yield linear(context, norm, pointwise, pointwise.shape[-2])
-    yield from _bias_and_activation(layer, context)
+    yield from _bias_and_activation(layer, context, pointwise.shape[-2])
 
 
 # For each class, the axes of the kernel that its output channels run along.
@@ -272,10 +298,16 @@ def normalised_norm(linear_context, context):
     return norm, float(norm / least) * (1 + 16 * ROUNDING) if alike else math.inf
 
 
-def _bias_and_activation(layer, context):
+def _bias_and_activation(layer, context, terms):
     if layer.bias is not None:
-        yield added(context, layer.bias)
+        yield added(context, layer.bias, terms)
     yield activated(layer, context)
+
+
+def check_convolution(context):
+    """Refuses a float32 program whose convolutions may be no plain sums of products."""
+    if reason := backend.indirect_convolutions():
+        context.check_program(reason)
 
 
 def _check_plain(layer, context):
@@ -292,13 +324,13 @@ def _check_plain(layer, context):
 def activation_layer(layer, context):
     if broken(layer):
         raise context.refusal(broken(layer))
-    return activation_bound(activation_of(layer, context), context.output_shape)
+    return activation_bound(activation_of(layer, context), context)
 
 
 @library_rule(kl.PReLU)
 def parametric_relu(layer, context):
     constant = max(1.0, context.largest(layer.alpha))
-    return Bound(constant, relative=4 * ROUNDING * constant)
+    return Bound(constant, relative=4 * context.arithmetic.rounding * constant)
 
 
 @library_rule(kl.TimeDistributed)
@@ -373,9 +405,8 @@ def normalization(layer, context):
         return
     factors = 1 / deviation
     largest = context.largest(factors) * (1 + 8 * ROUNDING)
-    offset = context.offset_norm(mean)
-    yield Bound(1.0, offset, ROUNDING, ROUNDING * offset)
-    yield Bound(largest, relative=8 * ROUNDING * largest)
+    yield added(context, mean)
+    yield Bound(largest, relative=8 * context.arithmetic.rounding * largest)
 
 
 @library_rule(kl.BatchNormalization)
@@ -390,12 +421,13 @@ def batch_normalization(layer, context):
     largest = context.largest(scale) * (1 + 8 * ROUNDING)
     # Backends compute x s + (beta - mean s) or (x - mean) s + beta: both within this.
     magnitude = context.offset_norm(np.abs(beta) + np.abs(mean * scale))
-    rounding = 16 * ROUNDING
+    rounding = 16 * context.arithmetic.rounding
+    joined = joining(context, context.summed)
     yield Bound(
         largest,
-        context.offset_norm(beta - mean * scale) + rounding * magnitude,
+        context.offset_norm(beta - mean * scale) + 16 * ROUNDING * magnitude,
         rounding * largest,
-        rounding * magnitude,
+        rounding * magnitude + joined * (magnitude + context.offset_norm(mean) * largest),
     )
 
 

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_lipnext.lipschitz.rounding import joining
 from keras_lipnext.lipschitz.rules.base import Bound, library_rule
 from keras_lipnext.norms.roundoff import ROUNDING
 
@@ -27,7 +28,10 @@ def merged(context, combine, roundings=0):
             if side == 1 and out != 1:
                 repeats *= out
         broadcast = max(broadcast, math.sqrt(repeats) * (1 + ROUNDING))
-    return Bound(broadcast, relative=roundings * ROUNDING * broadcast, combine=combine)
+    rounding = roundings * context.arithmetic.rounding
+    if roundings and context.summed:
+        rounding += joining(context, context.summed)
+    return Bound(broadcast, relative=rounding * broadcast, combine=combine)
 
 
 @library_rule(kl.Add)

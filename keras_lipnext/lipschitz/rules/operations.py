@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_lipnext.activations import NO_CONSTANT
 from keras_lipnext.lipschitz.graph import Value
-from keras_lipnext.lipschitz.rounding import added, block_diagonal, scaled
+from keras_lipnext.lipschitz.rounding import added, block_diagonal, held, scaled
 from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
@@ -19,8 +19,9 @@ from keras_lipnext.lipschitz.rules.contractions import (
     matrices,
     tensordot_axes,
 )
+from keras_lipnext.lipschitz.rules.layers import vanishing_squares
 from keras_lipnext.lipschitz.rules.merging import merged
-from keras_lipnext.norms.roundoff import ROUNDING, gamma
+from keras_lipnext.norms.roundoff import ROUNDING
 
 
 @library_rule("Glu", "Exp", "HardShrink", "Threshold")
@@ -46,7 +47,8 @@ def clip(operation, context):
     low, high = (np.asarray(v, "float64") for v in (operation.x_min, operation.x_max))
     if low.ndim or high.ndim or not low <= high:
         raise context.refusal("its limits are not two numbers, the smaller first")
-    return Bound(1.0, context.offset_norm(np.clip(0.0, low, high)))
+    lost = held(context, context.offset_norm(np.maximum(np.abs(low), np.abs(high))))
+    return Bound(1.0, context.offset_norm(np.clip(0.0, low, high)), absolute=lost)
 
 
 @library_rule("Cast", identity=True, converts=True)
@@ -114,7 +116,8 @@ def extremum(operation, context):
     bound = merged(context, "hypot")
     if constant is None:
         return bound
-    return (bound, Bound(1.0, context.offset_norm(constant)))
+    offset = context.offset_norm(constant)
+    return (bound, Bound(1.0, offset, absolute=held(context, offset)))
 
 
 @library_rule(*PRODUCTS)
@@ -223,7 +226,7 @@ def pad(operation, context):
     if operation.mode == "constant":
         added = size(context.output_shape) - size(context.input_shape)
         offset = abs(float(value)) * math.sqrt(added) if value else 0.0
-        return Bound(1.0, offset * (1 + 4 * ROUNDING))
+        return Bound(1.0, offset * (1 + 4 * ROUNDING), absolute=held(context, offset))
     largest = max(n for pair in widths for n in pair)
     if operation.mode != "reflect" and (operation.mode != "symmetric" or largest > 1):
         raise context.refusal(
@@ -316,7 +319,8 @@ def sum_of(operation, context):
     if count is None:
         raise context.refusal(f"the number of terms of {context.input_shape} is unknown")
     constant = math.sqrt(count) * (1 + ROUNDING)
-    return Bound(constant, relative=2 * gamma(count + 2) * constant)
+    relative = 2 * context.arithmetic.gamma(count + 2) * constant
+    return Bound(constant, relative=relative, terms=count)
 
 
 @library_rule("Mean")
@@ -325,7 +329,7 @@ def mean(operation, context):
     if count is None:
         return Bound(1.0, relative=math.inf)  # of one entry at least; known when certifying
     constant = (1 + 2 * ROUNDING) / math.sqrt(count)
-    return Bound(constant, relative=2 * gamma(count + 2) * constant)
+    return Bound(constant, relative=2 * context.arithmetic.gamma(count + 2) * constant)
 
 
 @library_rule("Cumsum")
@@ -339,7 +343,8 @@ def cumulative_sum(operation, context):
         raise context.refusal(f"it computes in {operation.dtype}: leave its dtype to the input")
     count = _known(context, context.input_shape[axis - 1])
     constant = (1 + 16 * ROUNDING) / (2 * math.sin(math.pi / (4 * count + 2)))
-    return Bound(constant, relative=2 * gamma(count + 2) * constant)
+    relative = 2 * context.arithmetic.gamma(count + 2) * constant
+    return Bound(constant, relative=relative, terms=count)
 
 
 @library_rule("Norm")
@@ -354,9 +359,8 @@ def norm(operation, context):
         raise context.refusal(f"its order {order!r} over {len(axes)} axes has no rule here")
     count = _count(context, operation)
     # Half the rounding of the sum; squares that vanish, as in L2Pool.
-    vanishing = math.sqrt(size(context.input_shape)) * 2.0**-500
-    rounding = math.inf if count is None else (count + 8) * ROUNDING
-    return Bound(1.0, relative=rounding, absolute=vanishing)
+    rounding = math.inf if count is None else (count + 8) * context.arithmetic.rounding
+    return Bound(1.0, relative=rounding, absolute=vanishing_squares(context))
 
 
 @library_rule("Logsumexp")
@@ -374,8 +378,8 @@ def log_sum_exp(operation, context):
     return Bound(
         1.0,
         offset,
-        relative=64 * ROUNDING,
-        absolute=ROUNDING * ((2 * count + 64) * groups + 64 * offset),
+        relative=64 * context.arithmetic.rounding,
+        absolute=context.arithmetic.rounding * ((2 * count + 64) * groups + 64 * offset),
     )
 
 

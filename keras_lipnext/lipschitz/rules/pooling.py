@@ -15,7 +15,7 @@ from keras_lipnext.lipschitz.rules.axis_maps import (
     windows_in_float32,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
-from keras_lipnext.norms.roundoff import ROUNDING, gamma
+from keras_lipnext.norms.roundoff import ROUNDING
 
 kl = keras.layers
 
@@ -41,7 +41,7 @@ def average_pooling(layer, context):
         )
     count = math.prod(layer.pool_size)
     constant = math.sqrt(_overlap(layer) / count) * (1 + 2 * ROUNDING)
-    return Bound(constant, relative=2 * gamma(count + 2) * constant)
+    return Bound(constant, relative=2 * context.arithmetic.gamma(count + 2) * constant)
 
 
 def _pads(layer, shape):
@@ -65,11 +65,14 @@ def global_average_pooling(layer, context):
         return Bound(1.0, relative=math.inf)  # one position at least; known when certifying
     positions = size(context.input_shape) / size(context.output_shape)
     constant = (1 + 2 * ROUNDING) / math.sqrt(positions)
-    return Bound(constant, relative=2 * gamma(int(positions) + 2) * constant)
+    return Bound(constant, relative=2 * context.arithmetic.gamma(int(positions) + 2) * constant)
 
 
 def _axis_maps(layer, context):
     """`Bound`s of a layer of `AXIS_MAPS`."""
+    context.check_program(
+        "the backends of Keras weigh its entries by numbers that each computes in a way of its own"
+    )
     shape = (None, *context.input_shape)
     if None in (shape[axis] for axis in spatial_axes(layer, len(shape))):
         raise context.refusal(f"the size of its input of shape {context.input_shape} is unknown")

@@ -21,10 +21,11 @@ import numpy as np
 
 from keras_lipnext import backend, layers
 from keras_lipnext.layers.sdp_diagonal import Q_RANGE
-from keras_lipnext.lipschitz.rounding import added, linear
+from keras_lipnext.lipschitz.rounding import added, joining, linear
 from keras_lipnext.lipschitz.rules.activations import activation_bound, activation_of
 from keras_lipnext.lipschitz.rules.base import Bound, NominalContext, library_rule, size
-from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, gamma
+from keras_lipnext.lipschitz.rules.layers import check_convolution
+from keras_lipnext.norms.roundoff import ROUNDING, gamma
 
 
 @library_rule(layers.SDPDense, layers.SDPConv2D)
@@ -37,8 +38,8 @@ def sdp_linear(layer, context):
         terms = math.prod(kernel.shape[:-2]) * form.columns
         yield form.product(kernel, form.norm(kernel), terms, context)
         if layer.bias is not None:
-            yield added(context, layer.bias)
-    yield activation_bound(activation_of(layer, context), context.output_shape)
+            yield added(context, layer.bias, terms)
+    yield activation_bound(activation_of(layer, context), context)
 
 
 @library_rule(layers.SDPResidualDense, layers.SDPResidualConv2D)
@@ -71,10 +72,11 @@ def sdp_residual(layer, context):
         d0 = part.constant * d0 + part.relative * (r0 + d0)
         d1 = part.constant * d1 + part.relative * (r1 + d1) + part.absolute
         r0, r1 = part.constant * r0, part.constant * r1 + part.offset
-    relative = 2 * d0 + 2 * ROUNDING * (1 + 2 * (r0 + d0))
-    absolute = 2 * d1 + 4 * ROUNDING * (r1 + d1)
+    rounding = context.arithmetic.rounding
+    relative = 2 * d0 + 2 * rounding * (1 + 2 * (r0 + d0)) + joining(context, parts[2].terms)
+    absolute = 2 * d1 + 4 * rounding * (r1 + d1)
     up = 1 + 2**-30  # the rounding of these lines
-    return Bound(constant, 2 * r1 * up, relative * up, absolute * up)
+    return Bound(constant, 2 * r1 * up, relative * up, absolute * up, terms=parts[2].terms)
 
 
 class _Sized:
@@ -109,6 +111,8 @@ class _Form:
             self.w, self.inverse, self.scale = map(keras.ops.convert_to_numpy, form)
         self.columns = self.w.shape[-1]
         self._context, self._bound = context, layer.bound
+        if self.w.ndim == 4:
+            check_convolution(context)
         if not (np.isfinite(self.inverse).all() and (self.inverse > 0).all()):
             raise context.refusal("the diagonal that divides its kernel is not finite")
         q = np.ones(self.columns)
@@ -126,14 +130,16 @@ class _Form:
             # ||W^(theta)||_F^2 of the grid is at least the mean, sum ||W[t]||_F^2. Each squaring
             # counts half as much as the one before: 4 covers their sum, and second orders.
             *taps, rows, columns = self.w.shape
-            sums = gamma(2 * (rows + columns) + math.prod(taps) + 24)
+            sums = context.arithmetic.gamma(2 * (rows + columns) + math.prod(taps) + 24)
             self.error = 4 * math.prod(taps) * math.sqrt(columns) * sums
         elif self._bound == "orthogonal":
             self.error = 0.0
         else:
             sums = self._magnitudes @ q / q
-            self.error = float((gamma(terms) * sums * self.inverse).max()) + 2.0**-44
+            u = context.arithmetic
+            self.error = float((u.gamma(terms) * sums * self.inverse).max()) + 2**9 * u.unit
         if not self.error < 2.0**-8:
+            context.check_program("the diagonal T that it computes is too far off in float32")
             raise context.refusal(
                 "the sizes of its columns differ so much that rounding decides what divides them"
             )
@@ -169,8 +175,10 @@ class _Form:
 
     def product(self, kernel, norm, terms, context):
         """`Bound` of a product with W T^(-1/2), or its adjoint, without bias."""
-        bound = linear(context, norm, kernel, terms)
-        own = (self.error + 16 * ROUNDING) * context.absolute_norm(kernel)
+        bound, u = linear(context, norm, kernel, terms), context.arithmetic
+        own = (self.error + 16 * u.rounding) * context.absolute_norm(kernel)
+        if u.program:  # what T is off by scales whole columns
+            own = self.error * norm + 16 * u.rounding * context.absolute_norm(kernel)
         return dataclasses.replace(bound, relative=bound.relative + 2 * own)
 
     def hidden(self, bias, activation, shape):
@@ -187,6 +195,15 @@ class _Form:
         values = 0.0 if bias is None else np.abs(self._context.array(bias))
         beta = (values + activation.at_zero) / sizes
         offset = self._context.offset_norm(beta, shape)
-        relative = 2 * (self.error + (16 + activation.ulps / 2) * ROUNDING)
-        underflow = UNDERFLOW * size(shape) * (1 + float((1 / sizes).max()))
-        return Bound(activation.constant, offset, relative, relative * offset + underflow)
+        u = self._context.arithmetic
+        if not (sizes.max() <= u.limit and sizes.min() * u.limit >= 1):
+            self._context.check_program(
+                f"the diagonal that divides its kernel reaches from {sizes.min()} to {sizes.max()}"
+            )
+        relative = 2 * (self.error + (16 + activation.ulps / 2) * u.rounding)
+        underflow = u.underflow * size(shape) * (1 + float((1 / sizes).max()))
+        absolute = relative * offset + underflow
+        if u.program and activation.cancelling:
+            lost = self._context.offset_norm(activation.cancelling / sizes, shape)
+            absolute += relative * lost
+        return Bound(activation.constant, offset, relative, absolute)

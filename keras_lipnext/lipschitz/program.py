@@ -1,0 +1,162 @@
+"""What a deployed program computes: how far its logits are off, at every point of a ball.
+
+For inputs x' with ||x' - x|| <= rho a value z of the graph, of which the constants from the input
+combine to k, has ||z(x')|| <= ||z(x)|| + k rho. What rounding does to it is bounded by nonnegative
+multiples of such norms (`forward_errors`), and so affine in rho: with D and d from the same
+recursion, d for inputs of norm 1 and without offsets,
+
+    ||computed z(x') - z(x')|| <= D + d rho.
+
+`Program.errors` answers with E_ij(rho) <= b_ij + a_ij rho for the difference of two logits.
+[Higham, Accuracy and Stability of Numerical Algorithms, chapters 2 to 4]
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from keras_lipnext import backend
+from keras_lipnext.lipschitz.model import measured, required_rule
+from keras_lipnext.lipschitz.own_precision import types
+from keras_lipnext.lipschitz.rounding import forward_errors
+from keras_lipnext.lipschitz.rules.base import Context, size
+from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
+
+ARITHMETICS = ("real", *PROGRAMS)
+
+
+def program_arithmetic(name, certifiable):
+    """The `Arithmetic` of the program that a certificate is to hold of, None for "real".
+
+    Raises:
+        ValueError: for a name that is none of `ARITHMETICS`; for "float32" if a setting or device
+            lets float32 be less, or the model computes in something else.
+    """
+    if name not in ARITHMETICS:
+        raise ValueError(
+            f"`arithmetic` must be one of {', '.join(ARITHMETICS)}. Received: arithmetic={name!r}"
+        )
+    if name == "float32":
+        _check_float32(certifiable)
+    return PROGRAMS.get(name)
+
+
+def _check_float32(certifiable):
+    """ValueError unless `model.predict` computes in float32, or more, here and now."""
+    if reason := backend.reduced_float32():
+        raise ValueError(f"No float32 program can be certified in this process: {reason}.")
+    given = {keras.config.floatx(), certifiable.graph.input_dtype}
+    found = [("Its input", given)]
+    found += [(step.title, types(step)) for step in certifiable.graph.steps]
+    for title, names in found:
+        if less := sorted(n for n in names if "float16" in n or "float8" in n):
+            raise ValueError(
+                f"The model is no float32 program: {title} computes in {less[0]}, whose rounding "
+                'is too coarse to certify. arithmetic="float64" certifies the function that its '
+                "stored weights define."
+            )
+    for step in certifiable.steps:
+        if not required_rule(step).proven:
+            raise ValueError(
+                f"{step.title} cannot be certified as a float32 program: its rule is declared, and "
+                "what float32 does to it not known."
+            )
+
+
+class Program:
+    """Bounds of a program of one model, for inputs of one size.
+
+    Args:
+        arithmetic: `Arithmetic` of the program.
+        certifiable: `Certifiable`.
+        shapes: {index of a value: its shape}.
+        distances: ||w_i - w_j||, or sqrt(2) without a head, rounded up, shape (classes, classes).
+        estimated: Function of a step and a `Bound` whose offset was not stated: one with an
+            estimate.
+    """
+
+    def __init__(self, arithmetic, certifiable, shapes, distances, estimated):
+        self._arithmetic, self._body = arithmetic, certifiable.body
+        self._distances, self._shares = distances, len(certifiable.shares)
+        self._entries = size(shapes[0][1:])
+        bounds, _ = measured(certifiable.body, shapes, arithmetic=arithmetic)
+        self._bounds = [
+            tuple(estimated(step, part) for part in parts)
+            for step, parts in zip(certifiable.body.steps, bounds)
+        ]
+        # Of a linear head: its number of products, the norms of its weight vectors, their largest
+        # entry, its biases. Without one a logit's own rounding is in D.
+        self._terms, self._norms, self._largest, self._biases = 0, 1.0, 0.0, 0.0
+        if head := certifiable.head:
+            kernel = Context(head).array(head.operation.kernel)
+            self._terms, self._largest = len(kernel), np.abs(kernel).max()
+            norms = np.sqrt((kernel**2).sum(axis=0))
+            self._norms = norms * (1 + (len(kernel) + 16) * ROUNDING) + 2.0**-500
+            if head.operation.bias is not None:
+                # Not finite, they leave no logit finite and no radius.
+                biases = np.asarray(keras.ops.convert_to_numpy(head.operation.bias))
+                self._biases = np.abs(biases.astype("float64"))
+        homogeneous = [
+            tuple(dataclasses.replace(part, offset=0.0, absolute=0.0) for part in parts)
+            for parts in self._bounds
+        ]
+        one = np.ones(1)
+        self._slopes = forward_errors(self._body, homogeneous, one, arithmetic.unit * one)
+
+    def errors(self, norms, predictions, values=None):
+        """(b, a): what is added to z_i - z_j of the predicted class i, and how fast it grows.
+
+        Args:
+            norms: Upper bounds of the norms of the inputs, shape (samples,).
+            predictions: Predicted classes, shape (samples,).
+            values: {index of a value: upper bounds of its norms, shape (samples,)}; None if they
+                are to follow from the inputs'.
+
+        Returns:
+            b_ij for i as predicted, shape (samples, classes); a_ij, shape (classes, classes).
+        """
+        state = self._state(norms, values)[self._body.output]
+        slopes = self._slopes[self._body.output]
+        own, rates = self._own(*state), self._own(*slopes, constant=0.0)
+        mine = own[np.arange(len(own)), predictions]
+        constant = self._distances[predictions] * state[1][:, None] + own + mine[:, None]
+        return constant * UP_STEP, (self._distances * slopes[1] + rates + rates.T) * UP_STEP
+
+    def within_range(self, norms, radii, values=None):
+        """Whether nothing can overflow on balls of these radii, shape (samples,)."""
+        if values is not None:
+            values = {i: v + self._slopes[i][0] * radii for i, v in values.items()}
+        largest = self._own(*self._state(norms + radii, values)[self._body.output]).max(axis=1)
+        # Between several softmaxes differences are at most 1; see `_own`.
+        return np.isfinite(largest) & ((self._shares < 2) | (largest <= 0.25))
+
+    def _state(self, norms, values):
+        u = self._arithmetic
+        given = u.unit * norms + u.smallest * math.sqrt(self._entries)
+        given = np.where(norms <= u.limit, given, np.inf)
+        return forward_errors(self._body, self._bounds, norms, given, values, u.limit)
+
+    def _own(self, r, d, constant=1.0):
+        """What each logit's own dot product and shares may be off by, shape (samples, classes).
+
+        Of features of norm r that are off by d; with `constant` 0, how fast that grows with them.
+
+        A softmax behind the logits rounds z - max z relatively, and the shares, by less than 512 u
+        each; log_softmax its differences. Of the shares of n classes the largest is at least 1/n,
+        and differs from another by at least m / (2 n) if the logits do by m <= 1: where another
+        softmax follows, what that may be off by counts 2 n times.
+        """
+        u, classes = self._arithmetic, len(self._distances)
+        norm = (r + d)[:, None]
+        sizes = self._norms * norm + constant * self._biases
+        own = np.zeros((len(r), classes))
+        if self._terms:
+            own = own + sum(u.products(self._terms)) * sizes
+            own += u.underflow * self._terms * (1 + self._largest) * (constant + norm)
+            own[~((sizes <= u.limit**1.5) & (norm <= u.limit))] = np.inf  # it may overflow
+        if self._shares:
+            share = u.unit * (16 * sizes + constant * (512 + 8 * classes))
+            own = own + share * sum((2.0 * classes) ** k for k in range(self._shares))
+        return own

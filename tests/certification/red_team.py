@@ -1,0 +1,388 @@
+"""Float32 programs that sum in chosen orders, and networks that the order decides.
+
+A program here is a function of a model and a batch that evaluates its steps in NumPy float32, each
+sum of products by one of `ORDERS`. `certify(..., arithmetic="float32")` must hold of all of them.
+"""
+
+import keras
+import numpy as np
+from data import to_numpy
+from random_nets import gradient_of
+
+import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.lipschitz.model import read
+
+f32 = np.float32
+U = 2.0**-24
+
+
+# Sums of products w x over the last axis, float32 arrays of shapes that broadcast; the result has
+# theirs without it. A bias is a term, with 1 for x.
+
+
+def _chain(terms):
+    total = terms[..., 0]
+    for k in range(1, terms.shape[-1]):
+        total = total + terms[..., k]
+    return total
+
+
+def _pairwise(terms):
+    while terms.shape[-1] > 1:
+        if terms.shape[-1] % 2:
+            terms = np.concatenate([terms, np.zeros_like(terms[..., :1])], axis=-1)
+        terms = terms[..., 0::2] + terms[..., 1::2]
+    return terms[..., 0]
+
+
+def _blocks(size):
+    def order(w, x):
+        t = w * x
+        return _chain(
+            np.stack([_chain(t[..., k : k + size]) for k in range(0, t.shape[-1], size)], -1)
+        )
+
+    return order
+
+
+def _sorted(w, x, key):
+    t = w * x
+    return _chain(np.take_along_axis(t, np.argsort(key(t), axis=-1, kind="stable"), axis=-1))
+
+
+def _fma(w, x):
+    """Fused multiply-add, one after the other: 64 bits hold product and sum exactly enough."""
+    total = f32(0) * x[..., 0] * w[..., 0]
+    for k in range(x.shape[-1]):
+        total = (w[..., k].astype("longdouble") * x[..., k] + total).astype(x.dtype)
+    return total
+
+
+def _kahan(w, x):
+    t = w * x
+    total, lost = t[..., 0] * f32(0), t[..., 0] * f32(0)
+    for k in range(t.shape[-1]):
+        y = t[..., k] - lost
+        new = total + y
+        lost = (new - total) - y
+        total = new
+    return total
+
+
+def _flushed(w, x):
+    """Subnormal operands and results taken for zero, one after the other."""
+    tiny = np.finfo(f32).tiny
+
+    def flush(a):
+        return np.where(np.abs(a) < tiny, f32(0), a)
+
+    t = flush(flush(w) * flush(x))
+    total = t[..., 0]
+    for k in range(1, t.shape[-1]):
+        total = flush(total + t[..., k])
+    return total
+
+
+ORDERS = {
+    "forward": lambda w, x: _chain(w * x),
+    "reversed": lambda w, x: _chain((w * x)[..., ::-1]),
+    "pairwise": lambda w, x: _pairwise(w * x),
+    "blocks of 2": _blocks(2),
+    "blocks of 16": _blocks(16),
+    "blocks of 64": _blocks(64),
+    "positive first": lambda w, x: _sorted(w, x, lambda t: -t),
+    "negative first": lambda w, x: _sorted(w, x, lambda t: t),
+    "large first": lambda w, x: _sorted(w, x, lambda t: -np.abs(t)),
+    "small first": lambda w, x: _sorted(w, x, np.abs),
+    "fused multiply-add": _fma,
+    "Kahan": _kahan,
+    "flushed to zero": _flushed,
+}
+
+
+def evaluated(model, x, order, dtype=f32):
+    """The logits of a chain of Dense layers and activations in one type, each bias a term."""
+    add = ORDERS[order]
+    values = {0: np.asarray(x).astype(dtype)}
+    certifiable = read(model)
+    for step in certifiable.steps:
+        given = [values[i] for i in step.inputs]
+        layer = step.operation
+        if hasattr(layer, "kernel"):
+            kernel = to_numpy(layer.kernel).astype(dtype)
+            rows = np.concatenate([np.ones_like(given[0][..., :1]), given[0]], axis=-1)
+            bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_numpy(layer.bias)
+            columns = np.concatenate([bias.astype(dtype)[None], kernel])
+            out = add(columns.T, rows[..., None, :])
+            if getattr(layer, "activation", None) is keras.activations.relu:
+                out = np.maximum(out, dtype(0))
+        elif isinstance(layer, lip.layers.BetaAbs):
+            out = given[0].copy()
+            out[..., : layer.rectified] = np.abs(out[..., : layer.rectified])
+        else:
+            raise NotImplementedError(step.kind)
+        assert out.dtype == dtype
+        (index,) = step.outputs
+        values[index] = out
+    return values[certifiable.steps[-1].outputs[0]]
+
+
+# Networks that the order of summation decides.
+
+
+def absorbing(terms=1024, bias=False, body=False):
+    """(model, x): 1 + (many terms of just under half a unit of 1) against a little more than 1.
+
+    In real arithmetic the first logit is larger. From large to small the terms are lost one by one,
+    and the second is. With `bias` the 1 is a bias, with `body` the sums are those of a layer in
+    front of an activation. Weights and inputs are alike, so that norms are as tight as sums.
+    """
+    small = np.sqrt(U * 0.999)
+    w = np.full(terms, small)
+    second = np.zeros(terms)
+    if not bias:
+        w[0] = 1.0
+        second[0] = 1 + 4 * U
+    kernel = np.stack([second, w], axis=1)
+    biases = np.array([1 + 4 * U, 1.0]) if bias else np.zeros(2)
+    inputs = keras.Input((terms,))
+    dense, keeping = keras.layers.Dense(2), lip.layers.BetaAbs(0.5)
+    outputs = lip.layers.BetaAbs(0.5)(dense(keeping(inputs))) if body else dense(inputs)
+    model = keras.Model(inputs, outputs)
+    dense.set_weights([kernel, biases])
+    x = np.full((1, terms), small)
+    x[0, 0] = small if bias else 1.0
+    return model, x.astype(f32)
+
+
+def cancelling(pairs=32, size=2.0**20):
+    """(model, x): +size and -size, `pairs` times, around a sum that decides."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(2 * pairs + 4)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    first = np.concatenate([np.zeros((4, 2 * pairs)), np.eye(4)], axis=1)
+    constants = np.concatenate([np.full(2 * pairs, size), np.zeros(4)])
+    head = np.zeros((2 * pairs + 4, 2))
+    head[: 2 * pairs : 2, 1], head[1 : 2 * pairs : 2, 1] = 1, -1
+    head[2 * pairs :, 1] = 1
+    model.layers[1].set_weights([first, constants])
+    model.layers[2].set_weights([head, np.zeros(2)])
+    return model, np.full((1, 4), 0.2, f32)
+
+
+def growing():
+    """(model, x): samples near 0, and two logits that are large and alike far from it."""
+    rng = np.random.default_rng(2)
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    common = 2.0**20 * rng.normal(size=64)
+    kernel = np.stack([common, common + rng.normal(size=64)], axis=1)
+    model.layers[1].set_weights([kernel, np.array([1.0, 0.0])])
+    return model, (1e-8 * rng.normal(size=(40, 64))).astype(f32)
+
+
+def drawn(seed):
+    """(model, x): a chain of Dense layers from a seed, sizes, biases and activations of all kinds.
+
+    Its last biases put the border of two classes near the samples.
+    """
+    rng = np.random.default_rng(seed)
+    width, classes = int(rng.integers(2, 40)), int(rng.integers(2, 5))
+    inputs = x = keras.Input((width,))
+    layers = []
+    for _ in range(int(rng.integers(0, 4))):
+        layer = keras.layers.Dense(int(rng.integers(2, 40)), activation=rng.choice([None, "relu"]))
+        x = layer(x)
+        layers.append(layer)
+        if rng.random() < 0.5:
+            x = lip.layers.BetaAbs(0.5)(x)
+    layers.append(keras.layers.Dense(classes))
+    model = keras.Model(inputs, layers[-1](x))
+    offset = 10 ** rng.uniform(-2, 4) * rng.choice([0, 1])
+    for layer in layers:
+        kernel = rng.normal(size=layer.kernel.shape) * 10 ** rng.uniform(-1, 1)
+        if rng.random() < 0.3:  # classes, or features, that nearly agree
+            kernel = kernel[:, :1] * 10 ** rng.uniform(0, 3) + kernel
+        layer.set_weights([kernel, offset * rng.normal(size=layer.bias.shape)])
+    points = rng.normal(size=(12, width)) * 10 ** rng.uniform(-1, 1)
+    layers[-1].bias.assign(np.zeros(classes))
+    middle = to_numpy(model(points[:1].astype(f32)))[0]
+    layers[-1].bias.assign(-middle)
+    return model, points.astype(f32)
+
+
+def flips(model, x, certificate, orders=ORDERS):
+    """Orders by which the program's prediction is not the certified one at x, of radius > 0."""
+    certified = certificate.radii > 0
+    return [
+        name
+        for name in orders
+        if (evaluated(model, x, name).argmax(axis=1) != certificate.predictions)[certified].any()
+    ]
+
+
+def towards_boundary(model, x, certificate, share=1 - 1e-6):
+    """Inputs at `share` of each radius from x, along the gradient of the nearest difference."""
+    twin = Float64Twin(model)
+    x = np.asarray(x, "float64")
+    logits = twin(x)
+    rows, top = np.arange(len(x)), certificate.predictions
+    best, found = np.full(len(x), np.inf), x.copy()
+    for j in range(logits.shape[1]):
+        for i in range(logits.shape[1]):
+            if i == j:
+                continue
+
+            def difference(t, i=i, j=j):
+                z = twin.tensor(t)
+                return z[:, i] - z[:, j]
+
+            mine = top == i
+            if not mine.any():
+                continue
+            slope = twin.call(gradient_of(twin, difference), x)
+            length = np.linalg.norm(slope.reshape(len(x), -1), axis=1)
+            length = np.where(length > 0, length, 1)
+            distance = (logits[rows, top] - logits[:, j]) / length
+            nearer = mine & (distance < best)
+            step = slope / length.reshape(-1, *[1] * (x.ndim - 1))
+            moved = x - (share * certificate.radii).reshape(-1, *[1] * (x.ndim - 1)) * step
+            found[nearer], best[nearer] = moved[nearer], distance[nearer]
+    return found
+
+
+def neighbours(x, moved, radii, rng):
+    """Neighbouring floats of `moved`, a random step an entry, kept within the radii of x."""
+    signs = rng.choice(np.array([-np.inf, np.inf], f32), size=moved.shape)
+    near = np.nextafter(moved.astype(f32), signs)
+    distance = np.linalg.norm((near.astype("float64") - x).reshape(len(x), -1), axis=1)
+    inside = distance < radii
+    return np.where(inside.reshape(-1, *[1] * (x.ndim - 1)), near, moved)
+
+
+def survives(model, x, orders=ORDERS, rounds=3, own=True, lipschitz="product"):
+    """AssertionError if some program predicts otherwise within a certified float32 radius."""
+    certificate = lip.certify(model, x, verbose=0, arithmetic="float32", lipschitz=lipschitz)
+    rng = np.random.default_rng(0)
+    certified = certificate.radii > 0
+    moved = towards_boundary(model, x, certificate)
+    points = [np.asarray(x, "float64"), moved]
+    points += [
+        neighbours(np.asarray(x, "float64"), moved, certificate.radii, rng) for _ in range(rounds)
+    ]
+    for point in points:
+        answers = {name: evaluated(model, point, name) for name in orders}
+        if own:
+            answers["its own"] = to_numpy(model.predict_on_batch(point.astype(f32)))
+        for name, logits in answers.items():
+            wrong = (logits.argmax(axis=1) != certificate.predictions) & certified
+            assert not wrong.any(), f"{name}: {np.flatnonzero(wrong)[:5]}"
+    return certificate
+
+
+# Detectors, for the gate.
+
+
+def order_of_large_sums():
+    """Terms lost one by one, in a head, in a layer, behind a bias."""
+    for settings in ({}, {"bias": True}, {"body": True}, {"bias": True, "body": True}):
+        model, x = absorbing(**settings)
+        certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+        assert not flips(model, x, certificate), settings
+
+
+def residual_branch():
+    """As `absorbing`, the 1 a residual branch that a product's sum starts with."""
+    terms, small = 1024, np.sqrt(U * 0.999)
+    inputs = keras.Input((terms,))
+    product = keras.layers.Dense(2, use_bias=False)
+    model = keras.Model(inputs, keras.layers.Add()([product(inputs), inputs[:, :2]]))
+    kernel = np.zeros((terms, 2), f32)
+    kernel[2:, 1] = small
+    product.kernel.assign(kernel)
+    x = np.full((1, terms), small, f32)
+    x[0, :2] = 1 + 4 * U, 1
+    rows = np.concatenate([np.ones((2, 1), f32), np.broadcast_to(x, (2, terms))], axis=1)
+    logits = ORDERS["forward"](np.concatenate([x[:, :2], kernel]).T, rows)
+    real, program = (lip.certify(model, x, verbose=0, arithmetic=a) for a in ("real", "float32"))
+    assert real.radii[0] > 0 and real.predictions[0] == 1 and logits.argmax() == 0
+    assert program.radii[0] == 0
+
+
+def cancelling_constants():
+    """Large constants that cancel, in every order."""
+    model, x = cancelling()
+    certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+    assert not flips(model, x, certificate)
+
+
+def growing_inputs():
+    """A program's rounding grows with its inputs: none at x = 0, some at the border."""
+    for lipschitz in ("product", "local_lipschitz"):
+        certificate = survives(*growing(), lipschitz=lipschitz)
+        assert (certificate.radii > 0).all()
+
+
+def side_by_side(*functions):
+    """A model that applies to each input, of as many, a function of its own."""
+    inputs = keras.Input((len(functions),))
+    parts = [f(inputs[:, k : k + 1]) for k, f in enumerate(functions)]
+    return keras.Model(inputs, keras.ops.concatenate(parts, axis=-1))
+
+
+def tied_by_float32():
+    """Differences that float32 does not hold: of inputs, of constants, of shares."""
+    ops = keras.ops
+    low, high = (float(f32(0.1)) * (1 - k * U / 4) for k in (1, 0))
+    inputs = keras.Input((2,))
+    cases = [
+        (keras.Model(inputs, ops.abs(inputs)), [[1.0, 1 + 2.0**-25]]),
+        (side_by_side(lambda x: ops.maximum(x, low), lambda x: ops.maximum(x, high)), [[0.0, 0.0]]),
+        (side_by_side(lambda x: ops.clip(x, low, 1), lambda x: ops.clip(x, high, 1)), [[0.0, 0.0]]),
+        (keras.Model(inputs, keras.layers.Softmax()(inputs)), [[0.0, 2.0**-30]]),
+    ]
+    for model, x in cases:
+        x = np.asarray(x)
+        real = lip.certify(model, x, verbose=0, arithmetic="real")
+        own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
+        assert real.radii[0] > 0 and real.predictions[0] == 1 and own[0] == 0
+        assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+def vanishing_numbers():
+    """Numbers below 2^-126 vanish or lose digits, squares above 2^128 are infinite."""
+    shrinking = [keras.layers.Rescaling(2.0**-64) for _ in range(2)]
+    growing = [keras.layers.Rescaling(2.0**64) for _ in range(2)]
+    inputs = keras.Input((2,))
+    model = keras.Sequential([inputs, *shrinking, *growing])
+    x = 2.0**-20 * np.array([[1.0, 1.2], [0.1, 0.2]])
+    certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+    own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
+    assert (own == 0).all() and (certificate.predictions == 1).all()
+    assert (certificate.radii == 0).all()
+    images = keras.Input((1, 1, 2))
+    pooled = lip.layers.L2Pool()(keras.layers.Rescaling(2.0**64)(images))
+    model = keras.Model(images, pooled)
+    x = np.array([2.0, 3.0]).reshape(1, 1, 1, 2)
+    assert lip.certify(model, x, verbose=0, arithmetic="float64").radii[0] > 0.5
+    own = to_numpy(model.predict_on_batch(x.astype(f32)))
+    assert np.isinf(own).all()
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(inputs))
+    model.layers[-1].kernel.assign([[2.0**70, 2.0**71]])
+    x = np.array([[2.0**60]])
+    assert lip.certify(model, x, verbose=0, arithmetic="float64").radii[0] > 2.0**59
+    assert np.isinf(to_numpy(model.predict_on_batch(x.astype(f32)))).all()
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+ALL = (
+    order_of_large_sums,
+    residual_branch,
+    cancelling_constants,
+    growing_inputs,
+    tied_by_float32,
+    vanishing_numbers,
+)

@@ -1,0 +1,368 @@
+"""Certificates of programs: float64 and float32, sums in any order, at every point of a ball."""
+
+import fractions
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+import red_team
+from data import small_lipnext, to_numpy
+from red_team import ORDERS, U, f32
+
+import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.lipschitz.program import ARITHMETICS
+from keras_lipnext.norms.matrices import nonnegative_norm_bound
+from keras_lipnext.norms.roundoff import EVALUATION, PROGRAMS
+
+kl = keras.layers
+
+
+def exact(w, x):
+    """(sum, sum of magnitudes) of the products, as fractions."""
+    products = [fractions.Fraction(float(a)) * fractions.Fraction(float(b)) for a, b in zip(w, x)]
+    return sum(products), sum(map(abs, products))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("order", ORDERS)
+def test_sums_in_any_order_are_within_the_bound(order):
+    """Random ones, ones that cancel, and ones that lose their terms one by one."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for n in (2, 7, 64, 300):
+        w, x = rng.normal(size=(2, n)).astype(f32)
+        cases += [(w, x), (w, f32(1) + 0 * x), (np.abs(w), np.abs(x))]
+        big = w * f32(2.0**20)
+        cases.append((np.concatenate([big, -big, w]), np.ones(3 * n, f32)))
+        small = np.full(n, f32(U * 0.999))
+        cases.append((np.concatenate([[f32(1)], small]), np.ones(n + 1, f32)))
+    largest = 0.0
+    for w, x in cases:
+        total, magnitudes = exact(w, x)
+        # Of these terms one may be a bias: they are one product fewer than there are terms.
+        a, b = PROGRAMS["float32"].products(len(w) - 1)
+        computed = fractions.Fraction(float(ORDERS[order](w, x)))
+        allowed = fractions.Fraction(a) * magnitudes + fractions.Fraction(b) * abs(total)
+        assert abs(computed - total) <= allowed
+        largest = max(largest, float(abs(computed - total) / allowed))
+    if order in ("forward", "large first"):
+        assert largest > 0.9  # no smaller bound holds
+
+
+@pytest.mark.once
+def test_norm_of_magnitudes():
+    rng = np.random.default_rng(0)
+    for shape in ((5, 5), (40, 7), (3, 60), (1, 1)):
+        matrix = np.abs(rng.normal(size=shape)) * rng.choice([0, 1, 1e-200], size=shape)
+        truth = np.linalg.norm(matrix, 2)
+        assert truth <= nonnegative_norm_bound(matrix) <= truth * 1.01 + 1e-150
+    assert nonnegative_norm_bound(np.zeros((3, 2))) == 0
+    apart = np.diag([1.0, 1e-3])
+    assert 1 <= nonnegative_norm_bound(apart) < 1.001
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": True}, {"body": True}])
+def test_terms_that_are_lost_one_by_one(settings):
+    """The worked example of docs/explanation/soundness.md."""
+    model, x = red_team.absorbing(**settings)
+    naive = lip.certify(model, x, verbose=0, arithmetic="real")
+    assert naive.radii[0] > 1e-5 and naive.predictions[0] == 1
+    assert "large first" in red_team.flips(model, x, naive)
+    for arithmetic in ("float64", "float32"):
+        certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic)
+        assert certificate.predictions[0] == 1
+        assert (certificate.radii[0] > 0) == (arithmetic == "float64")
+
+
+def test_constants_that_cancel():
+    """Correct in one order, wrong in another: nothing is certified of the program."""
+    model, x = red_team.cancelling()
+    naive = lip.certify(model, x, verbose=0, arithmetic="real")
+    found = red_team.flips(model, x, naive)
+    assert naive.radii[0] > 0.05
+    assert (
+        "positive first" in found and "pairwise" not in found and "fused multiply-add" not in found
+    )
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+def dense_network(seed, width=24, offset=0.0):
+    """A chain of Dense layers and BetaAbs, with biases of a size that cancels behind them."""
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((width,))
+    x = kl.Dense(width, activation="relu")(inputs)
+    x = lip.layers.BetaAbs(0.5)(kl.Dense(width)(x))
+    model = keras.Model(inputs, kl.Dense(3)(x))
+    for layer in model.layers:
+        if layer.weights:
+            kernel = rng.normal(size=layer.kernel.shape) / np.sqrt(width)
+            layer.set_weights([kernel, offset * rng.normal(size=layer.bias.shape)])
+    model.layers[-1].bias.assign(np.zeros(3))
+    logits = to_numpy(model(np.zeros((1, width), f32)))[0]
+    model.layers[-1].bias.assign(-logits)
+    return model
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_no_program_flips_within_the_radius(offset):
+    """Thirteen orders and the backend's own, near the border, and at neighbouring floats."""
+    certified = 0
+    for seed in range(3):
+        model = dense_network(seed, offset=offset)
+        x = np.random.default_rng(seed).normal(size=(12, 24)).astype(f32)
+        certificate = red_team.survives(model, x)
+        certified += (certificate.radii > 0).sum()
+    assert certified > 25
+
+
+def test_float64_programs_at_the_border():
+    """The radius of real arithmetic allows for rounding at x alone: for them it is too large."""
+    model, x = red_team.growing()
+    orders = ("forward", "reversed", "pairwise", "positive first", "large first")
+    flipped = {}
+    for arithmetic in ("real", "float64"):
+        certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic)
+        assert (certificate.radii > 0.1).all()
+        moved = red_team.towards_boundary(model, x, certificate, 1 - 1e-14)
+        answers = [red_team.evaluated(model, moved, o, np.float64) for o in orders]
+        flipped[arithmetic] = sum((z.argmax(axis=1) != 0).sum() for z in answers)
+        assert (certificate.predictions == 0).all()
+    assert flipped["real"] > 0 and flipped["float64"] == 0
+
+
+@pytest.mark.slow
+def test_random_networks_in_every_order():
+    """`benchmarks/soundness.py --orders` draws thousands."""
+    certified = 0
+    for seed in range({"torch": 12}.get(keras.backend.backend(), 3)):
+        certified += (red_team.survives(*red_team.drawn(seed), rounds=1).radii > 0).sum()
+    assert certified > 20
+
+
+def test_radii_of_the_naive_certificate_are_crossed():
+    """The same search finds flips within the radii of real arithmetic."""
+    found = 0
+    for seed in range(4):
+        model = affine_network(seed)
+        x = np.random.default_rng(seed).normal(size=(20, 24)).astype(f32)
+        naive = lip.certify(model, x, verbose=0, arithmetic="real")
+        moved = red_team.towards_boundary(model, x, naive)
+        found += len(red_team.flips(model, moved, naive))
+        red_team.survives(model, x, orders=("forward", "positive first", "large first"))
+    assert found > 0
+
+
+def affine_network(seed, width=24):
+    """One linear layer: the border is where the certificate of real arithmetic ends."""
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((width,))
+    model = keras.Model(inputs, kl.Dense(2)(inputs))
+    common = 100 * rng.normal(size=width)
+    kernel = np.stack([common, common + rng.normal(size=width)], axis=1)
+    model.layers[-1].set_weights([kernel, np.zeros(2)])
+    return model
+
+
+def test_the_order_of_radii_and_what_float64_costs():
+    """Real arithmetic promises least, float32 most; float64 costs less than a millionth."""
+    model = small_lipnext()
+    x = np.random.default_rng(0).random((40, 8, 8, 1)).astype(f32)
+    real, double, single = (
+        lip.certify(model, x, verbose=0, arithmetic=a).radii for a in ("real", "float64", "float32")
+    )
+    large = real > np.median(real)
+    assert (double <= real).all() and (single <= double).all()
+    assert (double > real * (1 - 1e-6))[large].all()
+    assert (single > real * (1 - 5e-3))[large].all() and (single < double).all()
+
+
+def test_each_sample_is_certified_by_its_own_norms():
+    """Also where a fixed batch size has the batch evaluated a second time, in another order."""
+    inputs = [keras.Input((6,)), keras.Input(batch_shape=(4, 6))]
+    dense = [kl.Dense(6, activation="relu"), kl.Dense(6), kl.Dense(2)]
+    free, fixed = (keras.Sequential([i, *dense]) for i in inputs)
+    x = np.random.default_rng(0).normal(size=(4, 6)) * np.array([[1.0], [100.0], [1e-3], [10.0]])
+    radii = [lip.certify(m, x, verbose=0, arithmetic="float32").radii for m in (free, fixed)]
+    np.testing.assert_allclose(*radii, rtol=1e-12)
+    assert (radii[0] > 0).all()
+
+
+def test_each_arithmetic_says_what_it_promises(tmp_path):
+    model, x = dense_network(0), np.ones((1, 24), f32)
+    for arithmetic in ARITHMETICS:
+        certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic)
+        assert certificate.arithmetic == arithmetic
+        certificate.to_json(tmp_path / "c.json")
+        assert json.loads((tmp_path / "c.json").read_text())["arithmetic"] == arithmetic
+        promised, *_, not_promised = lip.certification.certify.__globals__["text"].promise(
+            certificate
+        )
+        program = f"every program that evaluates it in {arithmetic}"
+        assert (program in promised) == (program in str(certificate)) == (arithmetic != "real")
+        assert ("float32 or below" in not_promised) == (arithmetic != "float32")
+    assert lip.certify(model, x, verbose=0).arithmetic == "float64"
+    with pytest.raises(
+        ValueError, match=r"must be one of real, float64, float32\. Received: arith"
+    ):
+        lip.certify(model, x, verbose=0, arithmetic="bfloat16")
+
+
+def test_a_certificate_of_before_promises_what_it_did():
+    fields = {"predictions": np.zeros(1, int), "radii": np.ones(1), "labels": None}
+    old = lip.certification.Certificate(**fields, epsilons=(), constant=1.0, body_constant=1.0)
+    assert old.arithmetic == "real"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "mixed_float16"])
+def test_low_precision_is_no_float32_program(policy):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kl.Dense(3, dtype=policy)(inputs))
+    x = np.ones((2, 4), f32)
+    with pytest.raises(ValueError, match=r"no float32 program: .* computes in b?float16"):
+        lip.certify(model, x, verbose=0, arithmetic="float32")
+    certificate = lip.certify(model, x, verbose=0)
+    own = to_numpy(keras.ops.cast(model.predict_on_batch(x), "float32"))
+    apart = abs(np.ptp(own, axis=1) - np.ptp(Float64Twin(model)(x), axis=1))
+    assert (certificate.low_precision_allowances > 0.1 * apart).all()
+    assert "is not certified" in str(certificate) and "may do to the logits" in str(certificate)
+    assert certificate.to_dict()["low_precision_allowance"] > 1e-4
+
+
+def test_layers_whose_float32_is_not_known_are_named():
+    inputs = keras.Input((4, 4, 1))
+    resized = kl.Resizing(6, 6, interpolation="bilinear", name="wider")(inputs)
+    model = keras.Model(inputs, kl.Dense(2)(kl.Flatten()(resized)))
+    x = np.ones((1, 4, 4, 1), f32)
+    with pytest.raises(ValueError, match=r"wider.* cannot be certified as a float32 program"):
+        lip.certify(model, x, verbose=0, arithmetic="float32")
+    assert lip.certify(model, x, verbose=0).radii.shape == (1,)
+
+
+class Declared(kl.Layer):
+    lipschitz_constant = 1.0
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_declared_layer_is_no_float32_program():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kl.Dense(2)(Declared()(inputs)))
+    with pytest.raises(ValueError, match="its rule is declared"):
+        lip.certify(model, np.ones((1, 4)), verbose=0, arithmetic="float32")
+
+
+def torch_matmul(on):
+    import torch
+
+    torch.set_float32_matmul_precision("medium" if on else "highest")
+
+
+def torch_onednn(on):
+    import torch
+
+    torch.backends.mkldnn.fp32_precision = "bf16" if on else "none"
+
+
+def torch_autocast(on):
+    import torch
+
+    torch.set_autocast_enabled("cpu", on)
+
+
+def jax_matmul(on):
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "bfloat16" if on else None)
+
+
+def tensorflow_rewriting(on):
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+
+
+def variable(name, value):
+    def switch(on):
+        os.environ.update({name: value}) if on else os.environ.pop(name)
+
+    return switch
+
+
+# What lets float32 be less, and a word of the message.
+SETTINGS = [
+    ("torch", torch_matmul, r"set_float32_matmul_precision\(\"highest\"\)"),
+    ("torch", torch_onednn, r"fp32_precision is 'bf16'"),
+    ("torch", torch_autocast, r"torch\.autocast is on"),
+    ("jax", jax_matmul, r"jax_default_matmul_precision is 'bfloat16'"),
+    ("jax", variable("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"), r"XLA_FLAGS"),
+    ("tensorflow", tensorflow_rewriting, r"auto_mixed_precision_onednn_bfloat16 is on"),
+    ("tensorflow", variable("TF_SET_ONEDNN_FPMATH_MODE", "BF16"), r"TF_SET_ONEDNN_FPMATH_MODE"),
+    *(
+        (b, variable("ONEDNN_DEFAULT_FPMATH_MODE", "ANY"), r"ONEDNN_DEFAULT_FPMATH_MODE=ANY")
+        for b in ("torch", "jax", "tensorflow")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "switch, message", [s[1:] for s in SETTINGS if s[0] == keras.backend.backend()]
+)
+def test_settings_that_lower_float32_are_refused_by_name(switch, message):
+    model, x = dense_network(0), np.ones((1, 24), f32)
+    switch(True)
+    try:
+        with pytest.raises(ValueError, match=f"No float32 program can be .*{message}"):
+            lip.certify(model, x, verbose=0, arithmetic="float32")
+        assert lip.certify(model, x, verbose=0).arithmetic == "float64"
+    finally:
+        switch(False)
+    assert lip.certify(model, x, verbose=0, arithmetic="float32").arithmetic == "float32"
+
+
+def test_accelerators_are_refused(monkeypatch):
+    from keras_lipnext.backend import precision
+
+    monkeypatch.setattr(precision, "on_cpu", lambda: False)
+    with pytest.raises(ValueError, match=r"accelerators may round .* compute on the CPU"):
+        lip.certify(dense_network(0), np.ones((1, 24)), verbose=0, arithmetic="float32")
+
+
+@pytest.mark.parametrize("layer", [kl.Conv2D, kl.Conv2DTranspose, kl.DepthwiseConv2D])
+@pytest.mark.parametrize("batch", [1, 17])
+def test_convolutions_are_sums_of_the_products_of_their_windows(layer, batch):
+    """An entry of 2^40 changes no bit outside its windows: no Winograd's, no FFT's algorithm."""
+    arguments = {} if layer is kl.DepthwiseConv2D else {"filters": 16}
+    inputs = keras.Input((12, 12, 16))
+    model = keras.Model(inputs, layer(kernel_size=3, padding="same", **arguments)(inputs))
+    x = np.random.default_rng(0).normal(size=(batch, 12, 12, 16)).astype(f32)
+    spiked = x.copy()
+    spiked[:, 5, 6] = 2.0**40
+    plain, spoiled = (to_numpy(model.predict_on_batch(v)) for v in (x, spiked))
+    outside = np.ones((12, 12), bool)
+    outside[4:7, 5:8] = False
+    np.testing.assert_array_equal(plain[:, outside], spoiled[:, outside])
+    assert (plain != spoiled)[:, 4:7, 5:8].any()
+
+
+@pytest.mark.slow
+def test_the_size_of_batches_changes_nothing_that_is_certified():
+    """The backend's own program on one sample or many, near the radii."""
+    model = small_lipnext()
+    x = np.random.default_rng(0).random((33, 8, 8, 1)).astype(f32)
+    certificate = lip.certify(model, x, verbose=0, arithmetic="float32")
+    moved = red_team.towards_boundary(model, x, certificate, 0.999).astype(f32)
+    certified = certificate.radii > 0
+    for size in (1, 5, 33):
+        own = [model.predict_on_batch(moved[i : i + size]) for i in range(0, 33, size)]
+        own = np.concatenate([to_numpy(o) for o in own]).argmax(axis=1)
+        assert (own == certificate.predictions)[certified].all()
+
+
+def test_a_program_in_float64_is_bounded_by_the_same_formulas():
+    double, single = PROGRAMS["float64"].products(100), PROGRAMS["float32"].products(100)
+    np.testing.assert_allclose(np.divide(single, double), 2.0**29, rtol=1e-4)
+    assert not EVALUATION.program
