@@ -1,3 +1,4 @@
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -171,3 +172,28 @@ def test_an_unknown_precision():
         ValueError, match=r"exact, increment, direction. Received: precision='fast'"
     ):
         backend.matmul(keras.ops.eye(2), keras.ops.eye(2), "fast")
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch traces nothing")
+def test_one_program_is_traced_once_for_all_callers(monkeypatch):
+    traces = []
+
+    @backend.one_program
+    def scaled(x, shift=None, *, factor):
+        traces.append((tuple(x.shape), factor, backend.on_cpu()))
+        y = factor * x
+        return y if shift is None else y + shift
+
+    x = np.arange(3, dtype="float32")
+    shift = keras.Variable(1.0)
+
+    def two_calls(x):
+        return scaled(x, factor=2.0) + scaled(x + 1, factor=2.0) + scaled(x, shift, factor=3.0)
+
+    for _ in range(2):
+        answer = backend.compiled(lambda x: two_calls(x), [])(keras.ops.convert_to_tensor(x))
+        np.testing.assert_allclose(to_numpy(answer), 7 * x + 3)
+    assert sorted(traces) == [((3,), 2.0, True), ((3,), 3.0, True)]
+    accelerated.pretend(monkeypatch)  # what was traced for another device is not used
+    backend.compiled(lambda x: two_calls(x), [])(keras.ops.convert_to_tensor(x))
+    assert sorted(traces[2:]) == [((3,), 2.0, False), ((3,), 3.0, False)]

@@ -275,12 +275,17 @@ def test_make_state():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's trainer")
-def test_a_step_is_traced_once():
+@pytest.mark.parametrize("training", ["fit", "train_on_batch"])
+def test_a_step_is_traced_once(training):
     from data import small_lipnext
 
     traces = []
     model = small_lipnext()
     step = model.train_step
     model.train_step = lambda data: traces.append(1) or step(data)
-    model.fit(np.zeros((8, 8, 8, 1), "float32"), np.arange(8), batch_size=4, verbose=0)
+    x, y = np.zeros((8, 8, 8, 1), "float32"), np.arange(8)
+    if training == "fit":
+        model.fit(x, y, batch_size=4, verbose=0)
+    else:
+        model.train_on_batch(x, y)
     assert len(traces) == 1

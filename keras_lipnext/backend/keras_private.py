@@ -145,14 +145,18 @@ def batches_seen(optimizer):
 # --- training
 
 
-def make_state(model, iterator):
+def make_state(model, iterator=None, batch=None):
     """Makes the variables of a compiled model's optimizer and metrics, on TensorFlow.
 
-    `Trainer._symbolic_build` does, for batches such as `TFEpochIterator._distributed_dataset` has,
-    of which none is taken. Data of unknown rank, or of other types than tensors, is left alone.
+    `Trainer._symbolic_build` does, for a batch like the given one, or like those that
+    `TFEpochIterator._distributed_dataset` has, of which none is taken. A data set of unknown rank,
+    or of other types than tensors, is left alone.
     """
     import tensorflow as tf
 
+    if batch is not None:
+        model._symbolic_build(data_batch=batch)
+        return
     dataset = iterator._distributed_dataset
     specs = keras.tree.flatten(getattr(dataset, "element_spec", None))
     if all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs):

@@ -5,6 +5,7 @@ import functools
 import keras
 
 from keras_lipnext.backend import precision
+from keras_lipnext.backend.core import value
 
 
 def compiled(function, variables):
@@ -39,15 +40,17 @@ def one_program(function):
     TensorFlow where it computes at once, run it as it is.
 
     Args:
-        function: Pure function. Its positional arguments are tensors or None, its keyword arguments
-            hashable settings. What it does may depend on the device as `backend.matmul` does.
+        function: Pure function. Its positional arguments are tensors, variables or None, its
+            keyword arguments hashable settings. What it does may depend on the device as
+            `backend.matmul` does.
     """
 
     @functools.wraps(function)
     def wrapper(*tensors, **settings):
         if keras.backend.backend() == "torch" or not _traces():
             return function(*tensors, **settings)
-        return _program(function, precision.ways(), tuple(settings.items()))(*tensors)
+        program = _program(function, precision.ways(), tuple(settings.items()))
+        return program(*map(value, tensors))
 
     return wrapper
 

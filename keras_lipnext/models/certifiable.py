@@ -317,8 +317,7 @@ class CertifiableModel(keras.Model):
         A trace that makes variables is thrown away, and the step traced once more.
         """
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-        if iterator is not None:
-            keras_private.make_state(self, iterator)
+        keras_private.make_state(self, iterator, data_batch)
 
     def _run_on_checked(self, function, *args):
         """A step, on JAX and PyTorch, after a look at its labels where they lie on the host."""
