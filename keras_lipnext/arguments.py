@@ -29,6 +29,12 @@ def positive_integer(name: str, value: int) -> int:
     return int(value)
 
 
+def non_negative_integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"`{name}` must be an integer, 0 or more. Received: {name}={value!r}")
+    return int(value)
+
+
 def number(name: str, value: float) -> float:
     """Raises unless `value` is a real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

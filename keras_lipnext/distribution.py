@@ -9,7 +9,7 @@ their channels. `mine` being the channels of a device, it computes
     stem     patches @ kernel[:, mine]
     mixing   sum over devices of x[mine] @ kernel[mine], the few channels to shift, and from these
              x[mine] + changes @ kernel[mine]^T
-    dense    x @ kernel[:, mine], x gathered from all devices
+    dense    x @ kernel[:, mine], x gathered from all devices; so do the neck's layers
     head     sum over devices of x[mine] @ kernel[mine], the logits.
 """
 
@@ -157,8 +157,8 @@ def lipnext_layout_map(
     """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
 
     Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
-    the model's axis of the mesh, and is repeated along the data's. `width` must be a multiple
-    of the number of parts.
+    the model's axis of the mesh, and is repeated along the data's. `width`, and a neck's
+    `neck_width`, must be multiples of the number of parts.
 
     Example:
 
@@ -208,5 +208,7 @@ def lipnext_layout_map(
     layouts[r"block_\d+/mixing/kernel"] = (model, None)
     layouts[r"block_\d+/dense/kernel"] = (None, model)
     layouts[r"block_\d+/dense/bias"] = (model,)
+    layouts[r"(neck|dense_\d+)/kernel"] = (None, model)
+    layouts[r"(neck|dense_\d+)/bias"] = (model,)
     layouts["head/kernel"] = (model, None)
     return layouts

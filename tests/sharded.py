@@ -60,10 +60,10 @@ def check_batches():
 
 def check_certificates():
     """Of a model that is split the same as of one that is not; also after saving and loading."""
-    for name, distribution in (("data", DATA), ("both", BOTH)):
+    for name, distribution, neck in (("data", DATA, "pool"), ("both", BOTH, "patches")):
         file = folder / f"{name}.keras"
         with distribution.scope():
-            model = small_lipnext(depth=1)
+            model = small_lipnext(depth=1, neck=neck)
             model.fit(x[:56], y[:56], batch_size=56, verbose=0)
             split = model.certify(x, y, verbose=0)
             model.save(file)

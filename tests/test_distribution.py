@@ -29,6 +29,8 @@ def mesh(*shape, names=("batch", "model")):
         {"dtype": "mixed_bfloat16"},
         {"name": "mine"},
         {"remat": True},
+        {"neck": "patches", "dense_depth": 12},
+        {"dense_depth": 1},
     ],
     ids=str,
 )
@@ -50,6 +52,9 @@ def test_each_matrix_of_a_copy_matches_one_key(copied, tmp_path):
     check_keys(copies[copied]())
 
 
+OF_NECKS = {r"(neck|dense_\d+)/kernel", r"(neck|dense_\d+)/bias"}
+
+
 def check_keys(model):
     layouts = lip.LipNeXt.get_layout_map(mesh(2, 4))
     matched = {v.path: [k for k in layouts if re.fullmatch(k, v.path)] for v in model.weights}
@@ -60,7 +65,8 @@ def check_keys(model):
             assert len(layouts[v.path].axes) == len(v.shape)
         if len(v.shape) == 2:
             assert "model" in layouts[v.path].axes
-    assert {key for keys in matched.values() for key in keys} == set(layouts)
+    unmatched = set(layouts) - {key for keys in matched.values() for key in keys}
+    assert unmatched == (set() if any("dense_0" in v.path for v in model.weights) else OF_NECKS)
 
 
 @on_jax
@@ -83,6 +89,18 @@ def test_widths_that_do_not_divide():
         ),
     ):
         small_lipnext(width=16, patch_size=1, input_shape=(8, 8, 3))
+
+
+@on_jax
+def test_neck_widths_that_do_not_divide():
+    layouts = lip.LipNeXt.get_layout_map(mesh(1, 4))
+    with (
+        keras.distribution.ModelParallel(layout_map=layouts).scope(),
+        pytest.raises(
+            ValueError, match=r"18 channels .* 4 devices.*Received: variable neck/kernel"
+        ),
+    ):
+        small_lipnext(neck="patches", neck_width=18)
 
 
 @pytest.mark.slow

@@ -7,12 +7,16 @@ For `M = U S V^T` the polar factor `U V^T` by scaled Newton-Schulz steps,
 where l and u bound the singular values of interest: a is the scale for which the cubic maps [l, u]
 to the interval [q, 1] that is shortest in proportion. Each step costs two products and multiplies
 small singular values by up to 2.6. [Chen, Chow, 2014: A stable scaling of Newton-Schulz]
+
+Of a much taller matrix all steps together are M Q with a polynomial Q in its n x n Gram matrix,
+G <- G P^2, Q <- Q P, P = a (3 I - a^2 G) / 2: two products have as many rows as M, not eight. G is
+rounded at its largest eigenvalue, so l^2 must be well above that.
 """
 
 from keras import ops
 
 from keras_lipnext.backend import matmul, one_program
-from keras_lipnext.manifolds.polar import tall, transpose
+from keras_lipnext.manifolds.polar import EPSILON, dtype_of, much_taller, tall, transpose
 from keras_lipnext.typing import Tensor
 
 
@@ -56,10 +60,24 @@ def orthogonalize(
     gram = matmul(transpose(m), m, precision)
     squared = _positive(ops.sqrt(ops.sum(ops.square(gram), axis=(-2, -1), keepdims=True)))
     m, gram = m / ops.sqrt(squared), gram / squared
+    fine = precision == "exact" and smallest**2 > 1000 * EPSILON[dtype_of(m)]
+    if fine and much_taller(m):
+        return last * matmul(m, _small_steps(gram, factors))
     for index, a in enumerate(factors):
         gram = gram if index == 0 else matmul(transpose(m), m, precision)
         m = (1.5 * a) * m - matmul(m, (0.5 * a**3) * gram, precision)
     return last * m
+
+
+def _small_steps(gram: Tensor, factors: list[float]) -> Tensor:
+    """Q of the steps with these scales, of the Gram matrix alone."""
+    identity, product = ops.eye(gram.shape[-1], dtype=gram.dtype), None
+    for index, a in enumerate(factors):
+        factor = (1.5 * a) * identity - (0.5 * a**3) * gram
+        product = factor if product is None else matmul(product, factor)
+        if index + 1 < len(factors):
+            gram = matmul(matmul(gram, factor), factor)
+    return product
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -98,15 +98,39 @@ def polar_svd(x: Tensor) -> Tensor:
     return matmul(u, vh)
 
 
+# From m >= MUCH_TALLER n on, iterations on an m x n matrix work on its n x n Gram matrix.
+MUCH_TALLER = 3
+
+
+def much_taller(x: Tensor) -> bool:
+    return x.shape[-2] >= MUCH_TALLER * x.shape[-1]
+
+
 def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor:
     """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n.
 
-    `defect` is `gram_defect(x)`, if known.
+    `defect` is `gram_defect(x)`, if known. Of much taller matrices two products have m rows,
+    whatever the number of steps.
     """
+    if steps > 1 and much_taller(x):
+        return x + matmul(x, _small_steps(gram_defect(x) if defect is None else defect, steps))
     for _ in range(steps):
         x = x - matmul(x, gram_defect(x) if defect is None else defect) / 2
         defect = None
     return x
+
+
+def _small_steps(defect: Tensor, steps: int) -> Tensor:
+    """C of `X (I + C)`, the result of Newton-Schulz steps on X, of E = X^T X - I alone.
+
+    All are polynomials in E. Its small differences from what they cancel are never formed with I.
+    """
+    change = -defect / 2
+    for _ in range(steps - 1):
+        squared = 2 * change + matmul(change, change)  # (I + C)^2 - I
+        left = defect + squared + matmul(defect, squared)
+        change = change - (left + matmul(change, left)) / 2
+    return change
 
 
 # Newton-Schulz steps of the cheap branches, and the most of the other, which the slowest

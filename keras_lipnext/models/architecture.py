@@ -8,15 +8,26 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lipnext.arguments import number, positive_integer, resolve_data_format
+from keras_lipnext import layers
+from keras_lipnext.arguments import (
+    non_negative_integer,
+    number,
+    positive_integer,
+    resolve_data_format,
+)
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
+from keras_lipnext.models import necks
 from keras_lipnext.models.presets import PRESETS
 from keras_lipnext.report.text import range_warning
 
 # Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 SIZED_TEMPERATURE = 128.0
+NECKS = ("pool", "patches")
+# Units of "patches" in widths of the blocks, as in trials on held-out training images, 256 of 128;
+# and at most, so that the projection of a wide network's patches does not outgrow its blocks.
+PATCHES_WIDTH, PATCHES_WIDEST = 2, 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +94,12 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LipNeXtArchitecture(Architecture):
-    """What `LipNeXt` documents; depth, width, shift ratio and patch size are numbers here."""
+    """What `LipNeXt` documents; sizes are numbers here, but None where a neck has no such.
+
+    Attributes:
+        entries: Numbers in a patch of an image.
+        map: (height, width) of the blocks' feature map, in positions.
+    """
 
     patch_size: Any
     depth: Any
@@ -92,7 +108,13 @@ class LipNeXtArchitecture(Architecture):
     beta: float
     padding: str
     mixing: str
+    neck: str
+    neck_width: Any
+    neck_patch_size: Any
+    dense_depth: Any
     remat: bool
+    entries: int = dataclasses.field(init=False)
+    map: tuple = dataclasses.field(init=False)
 
     def __post_init__(self):
         if self.input_shape is None:
@@ -108,6 +130,57 @@ class LipNeXtArchitecture(Architecture):
         if patch_size is None:
             patch_size = default_patch_size(*self.image, self.width)
         self._resolve(patch_size=positive_integer("patch_size", patch_size))
+        # Without weights: it refuses what the model's own would.
+        stem = layers.PatchEmbedding(
+            patch_size, self.width, data_format=self.data_format, name="patch_embedding"
+        )
+        entries = stem.entries((None, *self.input_shape))
+        self._resolve(entries=entries, map=tuple(n // patch_size for n in self.image[:2]))
+        self._resolve_neck()
+
+    def _resolve_neck(self):
+        if self.neck not in NECKS:
+            raise ValueError(
+                "`neck` must be 'pool' (L2 pooling, the paper's form) or 'patches' (orthogonal "
+                f"projections of patches of the feature map). Received: neck={self.neck!r}"
+            )
+        patches = self.neck == "patches"
+        if self.neck_patch_size is not None and not patches:
+            raise ValueError(
+                "`neck_patch_size` is of neck='patches': leave it out, or choose that neck. "
+                f"Received: neck={self.neck!r}, neck_patch_size={self.neck_patch_size!r}"
+            )
+        depth = int(patches) if self.dense_depth is None else self.dense_depth
+        self._resolve(dense_depth=non_negative_integer("dense_depth", depth))
+        if self.neck_width is not None and not patches and not self.dense_depth:
+            raise ValueError(
+                "`neck_width` is of the layers between pooling and head, and there are none: "
+                "leave it out, or set `dense_depth`. Received: "
+                f"neck={self.neck!r}, neck_width={self.neck_width!r}, dense_depth=0"
+            )
+        if patches or self.dense_depth:
+            units = self.neck_width
+            if units is None:
+                widened = min(PATCHES_WIDTH * self.width, PATCHES_WIDEST)
+                units = widened if patches else self.width
+            self._resolve(neck_width=positive_integer("neck_width", units))
+        if patches:
+            side = self.neck_patch_size
+            if side is None:
+                side = necks.default_patch_size(*self.map, self.width, self.neck_width)
+            side = positive_integer("neck_patch_size", side)
+            rows, columns = self.map
+            if rows % side or columns % side:
+                common = math.gcd(rows, columns)
+                fitting = [s for s in range(1, common + 1) if common % s == 0]
+                raise ValueError(
+                    f"The neck tiles the blocks' feature map with patches of {side} x {side} "
+                    f"positions. Received: neck_patch_size={side}, a map of {rows} x {columns} "
+                    f"(images of {self.image[0]} x {self.image[1]}, patch_size="
+                    f"{self.patch_size}). Choose one of {', '.join(map(str, fitting))}, or "
+                    "another `patch_size`."
+                )
+            self._resolve(neck_patch_size=side)
 
 
 def _check_positive(**values):

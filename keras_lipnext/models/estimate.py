@@ -1,15 +1,18 @@
 """What training a LipNeXt takes, from formulas, without building it.
 
 With C channels, T positions, m columns of a block's mixing kernel (4 * shift_ratio * C, or C in the
-full form), p patches' entries, K classes, L blocks and n images on a device:
+full form), p patches' entries, K classes, L blocks and n images on a device, and for the layers of
+the neck and the head N kernels of a x b, each applied to q vectors of an image:
 
-    parameters      p C + L (T + C m + C^2 + C) + C K + K
-    FLOPs, forward  2 T p C + L (2 T (2 C m + C^2) + 5 T C + 2 T m) + 2 T C + 2 C K         an image
+    parameters      p C + L (T + C m + C^2 + C) + N (a b + b)
+    FLOPs, forward  2 T p C + L (2 T (2 C m + C^2) + 5 T C + 2 T m) + 2 T C [pool] + 2 N q a b
+                    an image
     FLOPs, training three times that, less the gradient with respect to the images; remat: four
                     times for the blocks
     optimizer       one float a matrix's entry (momentum), two for every other one (Adam)
-    activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time
-    bytes moved     (d - 1) / d (2 (parameters + L C m) + 2 (p C + L (C m + C^2))) on d devices
+    activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time;
+                    and 2 n N q b
+    bytes moved     (d - 1) / d (2 (parameters + L C m) + 2 (entries of matrices)) on d devices
 
 Bytes moved are those of `keras.distribution.DataParallel`, sent in a ring: gradients are summed
 (XLA's CPU compiler sums the two parts of a mixing kernel's apart), each device steps matrices of
@@ -27,6 +30,8 @@ import math
 from keras_lipnext import layers
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.spatial_shift import group_size
+from keras_lipnext.manifolds.polar import MUCH_TALLER
+from keras_lipnext.models import necks
 
 # GB of memory: what cards are sold with.
 ACCELERATORS = {
@@ -38,8 +43,9 @@ ACCELERATORS = {
     192: "B200, MI300X",
 }
 USABLE = 0.9  # share of a card's memory that a program can have for its arrays
-# Products of d x d matrices in a step of ManifoldMuon, drift removal included.
-OPTIMIZER_PRODUCTS = 11.25
+# Products in a step of ManifoldMuon: of d x d matrices, drift removal included, of rectangular ones
+# and of those that are much taller, with all rows, and of the smaller side alone.
+SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 11.25, 18, 8, 15
 # Matrices of the size of a stack that are in use at once in an optimizer's step.
 OPTIMIZER_TEMPORARIES = 6
 
@@ -129,49 +135,52 @@ def estimate(batch, devices, architecture):
             "`batch`, the images of a step on all devices together, must be a multiple of "
             f"`devices`. Received: batch={batch}, devices={devices}"
         )
-    blocks, c, side = architecture.depth, architecture.width, architecture.patch_size
-    num_classes, mixing, remat = architecture.num_classes, architecture.mixing, architecture.remat
-    rows, columns, channels = architecture.image
+    blocks, c = architecture.depth, architecture.width
+    mixing, remat = architecture.mixing, architecture.remat
+    entries, t = architecture.entries, math.prod(architecture.map)
     policy = architecture.dtype
     stored, computed = (_itemsize(d) for d in (policy.variable_dtype, policy.compute_dtype))
 
-    # Layers without weights: they refuse what the model's own would.
-    shared = {"data_format": architecture.data_format, "dtype": policy}
-    entries = layers.PatchEmbedding(side, c, **shared).entries((None, *architecture.input_shape))
+    # Without weights: it refuses what the model's own would.
     block = layers.LipNeXtBlock(
-        architecture.shift_ratio, architecture.beta, architecture.padding, mixing, **shared
+        architecture.shift_ratio, architecture.beta, architecture.padding, mixing, dtype=policy
     )
     moving = 4 * group_size(block.mixing, c)
-    t = (rows // side) * (columns // side)
     m = moving if mixing == "reduced" else c
     n = batch // devices
 
-    on_manifold = entries * c + blocks * (c * m + c * c)
-    others = blocks * (t + c) + c * num_classes + num_classes
+    dense = necks.kernels(architecture)
+    (features, classes), _ = dense.pop("head")
+    # (rows, columns, number) of the matrices on the manifold.
+    shapes = [(entries, c, 1), (c, m, blocks), (c, c, blocks)]
+    shapes += [(*shape, 1) for shape, _ in dense.values()]
+    on_manifold = sum(a * b * count for a, b, count in shapes)
+    biases = sum(b for (_, b), _ in dense.values())
+    others = blocks * (t + c) + biases + features * classes + classes
     parameters = on_manifold + others
 
     stem = 2 * t * entries * c
     of_blocks = blocks * (2 * t * (2 * c * m + c * c) + 5 * t * c + 2 * t * m)
-    top = 2 * t * c + 2 * c * num_classes
+    pooled = architecture.neck == "pool"
+    top = 2 * t * c * pooled + 2 * features * classes
+    top += sum(2 * count * a * b for (a, b), count in dense.values())
     forward = stem + of_blocks + top
     backward = stem + 2 * (of_blocks + top) + (of_blocks if remat else 0)
 
     kept = 3 * c + m
     per_image = t * (2 * c + (blocks * c + kept if remat else blocks * kept))
-    # Of a rectangular kernel a product costs less, by the square of the smaller side.
-    shapes = [(entries, c, 1), (c, m, blocks), (c, c, blocks)]
-    products = sum(2 * max(a, b) * min(a, b) ** 2 * count for a, b, count in shapes)
-    largest = max(min(c * c * blocks, max(c * c, 2**22)), c * entries)
+    per_image += sum(2 * count * b for (_, b), count in dense.values())
+    largest = max(min(a * b * count, max(a * b, 2**22)) for a, b, count in shapes)
     return Estimate(
         parameters=parameters,
         forward_flops=forward,
         training_flops=forward + backward,
-        optimizer_flops=OPTIMIZER_PRODUCTS * products,
+        optimizer_flops=sum(count * step_flops(a, b) for a, b, count in shapes),
         weight_bytes=stored * parameters,
         copy_bytes=computed * on_manifold if computed != stored else 0,
         optimizer_bytes=stored * (on_manifold + 2 * others),
         gradient_bytes=stored * parameters,
-        activation_bytes=n * (computed * per_image + stored * rows * columns * channels),
+        activation_bytes=n * (computed * per_image + stored * math.prod(architecture.image)),
         temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
         moved_bytes=2
         * (devices - 1)
@@ -182,6 +191,14 @@ def estimate(batch, devices, architecture):
         devices=devices,
         dtype=policy.name,
     )
+
+
+def step_flops(rows, columns):
+    """FLOPs of ManifoldMuon's step of a matrix: m n^2 a product, whichever side is the smaller."""
+    m, n = max(rows, columns), min(rows, columns)
+    if m >= MUCH_TALLER * n:
+        return 2 * n**2 * (TALL_PRODUCTS * m + SMALL_PRODUCTS * n)
+    return 2 * n**2 * m * (SQUARE_PRODUCTS if m == n else RECTANGULAR_PRODUCTS)
 
 
 def _itemsize(dtype):

@@ -9,6 +9,7 @@ import keras
 
 from keras_lipnext import backend, layers
 from keras_lipnext.distribution import check_distribution, lipnext_layout_map
+from keras_lipnext.models import necks
 from keras_lipnext.models.architecture import LipNeXtArchitecture
 from keras_lipnext.models.built import BuiltModel
 from keras_lipnext.models.certifiable import reject_unknown
@@ -25,7 +26,16 @@ EUCLIDEAN_SHARE = 1 / 2  # Adam's rate for biases and the head, as a share of a 
 class LipNeXt(BuiltModel):
     """LipNeXt classifier: a 1-Lipschitz network of orthogonal matrices and spatial shifts.
 
-    image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> L2Pool -> NormalizedDense -> logits
+    image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> neck -> NormalizedDense -> logits
+
+    The neck is L2Pool, the paper's form, or, with neck="patches",
+
+        patches of the feature map, flattened -> OrthogonalDense -> BetaAbs -> flattened
+        -> dense_depth x (OrthogonalDense -> BetaAbs)
+
+    which keeps the sign and the place of features, where pooling forgets both. It pays at large
+    radii and where epochs are scarce, for more weights and slower steps: README's table, of
+    benchmarks/necks.py, has figures for both.
 
     It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.
@@ -64,6 +74,14 @@ class LipNeXt(BuiltModel):
         mixing: "reduced" stores and multiplies with the rows of R that the shift moves, "full" is
             the paper's form, with the whole R: the same functions, at the cost of more products and
             weights. See `reduced`.
+        neck: "pool", L2 pooling, or "patches"; see above.
+        neck_width: Units of each OrthogonalDense of the neck. None is 2 * width for "patches", at
+            most 2048, and width for the dense layers behind "pool".
+        neck_patch_size: Side of the patches of "patches", in positions of the feature map, whose
+            height and width it divides. None takes the side with the fewest weights: with 2 *
+            width units, 4 for a map of 8 x 8 or 16 x 16, 7 for 7 x 7 or 14 x 14.
+        dense_depth: Number of OrthogonalDense -> BetaAbs on the vector in front of the head, 0 or
+            more. None is 1 for "patches", and 0, the paper's, for "pool".
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
             shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
         temperature: EMMA's temperature. Higher favours clean accuracy, lower large radii. None is
@@ -101,6 +119,10 @@ class LipNeXt(BuiltModel):
         beta: float = 0.75,
         padding: str = "circular",
         mixing: str = "reduced",
+        neck: str = "pool",
+        neck_width: int | None = None,
+        neck_patch_size: int | None = None,
+        dense_depth: int | None = None,
         epsilon: float = 36 / 255,
         temperature: float | None = None,
         learning_rate: float | None = None,
@@ -123,6 +145,10 @@ class LipNeXt(BuiltModel):
             beta=beta,
             padding=padding,
             mixing=mixing,
+            neck=neck,
+            neck_width=neck_width,
+            neck_patch_size=neck_patch_size,
+            dense_depth=dense_depth,
             epsilon=epsilon,
             temperature=temperature,
             learning_rate=learning_rate,
@@ -143,10 +169,10 @@ class LipNeXt(BuiltModel):
         mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
         check_distribution(
             {
-                "patch_embedding/kernel": (patch_size**2 * architecture.image[-1], width),
+                "patch_embedding/kernel": (architecture.entries, width),
                 "block_0/mixing/kernel": (width, mixed),
                 "block_0/dense/kernel": (width, width),
-                "head/kernel": (width, num_classes),
+                **{f"{k}/kernel": shape for k, (shape, _) in necks.kernels(architecture).items()},
             }
         )
         shared: dict[str, Any] = {"data_format": architecture.data_format, "dtype": policy}
@@ -160,7 +186,7 @@ class LipNeXt(BuiltModel):
         with scope if remat else contextlib.nullcontext():
             for block in blocks:
                 x = layers.LipNeXtBlock(shift_ratio, beta, padding, mixing, name=block, **shared)(x)
-        x = layers.L2Pool(name="pool", **shared)(x)
+        x = necks.neck(x, architecture)
         outputs = layers.NormalizedDense(num_classes, dtype=policy, name="head")(x)
         super().__init__(inputs, outputs, name=name, **kwargs)
 

@@ -38,6 +38,23 @@ def test_more_steps_reach_smaller_values():
     np.testing.assert_allclose(many, 1, atol=0.1)
 
 
+@pytest.mark.parametrize("smallest", [0.02, 1e-3])  # in float32 the latter takes the plain steps
+@pytest.mark.parametrize("shape", [(48, 6), (6, 48)])
+def test_much_taller_matrices_take_the_same_steps(shape, smallest):
+    """In float32, with singular values from 1 to far below `smallest`."""
+    n = min(shape)
+    rng = np.random.default_rng(0)
+    u, _, vh = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    s = np.geomspace(1, 1e-6, n)
+    expected = s / (s**4).sum() ** 0.25
+    factors, last = scales(smallest, 4)
+    for a in factors:
+        expected = a * expected * (3 - (a * expected) ** 2) / 2
+    m = ((u * s) @ vh).astype("float32")
+    result = to_numpy(orthogonalize(m, smallest=smallest)).astype("float64")
+    np.testing.assert_allclose(result, (u * (last * expected)) @ vh, atol=3e-5)
+
+
 def test_scales_map_the_interval_to_the_shortest():
     """The ends of the interval meet, and no other scale gives a shorter one."""
 

@@ -22,7 +22,7 @@ def near_stiefel(shape, distance, seed):
     return (u * s[..., None, :]) @ vh
 
 
-SHAPES = [(1, 1), (1, 5), (5, 1), (6, 6), (12, 5), (5, 12), (3, 7, 4), (2, 3, 4, 4)]
+SHAPES = [(1, 1), (1, 5), (5, 1), (6, 6), (12, 5), (5, 12), (3, 7, 4), (2, 3, 4, 4), (2, 16, 5)]
 
 
 @given(
@@ -76,6 +76,17 @@ def test_newton_schulz_squares_the_defect():
     with backend.float64_scope():
         y = to_numpy(newton_schulz(keras.ops.convert_to_tensor(x), steps=1))
     assert np.abs(y.T @ y - np.eye(10)).max() < 10 * before**2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_steps_of_much_taller_matrices_are_the_same(steps):
+    x = near_stiefel((30, 4), 0.3, 0)
+    expected = x
+    for _ in range(steps):
+        expected = expected @ (3 * np.eye(4) - expected.T @ expected) / 2
+    with backend.float64_scope():
+        y = to_numpy(newton_schulz(keras.ops.convert_to_tensor(x), steps))
+    np.testing.assert_allclose(y, expected, atol=1e-15)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="counted as they run")

@@ -15,6 +15,7 @@ SHAPE = {"input_shape": (16, 16, 3), "num_classes": 10, "patch_size": 2}
 CASES = [
     {"depth": 3, "width": 64, "shift_ratio": 1 / 8},
     {"depth": 5, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
+    {"depth": 3, "width": 64, "shift_ratio": 1 / 8, "neck": "patches", "dense_depth": 2},
 ]
 BATCH = 128
 
@@ -27,6 +28,9 @@ BATCH = 128
         {"size": "tiny", "mixing": "full", "input_shape": (8, 8, 1), "num_classes": 10},
         {"depth": 3, "width": 32, "shift_ratio": 1 / 4, "patch_size": 1},
         {"size": "tiny", "data_format": "channels_first"},
+        {"size": "tiny", "input_shape": (32, 32, 3), "neck": "patches", "num_classes": 7},
+        {"size": "tiny", "neck": "patches", "neck_width": 96, "dense_depth": 0},
+        {"size": "tiny", "dense_depth": 3, "neck_width": 96},
     ],
     ids=str,
 )

@@ -1,9 +1,13 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
 from data import to_numpy
 
+from keras_lipnext import backend
 from keras_lipnext.manifolds import RandomStiefel, Stiefel
+from keras_lipnext.models.estimate import step_flops
 from keras_lipnext.optimizers import ManifoldMuon
 
 
@@ -40,6 +44,27 @@ def test_it_keeps_one_moment_of_a_manifold_variable():
     # iterations, learning rate, decay, momentum of the kernel, two moments of the vector
     assert sum(v.shape == (4, 4) for v in optimizer.variables) == 1
     assert sum(v.shape == (3,) for v in optimizer.variables) == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="counted as they run")
+@pytest.mark.parametrize("shape", [(48, 48), (48, 24), (24, 48), (192, 24), (24, 768)])
+def test_a_step_costs_the_square_of_the_smaller_side(shape, monkeypatch):
+    """As `LipNeXt.estimate` counts, the drift of square matrices left out: never m^2 n."""
+    flops = []
+
+    def counted(a, b, precision="exact"):
+        flops.append(2 * a.shape[-2] * a.shape[-1] * b.shape[-1])
+        return real(a, b, precision)
+
+    real = backend.matmul
+    for name in ("stiefel", "polar", "orthogonalize", "rotation"):
+        monkeypatch.setattr(sys.modules[f"keras_lipnext.manifolds.{name}"], "matmul", counted)
+    monkeypatch.setattr(sys.modules["keras_lipnext.optimizers.manifold_muon"], "matmul", counted)
+    gradient = np.random.default_rng(0).normal(size=shape).astype("float32")
+    optimizer, x = ManifoldMuon(0.02), RandomStiefel(0)(shape)[None]
+    gradient = keras.ops.convert_to_tensor(gradient)[None]
+    optimizer.manifold_step(x, gradient, 0.02, [keras.ops.zeros_like(x)])
+    assert sum(flops) == pytest.approx(step_flops(*shape), rel=0.05)
 
 
 @pytest.mark.parametrize("momentum", [1.0, -0.1, "much"])
