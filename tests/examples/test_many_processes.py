@@ -52,8 +52,8 @@ def test_two_jax_processes_killed_and_started_again_train_as_one(tmp_path):
     # XLA splits its sums by the size of its pool of threads.
     same_pool = {"OMP_NUM_THREADS": "1", "PJRT_NPROC": environment["PJRT_NPROC"]}
 
-    def command(processes, folder, *options):
-        options = ("--epochs", epochs, "--output", folder, *options)
+    def command(processes, folder):
+        options = ("--epochs", epochs, "--output", folder, "--checkpoints", folder / "checkpoints")
         return [EXAMPLES / "multi_host.py", "--processes", processes, *options]
 
     # Process 0 alone certifies and writes.
@@ -63,7 +63,7 @@ def test_two_jax_processes_killed_and_started_again_train_as_one(tmp_path):
     assert len(history["loss"]) == epochs
     assert history["loss"][-1] < history["loss"][0]
 
-    interrupted = command(2, two, "--checkpoints", two / "checkpoints")
+    interrupted = command(2, two)
     killed = subprocess.Popen(
         [sys.executable, *map(str, interrupted)],
         env={**os.environ, **same_pool},
