@@ -119,11 +119,14 @@ class Evaluation:
                 errors = (errors + constant) * UP_STEP
                 distances = np.where(distances > 0, (distances + rates) * UP_STEP, 0.0)
             predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+            candidates = [radii]
             if self._local_radii:
-                radii = self._local_radii(inputs, logits, errors, predictions, radii, rates)
+                local = self._local_radii(inputs, logits, errors, predictions, radii, rates)
+                candidates.append(local)
             if program:
-                radii = np.minimum(radii, self._arithmetic.limit**0.5)
-                radii = np.where(program.within_range(known[0], radii, known[1]), radii, 0.0)
+                candidates = [np.minimum(c, self._arithmetic.limit**0.5) for c in candidates]
+                candidates = [c * program.within_range(known[0], c, known[1]) for c in candidates]
+            radii = np.maximum.reduce(candidates)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
         predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)

@@ -11,6 +11,7 @@ import math
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_lipnext import layers
 from keras_lipnext.activations import ACTIVATION_LAYERS, find_activation
@@ -76,6 +77,21 @@ def refusal(step, reason):
     return ValueError(f"{step.title} cannot be read as part of a chain: {reason}. {_WAY_OUT}")
 
 
+def _on_vectors(activation, context):
+    """The activation, of a tensor that the chain holds as vectors.
+
+    PReLU has numbers of its own for entries, which stand where the tensor's axes say.
+    """
+    shape = context.output_shape
+    if len(shape) == 1:
+        return activation
+
+    def function(x):
+        return ops.reshape(activation.function(ops.reshape(x, (-1, *shape))), ops.shape(x))
+
+    return dataclasses.replace(activation, function=function)
+
+
 class _Reader:
     """The affine map since the last activation, x -> W x + b; W None stands for diag(scale)."""
 
@@ -97,12 +113,12 @@ class _Reader:
             elif step.kind != "Reshape" and not required_rule(step).identity:
                 raise refusal(step, "it is neither affine nor an activation that is known here")
         elif kind in ACTIVATION_LAYERS:
-            self.activate(activation_of(layer, context), step)
+            self.activate(_on_vectors(activation_of(layer, context), context), step)
         elif kind in _AFFINE:
             matrix, bias = _AFFINE[kind](layer, context, step)
             self.multiply(matrix, bias, step)
             if not is_head and kind is not layers.NormalizedDense:
-                self.activate(activation_of(layer, context), step)
+                self.activate(_on_vectors(activation_of(layer, context), context), step)
         elif kind is kl.Rescaling:
             if np.ndim(layer.scale) or np.ndim(layer.offset):
                 raise refusal(step, "only one number as scale and one as offset is read")

@@ -303,7 +303,8 @@ def _multipliers(inner, ratios, outer):
     """U in closed form. None if it is not to be had; it proves nothing."""
     if not len(inner):
         return np.zeros(0)
-    outer = np.maximum(outer, 1e-6 * outer.max())
+    largest = outer.max()
+    outer = np.maximum(outer, 1e-6 * largest) if largest > 0 else np.ones_like(outer)
     d = np.sqrt(np.diagonal(inner) / outer)
     if not (np.isfinite(d).all() and d.min() > 0):
         return None

@@ -351,3 +351,54 @@ def test_reports_say_so(plain, tmp_path):
     assert certificate.to_dict()["evidence"]["lipschitz_method"] == "local_lipschitz"
     bound = lip.lipschitz_bound(model, verbose=0, lipschitz="local_lipschitz")
     assert bound.constant == lip.lmi.eclipse_diagonal(model).constant
+
+
+def test_numbers_of_a_prelu_stand_where_the_tensors_axes_say():
+    """z_0 - z_1 = 0.5 - relu(-x_0): as many samples as entries could be taken for these."""
+    activation = keras.layers.PReLU()
+    activation.build((None, 4, 1))
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4),
+            keras.layers.Reshape((4, 1)),
+            keras.layers.Activation(activation),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+        ]
+    )
+    first, head = np.zeros((4, 4)), np.zeros((4, 2))
+    first[0], head[2, 0], head[3, 0] = 1, 1, -1
+    model.layers[0].set_weights([first, np.zeros(4)])
+    activation.set_weights([np.array([1, 1, 1, 0.0]).reshape(4, 1)])
+    model.layers[-1].set_weights([head, np.array([0.5, 0])])
+    for samples in (1, 3, 4):
+        x = np.zeros((samples, 4))
+        x[:, 0] = 1
+        assert (lip.lmi.local_lipschitz(model, x, 5.0)[:, 0, 1] >= 0.8).all()
+        radii = lip.certify(model, x, lipschitz="local_lipschitz", verbose=0).radii
+        assert ((radii > 0.9) & (radii <= 1.5)).all()
+
+
+def test_neurons_that_no_output_sees_do_not_count():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(2, "relu"), keras.layers.Dense(2)]
+    )
+    kernel, outer = np.ones((1, 2)), np.array([[1.0, 0], [0, 0]])
+    model.set_weights([kernel, np.array([10.0, 0]), outer, np.zeros(2)])
+    assert 1 <= lip.lmi.local_lipschitz(model, np.zeros((1, 1)), 0.5)[0, 0, 1] < 1.5
+
+
+def test_a_larger_ball_in_which_something_may_overflow_takes_no_radius_away():
+    kl = keras.layers
+    hidden, head = kl.Dense(2, "relu"), kl.Dense(3)
+    model = keras.Sequential([keras.Input((2,)), hidden, head, kl.Softmax(), kl.Softmax()])
+    hidden.set_weights([np.eye(2) * 100, -np.ones(2) * 1e5])
+    head.set_weights([np.ones((2, 3)) * np.array([1, -1, 0.5]), np.array([1000, 0, 0])])
+    x = np.zeros((1, 2), "float32")
+    methods = ("eclipse_diagonal", "local_lipschitz")
+    everywhere, local = (
+        lip.certify(model, x, lipschitz=m, arithmetic="float32", verbose=0).radii[0]
+        for m in methods
+    )
+    assert local >= everywhere > 3
