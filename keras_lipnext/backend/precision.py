@@ -15,6 +15,7 @@ graphics cards for games, and none where PyTorch is left as it comes.
 
 import os
 import platform
+import re
 
 import keras
 
@@ -64,10 +65,15 @@ def on_cpu():
     if backend == "torch":
         import torch
 
-        return torch.get_default_device().type == "cpu" and not torch.cuda.is_available()
+        # Keras takes an accelerator where there is one, and what KERAS_TORCH_DEVICE names.
+        others = (torch.cuda, torch.backends.mps, getattr(torch, "xpu", None))
+        if any(device is not None and device.is_available() for device in others):
+            return False
+        named = os.environ.get("KERAS_TORCH_DEVICE") or "cpu"
+        return torch.get_default_device().type == "cpu" == named.split(":")[0]
     import tensorflow as tf
 
-    return not tf.config.list_physical_devices("GPU")
+    return all(d.device_type.endswith("CPU") for d in tf.config.list_physical_devices())
 
 
 def _jax_product(a, b, precision):
@@ -206,7 +212,10 @@ def _tensorflow_reduced():
 
 
 def _fast_math():
-    if "fast_math=true" in os.environ.get("XLA_FLAGS", "").lower():
+    flags = os.environ.get("XLA_FLAGS", "").strip().lower()
+    if flags and not flags.startswith("-"):
+        return "XLA_FLAGS names a file, whose flags are not known: write them into it"
+    if re.search(r"enable_fast_math(?!=(false|0)\b)", flags):
         return "XLA_FLAGS turns fast math on: take it out"
     return None
 

@@ -18,9 +18,10 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
+from keras_lipnext.lipschitz.composites import declared_composites
 from keras_lipnext.lipschitz.model import measured, required_rule
 from keras_lipnext.lipschitz.own_precision import types
-from keras_lipnext.lipschitz.rounding import forward_errors
+from keras_lipnext.lipschitz.rounding import MOST_FACTORS, forward_errors
 from keras_lipnext.lipschitz.rules.base import Context, size
 from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
 
@@ -48,6 +49,12 @@ def _check_float32(certifiable):
     if reason := backend.reduced_float32():
         raise ValueError(f"No float32 program can be certified in this process: {reason}.")
     given = {keras.config.floatx(), certifiable.graph.input_dtype}
+    if "float" not in certifiable.graph.input_dtype:
+        raise ValueError(
+            f"The model takes inputs of {certifiable.graph.input_dtype}: its program cuts off the "
+            "fractions of all others in the ball, and has no radius as a float32 program. Build "
+            "it with an input of float32."
+        )
     found = [("Its input", given)]
     found += [(step.title, types(step)) for step in certifiable.graph.steps]
     for title, names in found:
@@ -57,12 +64,39 @@ def _check_float32(certifiable):
                 'is too coarse to certify. arithmetic="float64" certifies the function that its '
                 "stored weights define."
             )
+    if declared := declared_composites(certifiable.graph):
+        raise ValueError(
+            f"Layer '{declared[0].name}' cannot be certified as part of a float32 program: that it "
+            "computes what its `certified_parts` do, one after the other, is declared, and what "
+            "float32 does to it not known."
+        )
+    if _factors_in_a_row(certifiable.graph) > MOST_FACTORS:
+        raise ValueError(
+            f"The model multiplies by more than {MOST_FACTORS} factors in a row, which compilers "
+            "may multiply with one another first: no float32 program of it can be certified."
+        )
     for step in certifiable.steps:
         if not required_rule(step).proven:
             raise ValueError(
                 f"{step.title} cannot be certified as a float32 program: its rule is declared, and "
                 "what float32 does to it not known."
             )
+
+
+_FACTORS = ("Rescaling", "Normalization", "BatchNormalization", "Multiply", "Divide", "TrueDivide")
+
+
+def _factors_in_a_row(graph):
+    """The most layers that multiply by factors with no weighted sum between them."""
+    counts = {0: 0}
+    for step in graph.steps:
+        count = max(counts[i] for i in step.inputs)
+        if type(step.operation).__name__ in _FACTORS:
+            count += 1
+        elif hasattr(step.operation, "kernel"):
+            count = 0
+        counts.update(dict.fromkeys(step.outputs, count))
+    return max(counts.values())
 
 
 class Program:

@@ -18,6 +18,10 @@ from keras_lipnext.lipschitz.rules.base import Bound, size
 from keras_lipnext.norms.matrices import spectral_norm_bound
 from keras_lipnext.norms.roundoff import ROUNDING, UNDERFLOW, UP_STEP, gamma
 
+# Factors are between 2^-these and 2^these; at most `MOST_FACTORS` follow one another in float32.
+FACTORS = {"float64": 64, "float32": 16}
+MOST_FACTORS = 7
+
 
 def linear(context, norm, kernel, terms):
     """`Bound` of a product with a kernel (*spatial, inputs, outputs), without bias.
@@ -113,13 +117,20 @@ def scaled(context, factors):
     """`Bound` of multiplying entry by entry with broadcast factors.
 
     Compilers may multiply the factors of several layers first. Within these limits some fifteen of
-    them cannot under- or overflow.
+    them cannot under- or overflow, and no seven in float32.
     """
-    sizes = np.abs(context.array(factors))
-    if not ((sizes == 0) | (sizes >= 2.0**-64) & (sizes <= 2.0**64)).all():
-        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
+    check_factors(context, np.abs(context.array(factors)))
     largest = context.largest(factors) * (1 + ROUNDING)
     return Bound(largest, relative=2 * context.arithmetic.rounding * largest)
+
+
+def check_factors(context, sizes):
+    """Refuses factors of magnitudes that leave the type's range where several are multiplied."""
+    exponent = FACTORS[context.arithmetic.name]
+    if not ((sizes == 0) | (sizes >= 2.0**-exponent) & (sizes <= 2.0**exponent)).all():
+        raise context.refusal(
+            f"it multiplies by factors beyond 2^-{exponent} to 2^{exponent}: no radius follows"
+        )
 
 
 def combined(how, values):

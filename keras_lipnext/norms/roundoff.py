@@ -35,6 +35,8 @@ ARITHMETIC = {
     "float32": (2.0**-24, 2.0**-126),
     "bfloat16": (2.0**-8, 2.0**-126),
     "float16": (2.0**-11, 2.0**-14),
+    "float8_e4m3fn": (2.0**-4, 2.0**-6),
+    "float8_e5m2": (2.0**-3, 2.0**-14),
 }
 # Float32 products on accelerators may be computed in TF32.
 TF32 = (2.0**-11, 2.0**-126)

@@ -366,3 +366,103 @@ def test_a_program_in_float64_is_bounded_by_the_same_formulas():
     double, single = PROGRAMS["float64"].products(100), PROGRAMS["float32"].products(100)
     np.testing.assert_allclose(np.divide(single, double), 2.0**29, rtol=1e-4)
     assert not EVALUATION.program
+
+
+def chain_of(*steps, dtype="float32", shape=(2,)):
+    return keras.Sequential([keras.Input(shape, dtype=dtype), *steps])
+
+
+def float32_refused(model, x, message):
+    with pytest.raises(ValueError, match=message):
+        lip.certify(model, x, arithmetic="float32", verbose=0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_a_program_that_cuts_off_fractions_is_refused(dtype):
+    """At 127.9 this one answers as at 127."""
+    model = chain_of(kl.Rescaling(1 / 255), kl.Dense(2), dtype=dtype, shape=(1,))
+    model.layers[-1].set_weights([np.array([[0.0, 1]]), np.array([0.5, 0])])
+    x = np.array([[128]], dtype)
+    float32_refused(model, x, f"inputs of {dtype}: its program cuts off the fractions")
+    assert lip.certify(model, x, verbose=0).radii[0] > 0
+
+
+def test_factors_that_compilers_may_fold_stay_in_range():
+    """XLA multiplies 2^64 with 2^64 first: infinity."""
+    x = np.array([[1.0, 2.0]], "float32")
+    up, down = kl.Rescaling(2.0**64), kl.Rescaling(2.0**-64)
+    float32_refused(chain_of(up, down), x, r"factors beyond 2\^-16 to 2\^16")
+    many = [kl.Rescaling(2.0**16), kl.Rescaling(2.0**-16)] * 4
+    float32_refused(chain_of(*many), x, "more than 7 factors in a row")
+    apart = [*many[:4], kl.Dense(2, kernel_initializer="identity"), *many[4:]]
+    certificate = lip.certify(chain_of(*apart), x, arithmetic="float32", verbose=0)
+    assert certificate.radii[0] == pytest.approx(0.5**0.5, rel=1e-4)
+
+
+def test_a_variance_near_minus_epsilon_is_off_by_more():
+    """There float32 rounds epsilon by a large share of what is left of it."""
+    errors = []
+    for variance in (0.0, -0.999e-3):
+        normalization = kl.BatchNormalization(epsilon=1e-3)
+        model = chain_of(normalization, kl.Dense(2, kernel_initializer="identity"))
+        gamma = np.sqrt(variance + 1e-3) * np.ones(2)
+        normalization.set_weights([gamma, np.zeros(2), np.zeros(2), variance * np.ones(2)])
+        x = np.array([[1.0, 2.0]], "float32")
+        certificates = [lip.certify(model, x, arithmetic=a, verbose=0) for a in ("real", "float32")]
+        errors.append(certificates[0].radii[0] - certificates[1].radii[0])
+    assert errors[1] > 100 * errors[0]
+
+
+def test_declared_parts_are_no_float32_program():
+    class Parts(kl.Layer):
+        def build(self, shape):
+            self.dense = kl.Dense(2, use_bias=False, kernel_initializer="identity")
+            self.dense.build(shape)
+
+        def call(self, x):
+            return (self.dense(x) + 64.0) - 64.0
+
+        def compute_output_shape(self, shape):
+            return shape
+
+        def certified_parts(self):
+            return (self.dense,)
+
+    model = chain_of(Parts(name="parts"), kl.Dense(2))
+    float32_refused(model, np.zeros((1, 2), "float32"), "Layer 'parts' .* is declared")
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it has no such cast")
+def test_casts_to_eight_bits_are_less_than_float32():
+    inputs = keras.Input((2,))
+    short = keras.ops.cast(keras.ops.cast(inputs, "float8_e4m3fn"), "float32")
+    model = keras.Model(inputs, kl.Dense(2, kernel_initializer="identity")(short))
+    x = np.array([[1.0, 2.0]], "float32")
+    float32_refused(model, x, "computes in float8_e4m3fn")
+    assert lip.certify(model, x, verbose=0).low_precision_differences == 0
+
+
+def test_squares_that_underflow_beside_a_small_b_are_refused():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.ops.squareplus(inputs, b=0.0))
+    for arithmetic in ARITHMETICS:
+        with pytest.raises(ValueError, match=r"its b is 0\.0"):
+            lip.certify(model, np.ones((1, 2)), arithmetic=arithmetic, verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="of XLA")
+@pytest.mark.parametrize(
+    "flags", ["--xla_cpu_enable_fast_math", "--xla_cpu_enable_fast_math=1", "flags.txt"]
+)
+def test_fast_math_by_any_spelling_is_refused(flags, monkeypatch):
+    model = chain_of(kl.Dense(2))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert lip.certify(model, np.ones((1, 2), "float32"), arithmetic="float32", verbose=0)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    float32_refused(model, np.ones((1, 2), "float32"), "XLA_FLAGS")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_another_device_than_the_cpu_is_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_TORCH_DEVICE", "xpu:0")
+    float32_refused(chain_of(kl.Dense(2)), np.ones((1, 2), "float32"), "accelerators may round")

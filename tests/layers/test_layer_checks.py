@@ -101,8 +101,9 @@ def exact(layer, x):
     return extended.c(layer.scale) * x + extended.wide(layer.bias)
 
 
-def rule(rounding):
+def rule(operations):
     def scaled(layer, context):
+        rounding = operations * context.arithmetic.rounding
         size = math.sqrt(math.prod(context.input_shape)) * (1 + 4 * ROUNDING)
         offset = abs(float(to_numpy(layer.bias))) * size
         return base.Bound(abs(layer.scale), offset, rounding, rounding * offset)
@@ -112,14 +113,14 @@ def rule(rounding):
 
 def test_a_sound_layer_passes(monkeypatch):
     monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
-    base.library_rule(Sound)(rule(4 * ROUNDING))
+    base.library_rule(Sound)(rule(4))
     layer_checks.check_layer(dataclasses.replace(row(Sound), exact=exact))
 
 
 @needs_long
 def test_a_rule_without_rounding_is_seen(monkeypatch):
     monkeypatch.setattr(base, "_LAYERS", dict(base._LAYERS))
-    base.library_rule(Sound)(rule(0.0))
+    base.library_rule(Sound)(rule(0))
     with pytest.raises(AssertionError):
         layer_checks.check_rule(dataclasses.replace(row(Sound), exact=exact))
 

@@ -30,7 +30,7 @@ def test_constant_of_long_columns(bound, features):
 @pytest.mark.parametrize("bound", BOUNDS[:3])
 def test_guards_hold_for_sums_in_any_order(bound, monkeypatch):
     """The slowest order there is; without guard it loses a hundred times what is allowed."""
-    monkeypatch.setattr(_sdp, "ops", sdp_checks.InOrder())
+    sdp_checks.sum_in_order(monkeypatch)
     layer = SDPResidualDense(2, bound)
     sdp_checks.check_long_columns(layer, 7680)
     monkeypatch.setattr(_sdp, "guard", lambda operations: 1.0)

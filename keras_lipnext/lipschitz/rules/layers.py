@@ -11,6 +11,7 @@ from keras_lipnext.activations import ACTIVATION_LAYERS, OPERATION_ACTIVATIONS, 
 from keras_lipnext.lipschitz.rounding import (
     added,
     block_diagonal,
+    check_factors,
     joining,
     linear,
     products,
@@ -90,9 +91,9 @@ def l2_pool(layer, context):
 
 
 def vanishing_squares(context):
-    """What roots of sums of squares lose to squares that underflow."""
+    """What roots of sums of squares, and of something small, lose to what underflows."""
     smallest = context.arithmetic.smallest**0.5 if context.arithmetic.program else 2.0**-500
-    return math.sqrt(size(context.input_shape)) * smallest
+    return math.sqrt(size(context.input_shape) + size(context.output_shape)) * smallest
 
 
 @library_rule(layers.PositionalBias)
@@ -404,6 +405,7 @@ def normalization(layer, context):
         yield added(context, mean)
         return
     factors = 1 / deviation
+    check_factors(context, factors)
     largest = context.largest(factors) * (1 + 8 * ROUNDING)
     yield added(context, mean)
     yield Bound(largest, relative=8 * context.arithmetic.rounding * largest)
@@ -421,7 +423,7 @@ def batch_normalization(layer, context):
     largest = context.largest(scale) * (1 + 8 * ROUNDING)
     # Backends compute x s + (beta - mean s) or (x - mean) s + beta: both within this.
     magnitude = context.offset_norm(np.abs(beta) + np.abs(mean * scale))
-    rounding = 16 * context.arithmetic.rounding
+    rounding = 16 * context.arithmetic.rounding * _grown(layer, context)
     joined = joining(context, context.summed)
     yield Bound(
         largest,
@@ -429,6 +431,15 @@ def batch_normalization(layer, context):
         rounding * largest,
         rounding * magnitude + joined * (magnitude + context.offset_norm(mean) * largest),
     )
+
+
+def _grown(layer, context):
+    """How many times epsilon is larger than its sum with a variance, 1 if none is negative.
+
+    A program rounds epsilon to its type: relatively to the sum that counts as often.
+    """
+    total = context.array(layer.moving_variance) + layer.epsilon
+    return max(1.0, float((layer.epsilon / total).max())) if context.arithmetic.program else 1.0
 
 
 def _normalising_factors(layer, context):
@@ -440,6 +451,5 @@ def _normalising_factors(layer, context):
     scale = 1 / np.sqrt(total)
     if layer.scale:
         scale = scale * context.array(layer.gamma)
-    if not ((scale == 0) | (np.abs(scale) >= 2.0**-64) & (np.abs(scale) <= 2.0**64)).all():
-        raise context.refusal("it multiplies by factors beyond 2^-64 to 2^64: no radius follows")
+    check_factors(context, np.abs(scale))
     return scale, mean

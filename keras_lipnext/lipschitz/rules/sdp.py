@@ -125,13 +125,14 @@ class _Form:
         offsets = math.prod(2 * k - 1 for k in self.w.shape[:-2])
         terms = math.prod(self.w.shape[:-1]) + offsets * self.columns + 64
         if self._bound == "spectral":
-            # A product is off by gamma ||A||_F ||B||_F in the Frobenius norm, which is at most
-            # sqrt(n) times that of a Gram matrix; of the symbol, taps times more, as the largest
-            # ||W^(theta)||_F^2 of the grid is at least the mean, sum ||W[t]||_F^2. Each squaring
-            # counts half as much as the one before: 4 covers their sum, and second orders.
+            # The answer is a Schatten norm of W^T W, and no more off than that norm of the error of
+            # a product is relative to ||W^T W||_2: gamma ||A||_F ||B||_F is at most gamma n times
+            # that, n columns; of the symbol, taps times more, as the largest ||W^(theta)||_F^2 of
+            # the grid is at least the mean, sum ||W[t]||_F^2. Each squaring counts half as much as
+            # the one before: 4 covers their sum, and second orders.
             *taps, rows, columns = self.w.shape
             sums = context.arithmetic.gamma(2 * (rows + columns) + math.prod(taps) + 24)
-            self.error = 4 * math.prod(taps) * math.sqrt(columns) * sums
+            self.error = 4 * math.prod(taps) * columns * sums
         elif self._bound == "orthogonal":
             self.error = 0.0
         else:
