@@ -154,6 +154,8 @@ def make_state(model, iterator=None, batch=None):
     """
     import tensorflow as tf
 
+    if model.run_eagerly:  # nothing is traced, and losses may look at numbers
+        return
     if batch is not None:
         model._symbolic_build(data_batch=batch)
         return
