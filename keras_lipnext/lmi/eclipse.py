@@ -167,19 +167,24 @@ def scaled(weights, slopes):
     for w, following, interval in zip(weights, weights[1:], slopes):
         inner = _floored(_squares(p, w))
         outer = _floored((following**2).sum(axis=0))
-        square = np.inf
-        for x, y in _POWERS:
-            m = _closed_form(p, w, interval, inner**x / outer**y)
-            trial = schur_complement(p, w, interval, m, _SLACK)
-            form = None if trial is None else output_form(trial, following)
-            found = np.inf if form is None else np.linalg.eigvalsh(form)[-1]
-            if found < square:
-                square, chosen, p_chosen = found, m, trial
-        if square == np.inf:
-            raise _ill_conditioned()
+        candidates = (_closed_form(p, w, interval, inner**x / outer**y) for x, y in _POWERS)
+        chosen, p, square = _best(p, w, following, interval, candidates)
         multipliers.append(chosen)
-        p = p_chosen
     return multipliers, square
+
+
+def _best(p, w, following, interval, candidates):
+    """(multipliers of a layer, the P that they lead to, the square of the bound) for the best."""
+    best = np.inf
+    for m in candidates:
+        trial = schur_complement(p, w, interval, m, _SLACK)
+        form = None if trial is None else output_form(trial, following)
+        square = np.inf if form is None else np.linalg.eigvalsh(form)[-1]
+        if square < best:
+            best, chosen, p_chosen = square, m, trial
+    if best == np.inf:
+        raise _ill_conditioned()
+    return chosen, p_chosen, best
 
 
 def _squares(p, w):
@@ -208,18 +213,9 @@ def _greedy(weights, slopes, time_limit=None, **options):
         found = solved_multipliers(
             [whitened, following], [interval], start, time_limit=left, **options
         )
-        best = np.inf
-        for (m,) in found:
-            m = np.maximum(m, 1e-9 * m.max())
-            trial = schur_complement(p, w, interval, m, _SLACK)
-            form = None if trial is None else output_form(trial, following)
-            square = np.inf if form is None else np.linalg.eigvalsh(form)[-1]
-            if square < best:
-                best, chosen, p_chosen = square, m, trial
-        if best == np.inf:
-            raise _ill_conditioned()
+        candidates = (np.maximum(m, 1e-9 * m.max()) for (m,) in found)
+        chosen, p, _ = _best(p, w, following, interval, candidates)
         multipliers.append(chosen)
-        p = p_chosen
     return multipliers
 
 
