@@ -125,7 +125,8 @@ class Evaluation:
                 candidates.append(local)
             if program:
                 candidates = [np.minimum(c, self._arithmetic.limit**0.5) for c in candidates]
-                candidates = [c * program.within_range(known[0], c, known[1]) for c in candidates]
+                within = [program.within_range(known[0], c, known[1]) for c in candidates]
+                candidates = [np.where(w, c, 0.0) for w, c in zip(within, candidates)]
             radii = np.maximum.reduce(candidates)
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)

@@ -37,7 +37,7 @@ class Certificate:
         inputs_not_finite: Number of samples whose input holds NaN or infinity.
         source: `Source`, files, date and command, if the command line made it; or None.
         arithmetic: What the radii hold of: "real", the function in real arithmetic alone, as of
-            every certificate before version 0.2; "float64" or "float32", that and every program
+            every certificate that does not say; "float64" or "float32", that and every program
             that evaluates it in this type.
         low_precision_allowances: Float64, shape (n,), of a model that computes in bfloat16 or
             float16: what that may have done to the difference of logits that decides, by the same

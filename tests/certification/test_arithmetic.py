@@ -13,6 +13,7 @@ from red_team import ORDERS, U, f32
 
 import keras_lipnext as lip
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.lipschitz.model import measured, read
 from keras_lipnext.lipschitz.program import ARITHMETICS
 from keras_lipnext.norms.matrices import nonnegative_norm_bound
 from keras_lipnext.norms.roundoff import EVALUATION, PROGRAMS
@@ -466,3 +467,16 @@ def test_fast_math_by_any_spelling_is_refused(flags, monkeypatch):
 def test_another_device_than_the_cpu_is_refused(monkeypatch):
     monkeypatch.setenv("KERAS_TORCH_DEVICE", "xpu:0")
     float32_refused(chain_of(kl.Dense(2)), np.ones((1, 2), "float32"), "accelerators may round")
+
+
+@pytest.mark.once
+def test_an_epsilon_that_is_flushed_beside_squares_is_counted():
+    """Two channels of one position: squares and epsilon below float32's normal numbers."""
+    epsilon = 0.99 * 2.0**-126
+    inputs = keras.Input((1, 1, 2))
+    model = keras.Model(inputs, kl.Dense(2)(lip.layers.L2Pool(epsilon=epsilon)(inputs)))
+    (bounds,), _ = measured(
+        read(model).body, {0: (1, 1, 1, 2), 1: (1, 2)}, None, PROGRAMS["float32"]
+    )
+    lost = np.linalg.norm(np.sqrt([2 * epsilon] * 2))  # of x^2 = epsilon the program answers 0
+    assert sum(bound.absolute for bound in bounds) >= lost

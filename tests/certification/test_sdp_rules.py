@@ -12,6 +12,7 @@ from keras_lipnext.lipschitz.graph import trace
 from keras_lipnext.lipschitz.model import lipschitz_bound
 from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.lipschitz.rules.sdp import _Form
+from keras_lipnext.norms.roundoff import gamma
 
 ll = lip.layers
 # Clipped entries beside others: the mean of all four is what an order of summation makes of it.
@@ -160,3 +161,18 @@ def test_kernels_of_any_size(size):
             step.operation, Context(step, {0: (None, *shape), 1: (None, *shape)})
         )
         assert (error <= bound.relative * norms(x) + bound.absolute).all()
+
+
+@pytest.mark.once
+def test_squarings_are_off_by_as_much_as_columns_add_up():
+    """W^T W = I of columns of one magnitude: errors of one sign add up to n times each one's."""
+    n = 512
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < n:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    layer = ll.SDPDense(n, "spectral", use_bias=False)
+    inputs = keras.Input((n,))
+    model = keras.Model(inputs, layer(inputs))
+    layer.kernel.assign(hadamard / np.sqrt(n))
+    form = _Form(layer, Context(trace(model).steps[0]))
+    assert form.error >= n * gamma(n)

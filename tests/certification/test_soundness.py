@@ -13,6 +13,7 @@ from data import to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import radius
+from keras_lipnext.backend import programs
 from keras_lipnext.certification import evaluation, float64
 from keras_lipnext.layers import shift_mixing, spatial_shift
 from keras_lipnext.lipschitz import model as lipschitz
@@ -484,7 +485,9 @@ def mutated(changes):
                 patch.setitem(owner, name, replacement)
             else:
                 patch.setattr(owner, name, replacement)
+        programs._program.cache_clear()  # traced without the fault
         yield
+    programs._program.cache_clear()  # and with it
 
 
 def survivors_of(mutant, detecting):
