@@ -17,8 +17,8 @@ and the projection that ends `fit`, the defect of the kernels and the proven con
 the head. Last the quickstart: its digits trained on the card, K and certified accuracy.
 
 Each program is compiled in a process of its own, as many at once as fit the card's memory by the
-estimate, and they are timed one after the other when all of these are ready. Figures are printed as soon as they are known; writes
-results/gpu_<card>.json.
+estimate, and they are timed one after the other when all of these are ready. Figures are printed as
+soon as they are known; writes results/gpu_<card>.json.
 """
 
 import json
@@ -161,8 +161,9 @@ def kernel_times(step, count=3):
             step.wait()
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-            lines = plane.lines if plane.name.startswith("/device:GPU") else ()
-            for event in (e for line in lines if line.name.startswith("Stream") for e in line.events):
+            lines = list(plane.lines) if plane.name.startswith("/device:GPU") else []
+            streams = [line for line in lines if line.name.startswith("Stream")]
+            for event in (event for line in streams or lines for event in line.events):
                 operation = dict(event.stats).get("hlo_op", "")
                 times[f"{operation} {event.name[:60]}"] += event.duration_ns / count / 1e6
     return {name: rounded(milliseconds) for name, milliseconds in times.most_common(40)}
