@@ -314,20 +314,20 @@ def rows_of_cases(backend, runs, profile):
         yield from rows_of(child)
 
 
-def groups(backend, cases, memory):
+def groups(backend, cases, variants, memory):
     """Lists of (case, variant) that fit in `memory` bytes together, by the estimate and a tenth."""
     os.environ.update(KERAS_BACKEND=backend, XLA_PYTHON_CLIENT_PREALLOCATE="false")
     import keras_lipnext as lip
 
     found, taken = [[]], 0
-    for index, case in enumerate(cases):
+    for case in cases:
         batch, options = CASES[case]
-        variants = VARIANTS[: 2 if index else 4]
+        chosen = variants or VARIANTS[: 4 if case == cases[0] else 2]
         takes = lip.LipNeXt.estimate(**options, batch=batch, dtype=DTYPE).peak_bytes
-        takes = len(variants) * (1.1 * takes + 1e9)
+        takes = len(chosen) * (1.1 * takes + 1e9)
         if found[-1] and taken + takes > memory:
             found, taken = [*found, []], 0
-        found[-1] += [(case, variant) for variant in variants]
+        found[-1] += [(case, variant) for variant in chosen]
         taken += takes
     return found
 
@@ -372,14 +372,16 @@ def main(arguments):
         content[backend] = {**facts, "rows": rows, "shares": known, "quickstart": []}
         name = f"gpu_{facts['card'].lower().replace(' ', '_')}"
         profile = "profile" if arguments.profile else "plain"
-        for group in groups(backend, arguments.cases, 0.9 * facts["memory"]):
+        for group in groups(backend, arguments.cases, arguments.variants, 0.9 * facts["memory"]):
             for row in rows_of_cases(backend, group, profile):
                 rows.append(row)
                 if row["case"] not in known:
                     known |= shares(rows, row["case"], facts["rates"]["bfloat16"][0])
             measuring.write(name, content)  # known, should the machine be taken away
-        content[backend]["quickstart"] += rows_of(start(backend, "quickstart", arguments.epochs))
-        measuring.write(name, content)
+        if arguments.epochs:
+            rows = rows_of(start(backend, "quickstart", arguments.epochs))
+            content[backend]["quickstart"] += rows
+            measuring.write(name, content)
 
 
 def child(kind, *arguments):
@@ -397,7 +399,10 @@ if __name__ == "__main__":
     parser = measuring.parser(__doc__, BACKENDS)
     known = list(CASES)
     parser.add_argument("--cases", nargs="+", choices=known, default=known[:-1])
-    parser.add_argument("--epochs", type=int, default=40, help="of the quickstart (40)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="see above (all)")
+    parser.add_argument(
+        "--epochs", type=int, default=40, help="of the quickstart (40); 0: without it"
+    )
     parser.add_argument("--profile", action="store_true", help="kernels by time, too (JAX)")
     parser.add_argument("--tests", action="store_true", help="run the tests on the card instead")
     parser.add_argument("--workers", type=int, default=8, help="processes of --tests (8)")

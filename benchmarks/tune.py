@@ -54,46 +54,59 @@ class LogitAnnealing(keras.losses.Loss):
         return self.temperature * (1 - keras.ops.exp(-entropy)) ** self.gamma * entropy
 
 
-def trained(settings, data, part="train"):
-    """(model, seconds of `fit`, what the images were prepared with) of settings as above."""
-    options = dict(settings)
-    name = options.pop("data", "cifar10")
-    seed, images = options.pop("seed", 0), options.pop("images", 20000)
-    batch, optimizer = options.pop("batch", 128), options.pop("optimizer", None)
-    epochs, loss = options.pop("epochs", TASKS[name]["epochs"]), options.pop("loss", None)
-    shift, flip = options.pop("shift", 0), options.pop("flip", False)
-    margin = options.pop("margin", 0)
-    x, y = datasets.load(data, name, part, images)
-    x = datasets.padded(x, margin)
-    keras.utils.set_random_seed(seed)
-    model = lip.LipNeXt(input_shape=x.shape[1:], num_classes=10, **options)
-    if optimizer or loss:
-        chosen, criterion = model.optimizer, model.loss
-        if optimizer:
-            arguments = dict(optimizer)
-            make = getattr(lip.optimizers, arguments.pop("class"))
-            chosen = make(**arguments, schedule=lip.optimizers.cosine())
-        if loss:
-            arguments = dict(loss)
-            make = arguments.pop("class")
-            criterion = getattr(lip.losses, make, LogitAnnealing)(**arguments)
-        model.compile(chosen, criterion, metrics=["accuracy"])
-    start = time.perf_counter()
-    if shift or flip:
-        model.fit(datasets.Augmented(x, y, batch, shift, flip, seed), epochs=epochs, verbose=0)
-    else:
-        model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
-    return model, time.perf_counter() - start, margin
+class Training:
+    """What settings as above make of a model and its images.
+
+    Attributes:
+        model: Compiled `LipNeXt`.
+        margin: Rows and columns of zeros around each image.
+    """
+
+    def __init__(self, settings, data, part="train"):
+        options = dict(settings)
+        name = options.pop("data", "cifar10")
+        self.seed, images = options.pop("seed", 0), options.pop("images", 20000)
+        self.batch, optimizer = options.pop("batch", 128), options.pop("optimizer", None)
+        self.epochs = options.pop("epochs", TASKS[name]["epochs"])
+        loss, self.margin = options.pop("loss", None), options.pop("margin", 0)
+        self.shift, self.flip = options.pop("shift", 0), options.pop("flip", False)
+        x, self.y = datasets.load(data, name, part, images)
+        self.x = datasets.padded(x, self.margin)
+        keras.utils.set_random_seed(self.seed)
+        self.model = lip.LipNeXt(input_shape=self.x.shape[1:], num_classes=10, **options)
+        if optimizer or loss:
+            chosen, criterion = self.model.optimizer, self.model.loss
+            if optimizer:
+                chosen = _made(lip.optimizers, optimizer, schedule=lip.optimizers.cosine())
+            if loss:
+                criterion = _made(lip.losses, loss)
+            self.model.compile(chosen, criterion, metrics=["accuracy"])
+
+    def fit(self, epochs=None, **arguments):
+        """Trains for the settings' epochs, or as many as are given."""
+        arguments = {"epochs": epochs or self.epochs, "verbose": 0, **arguments}
+        if self.shift or self.flip:
+            x = datasets.Augmented(self.x, self.y, self.batch, self.shift, self.flip, self.seed)
+            return self.model.fit(x, **arguments)
+        return self.model.fit(self.x, self.y, batch_size=self.batch, **arguments)
+
+
+def _made(module, description, **more):
+    arguments = dict(description)
+    return getattr(module, arguments.pop("class"), LogitAnnealing)(**arguments, **more)
 
 
 def run(settings, data):
     """The settings with the results: clean accuracy, CRA at the task's radii, seconds."""
-    model, seconds, margin = trained(settings, data)
+    training = Training(settings, data)
+    start = time.perf_counter()
+    training.fit()
+    seconds, model = time.perf_counter() - start, training.model
     name = settings.get("data", "cifar10")
     x, y = datasets.load(data, name, "validation")
     metrics = [lip.metrics.CertifiedAccuracy(r, name=f"{r:.3f}") for r in TASKS[name]["radii"]]
     model.compile(model.optimizer, model.loss, metrics=["accuracy", *metrics])
-    x = datasets.padded(x, margin)
+    x = datasets.padded(x, training.margin)
     scores = model.evaluate(x, y, batch_size=500, verbose=0, return_dict=True)
     return {"settings": settings, "seconds": round(seconds), **scores}
 

@@ -55,8 +55,8 @@ class ManifoldAdam(ManifoldOptimizer):
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
         precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
-            a square kernel's step is one bfloat16 product, three in TF32, an eighth of one in TF32
-            and in float32, and never waits for the host; it turns no plane by more than about 1
+            a square kernel's step is one bfloat16 product, three in TF32, a sixteenth of one in
+            TF32 and in float32, and never waits for the host; it turns no plane by more than about 1
             radian, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
             which projects in float32. "float32": the products and branches of a step on CPUs,
             several times slower.
