@@ -400,9 +400,7 @@ if __name__ == "__main__":
     known = list(CASES)
     parser.add_argument("--cases", nargs="+", choices=known, default=known[:-1])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="see above (all)")
-    parser.add_argument(
-        "--epochs", type=int, default=40, help="of the quickstart (40); 0: without it"
-    )
+    parser.add_argument("--epochs", type=int, default=40, help="of the quickstart (40), or 0")
     parser.add_argument("--profile", action="store_true", help="kernels by time, too (JAX)")
     parser.add_argument("--tests", action="store_true", help="run the tests on the card instead")
     parser.add_argument("--workers", type=int, default=8, help="processes of --tests (8)")

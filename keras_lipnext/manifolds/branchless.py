@@ -73,7 +73,7 @@ def retract(x: Tensor, u: Tensor) -> Tensor:
 
 
 def remove_drift(x: Tensor, step: Tensor) -> Tensor:
-    """Makes a sixteenth of the rows of orthogonal matrices orthonormal, and orthogonal to the others.
+    """Makes a sixteenth of an orthogonal matrix's rows orthonormal, and orthogonal to the others.
 
     To first order, with E = R X^T - (their rows of I) of the rows R: R <- R - W * E X, W being 1/2
     in the columns of R's own, whose error both sides share, and 1 in the others. An exact product
