@@ -192,12 +192,15 @@ class LipNeXt(BuiltModel):
 
         self._architecture = architecture
         if compile:
-            rate = ANGLE / math.sqrt(depth) if learning_rate is None else learning_rate
-            euclidean = EUCLIDEAN_SHARE * rate
-            optimizer = ManifoldMuon(
-                float(rate), euclidean_learning_rate=euclidean, schedule=cosine()
-            )
-            architecture.compile(self, optimizer)
+            self.compile_as_built()
+
+    def compile_as_built(self) -> None:
+        rate = self._architecture.learning_rate
+        rate = float(ANGLE / math.sqrt(self._architecture.depth) if rate is None else rate)
+        optimizer = ManifoldMuon(
+            rate, euclidean_learning_rate=EUCLIDEAN_SHARE * rate, schedule=cosine()
+        )
+        self._architecture.compile(self, optimizer)
 
     def reduced(self) -> Self:
         """This model with `mixing="reduced"`: the same function up to rounding, cheaper.
