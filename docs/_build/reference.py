@@ -5,6 +5,7 @@ The source is read, not imported: no backend is needed to build the site.
 
 import ast
 import inspect
+import itertools
 import pathlib
 import re
 
@@ -25,15 +26,24 @@ ROOMS = (
 )
 # Sections of docstrings whose lines are `name: what it is`.
 LISTS = ("Args", "Call arguments", "Attributes", "Raises")
-# What Keras calls, the same for every layer, optimizer and model.
-OF_KERAS = {
+# What Keras or the library calls, not who uses a layer, loss, metric or optimizer.
+HOOKS = {
+    "adam",
     "build",
     "call",
+    "compute_loss",
     "compute_output_shape",
+    "demanded_share",
+    "direction_precision",
     "from_config",
     "get_build_config",
     "get_compile_config",
     "get_config",
+    "manifold_step",
+    "read_constants",
+    "rough",
+    "update_step",
+    "values",
 }
 
 
@@ -51,6 +61,10 @@ def public_names(module):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
     raise ValueError(f"{file} has no `__all__`.")
+
+
+def is_public(name):
+    return any(name in public_names(f"keras_lipnext.{room}") for room in ROOMS)
 
 
 def home(module, name):
@@ -98,28 +112,43 @@ def directive(kind, name, room, body, options=(), depth=3):
     return "\n".join(lines) + "\n"
 
 
-def ancestry(module, node):
-    """A class, and the classes of this library that it inherits from, nearest first."""
-    yield node
+def defined(module, name):
+    """[(module, syntax tree)] of a class or function of this library that a module names."""
     tree = parsed(module)[1]
+    homes = [module]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(PACKAGE.name):
+            homes += [node.module for alias in node.names if alias.name == name]
+    return [
+        (home, node)
+        for home in homes
+        for node in parsed(home)[1].body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name
+    ]
+
+
+def static_functions(module, cls):
+    """Functions of a module that a class takes as they are: `name = staticmethod(function)`."""
+    for node in cls.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("staticmethod("):
+            ((_, function),) = defined(module, node.value.args[0].id)
+            function.name, function.decorator_list = node.targets[0].id, [node.value.func]
+            yield function
+
+
+def ancestry(module, node):
+    """A class, and those of this library that it inherits from, nearest first."""
+    yield node
     for base in map(ast.unparse, node.bases):
-        homes = {
-            alias.name: imported.module
-            for imported in tree.body
-            if isinstance(imported, ast.ImportFrom) and imported.module.startswith(PACKAGE.name)
-            for alias in imported.names
-        }
-        homes |= {n.name: module for n in tree.body if isinstance(n, ast.ClassDef)}
-        if base in homes:
-            found = [n for n in parsed(homes[base])[1].body if getattr(n, "name", None) == base]
-            for parent in found:  # none where a room hands the class on: it has an entry there
-                yield from ancestry(homes[base], parent)
+        for source, parent in defined(module, base):
+            yield from ancestry(source, parent)
 
 
 def methods(classes):
-    """Public methods and properties with a docstring, of a class and of what it inherits from."""
-    seen = set(OF_KERAS)
-    for node in (member for cls in classes for member in cls.body):
+    """Public methods and properties of a class, and of what has no entry of its own above it."""
+    own = itertools.takewhile(lambda cls: cls is classes[0] or not is_public(cls.name), classes)
+    seen = set(HOOKS)
+    for node in (member for cls in own for member in cls.body):
         if isinstance(node, ast.FunctionDef) and node.name not in seen:
             seen.add(node.name)
             if ast.get_docstring(node) and not node.name.startswith("_"):
@@ -138,7 +167,7 @@ def entry(room, name, node, module):
     initial = [n for cls in classes for n in cls.body if getattr(n, "name", None) == "__init__"]
     call = signature(initial[0], True) if initial else ""
     body = [text, ""]
-    for method in methods(classes):
+    for method in [*methods(classes), *static_functions(module, node)]:
         text = markdown(ast.get_docstring(method))
         if of_kind(method, "property", "cached_property"):
             body.append(directive("property", f"{name}.{method.name}", room, text))
