@@ -13,7 +13,7 @@ OLDEST_TESTS := layers manifolds optimizers losses metrics models certification
 # Data sets and attacks, which need other backends' packages.
 OLDEST_TESTS_NOT := certification/test_batches.py certification/test_attacks.py
 
-.PHONY: help quickstart test check test-oldest lint docs clean
+.PHONY: help quickstart test check test-oldest lint docs gallery clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ lint: $(INSTALLED)  ## Check style, formatting and types
 docs: .venv-docs/.installed  ## Build the site, build/site/index.html; a link that leads nowhere is an error
 	.venv-docs/bin/python docs/_build/pages.py build/docs
 	.venv-docs/bin/sphinx-build -q -n -W --keep-going -c docs build/docs build/site
+
+gallery: $(INSTALLED)  ## Run the examples anew for the site's gallery (some ten minutes)
+	$(BIN)/python docs/_build/gallery.py
 
 clean:  ## Remove the virtual environments and caches
 	rm -rf .venv .venv-oldest .venv-docs runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache
