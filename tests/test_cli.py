@@ -19,7 +19,8 @@ import pytest
 from data import dense_model
 
 import keras_lipnext as lip
-from keras_lipnext.cli import command, main
+from keras_lipnext.cli import main
+from keras_lipnext.cli.command import _parser
 
 CUSTOM = """
 import keras
@@ -721,6 +722,6 @@ def test_help_is_what_the_documents_show_and_its_examples_parse(page, capsys, mo
     assert len(examples) >= 3 and max(map(len, examples)) < 78
     for example in examples:
         try:
-            command._parser().parse_args(shlex.split(example)[1:])
+            _parser().parse_args(shlex.split(example)[1:])
         except SystemExit as end:  # of --help; of an option that does not exist it is 2
             assert end.code == 0, example

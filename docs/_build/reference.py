@@ -201,6 +201,7 @@ def targets():
     """{name as it may be written: the reference's name} of all that is public."""
     found = {}
     for room in ROOMS:
+        found |= {f"{start}.{room}": f"keras_lipnext.{room}" for start in ("keras_lipnext", "lip")}
         for name in public_names(f"keras_lipnext.{room}"):
             full = f"keras_lipnext.{room}.{name}"
             for written in (full, f"lip.{room}.{name}", f"{room}.{name}"):
@@ -226,7 +227,7 @@ def pages():
         names = sorted(public_names(module), key=str.lower)
         links = ", ".join(f"[`{name}`](#{module}.{name})" for name in names)
         index += [f"[**{room}**]({room}.md): {first}", f": {links}", ""]
-        text = [f"# {module}", "", first, "", rest, ""]
+        text = [f"({module})=", f"# {module}", "", first, "", rest, ""]
         for name in names:
             text += [f"## {name}", "", entries(module, name)]
         found[f"reference/{room}.md"] = "\n".join(text)

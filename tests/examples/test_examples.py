@@ -258,13 +258,3 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
     for load in (quickstart.digits, lambda: layer_zoo.load(None, False)):
         with pytest.raises(SystemExit, match="pip install scikit-learn"):
             load()
-
-
-def test_the_readmes_first_model_has_its_data():
-    """Its code runs as it stands, with fewer epochs, up to the certificate."""
-    text = (ROOT / "README.md").read_text()
-    code = re.search(r"## Use\n\n```python\n(.*?)certificate\.plot", text, re.S)[1]
-    found = {}
-    exec(code.replace("epochs=30", "epochs=1, verbose=0"), found)
-    assert len(found["x_test"]) == len(found["certificate"].radii) == 297
-    assert found["certificate"].input_range == (0, 1)
