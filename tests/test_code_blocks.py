@@ -111,7 +111,7 @@ def documented():
         for member, value in [("", owner), *members]:
             ours = getattr(inspect.unwrap(getattr(value, "__func__", value)), "__module__", "")
             if not member or (not member.startswith("_") and str(ours).startswith("keras_lipnext")):
-                found[f"{name}.{member}".strip(".")] = inspect.getdoc(value) or ""
+                found[f"{name}.{member}".strip(".")] = inspect.cleandoc(value.__doc__ or "")
     return found
 
 
