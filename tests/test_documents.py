@@ -123,6 +123,19 @@ def test_the_table_of_mutants_is_that_of_the_gate():
     assert names == {detector.__name__ for detector in detectors.ALL}
 
 
+def test_figures_come_from_files(monkeypatch):
+    """Each figure that a page names is made; one that nobody makes stops the build."""
+    figures = runpy.run_path(str(ROOT / "docs" / "_build" / "figures.py"))
+    pages = "\n".join(path.read_text() for path in PAGES)
+    named = set(re.findall(r"\{\{ (\w+) \}\}", pages))
+    assert named == set(figures["FIGURES"])
+    for name in named:
+        text = figures["filled"](f"{{{{ {name} }}}}")
+        assert text.strip() and "{{" not in text and "nan" not in text, name
+    with pytest.raises(KeyError, match="no figure"):
+        figures["filled"]("about {{ guess }} %")
+
+
 REFERENCE = runpy.run_path(str(ROOT / "docs" / "_build" / "reference.py"))
 
 

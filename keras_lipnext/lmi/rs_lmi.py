@@ -35,8 +35,8 @@ class RSLMI(keras.Model):
     ```python
     model = keras.Sequential([
         keras.layers.Flatten(),
-        keras.layers.Dense(256, activation="relu"),
-        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(64, activation="relu"),
         keras.layers.Dense(10),
     ])
     model.build((None, 8, 8, 1))
