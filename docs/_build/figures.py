@@ -96,7 +96,7 @@ def arithmetic():
         (
             of["network"],
             short(of["median_radius"]),
-            share(of["relative_loss_float64"], 7),
+            f"{100 * of['relative_loss_float64']:.0e} %",
             share(of["relative_loss_float32"]) if "relative_loss_float32" in of else "refused",
             f"{of['time_float32']:.2f}" if "time_float32" in of else "",
         )
