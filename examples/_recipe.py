@@ -1,4 +1,4 @@
-"""What imagenet.py, cifar10.py and mnist.py share: arguments, training, records, certificate."""
+"""What imagenet.py and mnist.py share: arguments, training, records, certificate."""
 
 import argparse
 import csv
