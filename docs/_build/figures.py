@@ -239,6 +239,18 @@ def shifts():
 
 
 @figure
+def symmetric_products():
+    rows = []
+    for path in sorted(RESULTS.glob("symmetric_products_*.json")):
+        device = path.stem.removeprefix("symmetric_products_").replace("_", " ")
+        for of in json.loads(path.read_text())["milliseconds"]:
+            stack = f"{of['batch']} of {of['n']} x {of['n']}, {of['dtype']}"
+            rows.append((device, stack, *(of[way] for way in ("whole", "rows", "stack"))))
+    heads = ["device", "matrices", " ms, whole", " three of four blocks", " the same, as one stack"]
+    return table(heads, rows)
+
+
+@figure
 def fit_overhead():
     rows = [
         (*of["network"].split("/"), f"{1e3 * of['loop_step_seconds']:.0f}", of["ratio"]["median"])
@@ -384,6 +396,8 @@ def gpu():
     text = []
     for path in sorted(RESULTS.glob("gpu_*.json")):
         found = json.loads(path.read_text())
+        if not set(found) & set(BACKENDS):  # of another script
+            continue
         rows = []
         for backend, name in BACKENDS.items():
             of_backend = found.get(backend, {"rows": []})
