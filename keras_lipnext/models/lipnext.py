@@ -34,8 +34,8 @@ class LipNeXt(BuiltModel):
         -> dense_depth x (OrthogonalDense -> BetaAbs)
 
     which keeps the sign and the place of features, where pooling forgets both. It pays at large
-    radii and where epochs are scarce, for more weights and slower steps: README's table, of
-    benchmarks/necks.py, has figures for both.
+    radii and where epochs are scarce, for more weights and slower steps:
+    docs/guides/sizes.md has figures for both, of benchmarks/necks.py.
 
     It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.

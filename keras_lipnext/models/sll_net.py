@@ -67,7 +67,7 @@ class SLLNet(BuiltModel):
     Example:
 
     ```python
-    model = keras_lipnext.SLLNet(size="small", input_shape=(32, 32, 3), num_classes=10)
+    model = keras_lipnext.SLLNet(size="tiny", input_shape=(8, 8, 1), num_classes=10)
     model.fit(x_train, y_train, epochs=30, validation_data=(x_val, y_val))
     print(model.certify(x_test, y_test))
     ```

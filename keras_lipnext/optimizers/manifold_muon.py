@@ -36,9 +36,8 @@ class ManifoldMuon(ManifoldOptimizer):
     Example:
 
     ```python
-    model.compile(
-        keras_lipnext.optimizers.ManifoldMuon(0.01, euclidean_learning_rate=0.005), loss=...
-    )
+    optimizer = keras_lipnext.optimizers.ManifoldMuon(0.01, euclidean_learning_rate=0.005)
+    model.compile(optimizer, loss=keras_lipnext.losses.EMMA(epsilon=0.25))
     ```
 
     Args:

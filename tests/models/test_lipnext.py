@@ -11,7 +11,7 @@ import keras_lipnext as lip
 from keras_lipnext.manifolds import Stiefel, stiefel
 from keras_lipnext.models.sizes import SIZES, matrix_weights
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "sizes.md"
 OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
 
 
@@ -109,7 +109,7 @@ def number_of(text):
     return float(fractions.Fraction(value)) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[unit]
 
 
-@pytest.mark.parametrize("text", [README.read_text(), lip.LipNeXt.__doc__], ids=["README", "help"])
+@pytest.mark.parametrize("text", [GUIDE.read_text(), lip.LipNeXt.__doc__], ids=["guide", "help"])
 def test_documented_sizes(text):
     """The tables name all sizes and no other, with their shapes and counts of weights."""
     table = re.search(r"\| size \| depth \| width .*?\n\s*\|[-:| ]*\n(.*?)\n\s*\n", text, re.S)[1]
