@@ -16,6 +16,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import quickstart
 from data import dense_model
 
 import keras_lipnext as lip
@@ -226,6 +227,21 @@ def test_python_m_keras_lipnext_prints_the_report_alone(folder):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("model      certifiable_model")
     assert done.stdout.rstrip().splitlines()[-1].startswith("orthogonal_dense")
+
+
+def test_a_preset_in_place_of_a_file(lipnext, tmp_path):
+    """Certified on the images held out, it answers what its own certificate says."""
+    status, out, _ = lipnext("presets")
+    assert status == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("digits_tiny"))
+    x, y = quickstart.digits()[1]
+    np.savez(tmp_path / "digits.npz", x=x, y=y)
+    report = tmp_path / "report.json"
+    status, *_ = lipnext("certify", "digits_tiny", str(tmp_path / "digits.npz"), "--json", report)
+    found = json.loads(report.read_text())
+    assert status == 0
+    assert f"  {found['clean_accuracy']:.1%}  " in line
+    assert found["source"]["files"][0]["name"] == "digits_tiny"
 
 
 def test_hash(lipnext, refuses, tmp_path):

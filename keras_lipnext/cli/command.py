@@ -1,4 +1,4 @@
-"""The command `lipnext`: certifies a model file on data, or shows what it is made of."""
+"""The command `lipnext`: certifies a model on data, shows what it is made of, lists presets."""
 
 import argparse
 import contextlib
@@ -24,6 +24,7 @@ from keras_lipnext.lipschitz.model import lipschitz_bound, read, step_bounds
 from keras_lipnext.lipschitz.program import ARITHMETICS
 from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.manifolds import Stiefel, stiefel
+from keras_lipnext.models import presets
 from keras_lipnext.report import text
 from keras_lipnext.report.certificate import evidence_dict, write_json
 from keras_lipnext.report.provenance import Evidence, Source, check_hash
@@ -38,6 +39,7 @@ KERAS_BACKEND=jax|torch|tensorflow chooses what computes.
 """
 _EXAMPLES = """\
 examples:
+  lipnext presets
   lipnext inspect model.keras
   lipnext certify model.keras data.npz --epsilons 36/255 --report page.html
   lipnext certify --help
@@ -51,6 +53,7 @@ examples:
   lipnext certify model.keras data.npz --json all.json --samples --strict
   lipnext certify model.keras data.npz --arithmetic float32
   lipnext certify model.keras data.npz --lipschitz eclipse_fast
+  lipnext certify digits_tiny digits.npz
 
 """
 _INSPECT_EXAMPLES = """\
@@ -75,6 +78,9 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["lipnext", *arguments])
     try:
+        if options.run is _presets:
+            print(_presets())
+            return 0
         _check_targets(options)
         with _progress():
             import_modules(options.modules)
@@ -125,6 +131,28 @@ def _certify(model, certifiable, options):
     if options.report:
         certificate.to_html(options.report)
     return declared
+
+
+def _presets():
+    """A line for each trained model of the package."""
+    rows = [("preset", "weights", "data", "clean", "certified")]
+    for name in presets.names():
+        found = presets.described(name)
+        metadata, certificate = found["metadata"], found["certificate"]
+        shares = certificate["certified_accuracy"].items()
+        rows.append(
+            (
+                name,
+                f"{metadata['parameter_count']:,}",
+                metadata["data"],
+                f"{certificate['clean_accuracy']:.1%}",
+                ", ".join(f"{share:.1%} at {float(epsilon):.3g}" for epsilon, share in shares),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def _inspect(model, certifiable, options):
@@ -305,7 +333,9 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"keras_lipnext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("model", metavar="model.keras", help="model file, as model.save writes")
+    common.add_argument(
+        "model", metavar="model.keras", help="file, as model.save writes it, or name of a preset"
+    )
     common.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
     common.add_argument(
         "--expect-hash", type=_hash, metavar="HASH", help="refuse a model of another hash"
@@ -366,6 +396,15 @@ def _parser():
     command.add_argument("--report", metavar="FILE", help="write an HTML page")
     command.add_argument("--markdown", metavar="FILE", help="write Markdown")
     command.set_defaults(run=_certify, inputs=lambda o: (o.model, o.data, o.labels))
+    command = commands.add_parser(
+        "presets",
+        help="list the trained models of the package",
+        description="Lists the trained models that come with the package: clean accuracy and\n"
+        "certified robust accuracy on the test images of their data.",
+        epilog="examples:\n  lipnext presets\n  lipnext inspect digits_tiny\n\n" + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=_presets)
     command = commands.add_parser(
         "inspect",
         parents=[common],

@@ -16,6 +16,8 @@ import h5py
 import keras
 import numpy as np
 
+from keras_lipnext.models import presets
+from keras_lipnext.models.built import BuiltModel
 from keras_lipnext.report.provenance import File
 
 _WEIGHTS = "model.weights.h5"
@@ -47,11 +49,14 @@ def import_modules(names):
 def load_model(path):
     """Loads a model from a .keras file, certain that all its weights come from the file.
 
-    Code in the file is refused: Keras' safe mode is on.
+    Code in the file is refused: Keras' safe mode is on. The name of a preset, or a preset's folder,
+    will do in place of a file.
 
     Raises:
         ValueError: saying what is wrong with the file and what to do.
     """
+    if presets.is_preset(path):
+        return BuiltModel.from_preset(path)
     path = pathlib.Path(path)
     _check_archive(path)
     try:
@@ -68,8 +73,9 @@ def load_model(path):
 
 
 def model_file(path):
-    """The `File` of a model."""
-    with open(path, "rb") as opened:
+    """The `File` of a model: of a preset, that of its weights."""
+    weights = presets.folder_of(path) / presets.WEIGHTS if presets.is_preset(path) else path
+    with open(weights, "rb") as opened:
         return File("model", str(path), hashlib.file_digest(opened, "sha256").hexdigest())
 
 
