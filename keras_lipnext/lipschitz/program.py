@@ -13,6 +13,7 @@ recursion, d for inputs of norm 1 and without offsets,
 
 import dataclasses
 import math
+import re
 
 import keras
 import numpy as np
@@ -41,7 +42,9 @@ def program_arithmetic(name, certifiable):
         )
     if name == "float32":
         _check_float32(certifiable)
-    return PROGRAMS.get(name)
+    if name not in PROGRAMS:
+        return None
+    return dataclasses.replace(PROGRAMS[name], factors=_factors_in_a_row(certifiable.graph))
 
 
 def _check_float32(certifiable):
@@ -83,15 +86,18 @@ def _check_float32(certifiable):
             )
 
 
-_FACTORS = ("Rescaling", "Normalization", "BatchNormalization", "Multiply", "Divide", "TrueDivide")
+_FACTORS = re.compile(
+    "Rescaling|Normalization|BatchNormalization|Multiply|Divide|TrueDivide|Mean"
+    r"|Average|(Global|)AveragePooling\dD"
+)
 
 
 def _factors_in_a_row(graph):
-    """The most layers that multiply by factors with no weighted sum between them."""
+    """The most layers that multiply by factors, as means do, with no weighted sum between them."""
     counts = {0: 0}
     for step in graph.steps:
         count = max(counts[i] for i in step.inputs)
-        if type(step.operation).__name__ in _FACTORS:
+        if _FACTORS.fullmatch(type(step.operation).__name__):
             count += 1
         elif hasattr(step.operation, "kernel"):
             count = 0

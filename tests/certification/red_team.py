@@ -5,6 +5,7 @@ sum of products by one of `ORDERS`. `certify(..., arithmetic="float32")` must ho
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import keras
@@ -123,8 +124,50 @@ ORDERS = {
 }
 
 
+@dataclasses.dataclass
+class Factors:
+    """x -> x scale + shift, as a layer multiplies by factors of its own."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def of(cls, layer):
+        if isinstance(layer, keras.layers.Rescaling):
+            return cls(f32(layer.scale), f32(layer.offset))
+        gamma, beta, mean, variance = (to_numpy(w) for w in layer.weights)
+        scale = gamma / np.sqrt(variance + f32(layer.epsilon))
+        return cls(scale, beta - mean * scale)
+
+    def __call__(self, values):
+        return values * self.scale.astype(values.dtype) + self.shift.astype(values.dtype)
+
+
+def folded(steps):
+    """The same chain, each factor multiplied into the kernel in front of it, or else behind it."""
+    found = []
+    for columns, function in steps:
+        if isinstance(function, Factors) and found and found[-1][0] is not None:
+            last, none = found.pop()
+            if none is None:
+                last = last.astype(f32) * np.reshape(function.scale, (-1, 1))
+                last[:, 0] += function.shift
+                found.append((last, None))
+                continue
+            found.append((last, none))
+        while columns is not None and found and _factor_alone(found[-1][1]):
+            columns = columns.astype(f32)
+            columns[:, 1:] *= found.pop()[1].scale
+        found.append((columns, function))
+    return found
+
+
+def _factor_alone(function):
+    return isinstance(function, Factors) and not function.shift.any()
+
+
 def steps_of(model):
-    """A chain of Dense layers and activations as (columns, function) each.
+    """A chain of Dense layers, factors and activations as (columns, function) each.
 
     Columns, of bias and kernel, have shape (outputs, 1 + inputs) and are float64, or are None; the
     function of the values behind them is elementwise, or None.
@@ -134,6 +177,9 @@ def steps_of(model):
         layer = step.operation
         if isinstance(layer, lip.layers.BetaAbs):
             found.append((None, functools.partial(_absolute, layer.rectified)))
+            continue
+        if isinstance(layer, (keras.layers.Rescaling, keras.layers.BatchNormalization)):
+            found.append((None, Factors.of(layer)))
             continue
         if not hasattr(layer, "kernel"):
             raise NotImplementedError(step.kind)
@@ -223,6 +269,33 @@ def growing():
     return model, (1e-8 * rng.normal(size=(40, 64))).astype(f32)
 
 
+def factors(seed=0, width=24):
+    """(model, x): factors in front of kernels and behind them, and constants that cancel."""
+    rng, kl = np.random.default_rng(seed), keras.layers
+    layers = [
+        kl.Rescaling(0.37),
+        kl.Rescaling(1.9),
+        kl.Dense(width, activation="relu", kernel_initializer="zeros"),
+        kl.Dense(width, kernel_initializer="zeros"),
+        kl.BatchNormalization(),
+        kl.Rescaling(0.3),
+        kl.Dense(3, kernel_initializer="zeros"),
+        kl.BatchNormalization(),
+    ]
+    model = keras.Sequential([keras.Input((width,)), *layers])
+    for layer in layers:
+        if isinstance(layer, kl.Dense):
+            kernel = rng.normal(size=layer.kernel.shape) / np.sqrt(width)
+            layer.set_weights([kernel, 30 * rng.normal(size=layer.bias.shape)])
+        elif isinstance(layer, kl.BatchNormalization):
+            size = layer.gamma.shape
+            statistics = rng.uniform(0.5, 2, size=(3, *size)) * np.array([[1], [100], [1]])
+            layer.set_weights([statistics[0], np.zeros(size), statistics[1], statistics[2]])
+    x = rng.normal(size=(12, width)).astype(f32)
+    layers[-1].beta.assign(-to_numpy(model.predict_on_batch(x[:1]))[0])
+    return model, x
+
+
 class Slopes:
     """Gradients of weighted sums of the logits, of a batch at once: compiled once."""
 
@@ -238,8 +311,7 @@ class Slopes:
         def gradient(t):
             return backend.gradient(total, t)
 
-        # TensorFlow's tapes watch nothing within a function.
-        compiles = keras.backend.backend() == "jax"
+        compiles = keras.backend.backend() == "jax"  # where that saves time
         variables = [*twin.variables, self._weights]
         self._gradient = backend.compiled(gradient, variables) if compiles else gradient
 
@@ -360,15 +432,10 @@ class Architecture:
     def survives(self, seed, **settings):
         """As `survives`, of weights drawn anew."""
         x = self.draw(seed)
+        others = {"its own, channels permuted": lambda p: self.permuted_answers(p, seed)}
+        settings |= {"slopes": self._slopes, "others": others}
         with self.compiled_once():
-            return survives(
-                self.model,
-                x,
-                rounds=1,
-                slopes=self._slopes,
-                permuted=lambda p: self.permuted_answers(p, seed),
-                **settings,
-            )
+            return survives(self.model, x, rounds=1, **settings)
 
 
 def flips(model, x, certificate, orders=ORDERS):
@@ -422,14 +489,14 @@ def survives(
     lipschitz="product",
     arithmetic="float32",
     slopes=None,
-    permuted=None,
+    others=None,
 ):
     """AssertionError if some program predicts otherwise within a certified float32 radius.
 
     Args:
         arithmetic: The one that is certified; float32 programs cross radii of the others.
         slopes: `Slopes` of the model, None to compile them.
-        permuted: Function of inputs with further answers of the backend, or None.
+        others: {name of a further program: function from inputs to logits}, or None.
     """
     certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic, lipschitz=lipschitz)
     rng = np.random.default_rng(0)
@@ -441,8 +508,8 @@ def survives(
     answers = {name: evaluated(steps, everywhere, name) for name in orders}
     if own:
         answers["its own"] = to_numpy(model.predict_on_batch(everywhere))
-    if permuted:
-        answers["its own, channels permuted"] = permuted(everywhere)
+    for name, program in (others or {}).items():
+        answers[name] = program(everywhere)
     for name, logits in answers.items():
         predictions = logits.argmax(axis=1).reshape(len(points), -1)
         wrong = ((predictions != certificate.predictions) & certified).any(axis=0)

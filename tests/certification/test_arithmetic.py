@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import red_team
+import test_soundness
 from data import small_lipnext, to_numpy
 from red_team import ORDERS, U, f32
 
@@ -19,6 +20,8 @@ from keras_lipnext.norms.matrices import nonnegative_norm_bound
 from keras_lipnext.norms.roundoff import EVALUATION, PROGRAMS
 
 kl = keras.layers
+
+AFFINE = 2  # number of a drawn architecture of one layer, many inputs and two classes
 
 
 def exact(w, x):
@@ -143,6 +146,31 @@ def test_random_networks_in_every_order():
         for seed in range(4):
             certified += (architecture.survives(seed).radii > 0).sum()
     assert certified > 20
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        test_soundness.unit_of_float64,
+        test_soundness.pairwise_sums,
+        test_soundness.head_of_exact_sums,
+    ],
+)
+def test_the_search_finds_radii_that_are_too_large(fault):
+    """Of the unit roundoff of float64, of one order of summation, of a head that does not round."""
+    architecture = red_team.Architecture(AFFINE)
+    with test_soundness.mutated(fault()), pytest.raises(AssertionError, match=r": \["):
+        for seed in range(20):
+            architecture.survives(seed)
+
+
+def test_what_is_compiled_once_certifies_as_what_is_not():
+    architecture = red_team.Architecture(AFFINE)
+    for seed in (0, 1):
+        found = architecture.survives(seed)
+        anew = lip.certify(architecture.model, architecture.draw(seed), arithmetic="float32")
+        np.testing.assert_array_equal(found.radii, anew.radii)
+        np.testing.assert_array_equal(found.predictions, anew.predictions)
 
 
 def test_radii_of_the_naive_certificate_are_crossed():
