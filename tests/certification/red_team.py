@@ -17,6 +17,7 @@ import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification import evaluation
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.layers.sdp_diagonal import guard
 from keras_lipnext.lipschitz.model import read
 
 f32 = np.float32
@@ -553,6 +554,35 @@ def cancelling_constants():
     assert not flips(model, x, certificate)
 
 
+def diagonal_in_order(features=2048):
+    """T of an SDP layer is a sum, too: from large to small it absorbs all terms but the first.
+
+    So the layer divides by too little, and its own sum is rounded up term by term.
+    """
+    kernel = np.full(features, f32(U * 0.999))
+    kernel[0] = 1
+    magnitudes = np.outer(kernel, kernel) * f32(guard(features + 66))  # operations of an entry
+    exact, absorbed = (
+        magnitudes.astype("float64").sum(axis=1),
+        ORDERS["large first"](magnitudes, np.ones(features, f32)),
+    )
+    x = 1.001 * U / (kernel / np.sqrt(exact))
+    x[0] = 1.0625
+    real = (x * kernel / np.sqrt(exact)).sum()
+    program = ORDERS["forward"](kernel / np.sqrt(absorbed), x.astype(f32))
+    border = f32(real + 1.3 * features * U)
+    assert program > border
+    inputs = keras.Input((features,))
+    layer = lip.layers.SDPDense(1, bound="aol", use_bias=False)
+    head = keras.layers.Dense(2)
+    model = keras.Model(inputs, head(layer(inputs)))
+    layer.kernel.assign(kernel[:, None])
+    head.set_weights([np.array([[0.0, 1]]), np.array([border, 0])])
+    found = [lip.certify(model, x[None], verbose=0, arithmetic=a) for a in ("real", "float32")]
+    assert found[0].radii[0] > features * U and (found[0].predictions == 0).all()
+    assert found[1].radii[0] == 0
+
+
 def growing_inputs():
     """A program's rounding grows with its inputs: none at x = 0, some at the border."""
     for lipschitz in ("product", "local_lipschitz"):
@@ -584,6 +614,34 @@ def tied_by_float32():
         own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
         assert real.radii[0] > 0 and real.predictions[0] == 1 and own[0] == 0
         assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+def pools_and_factors():
+    """Sums of squares and of means that absorb their terms, factors that float32 rounds away."""
+    n, ones = 1024, np.ones(1024, f32)
+    small = np.full(n, np.sqrt(U * 0.999))
+    small[0] = 1
+    inputs, images = keras.Input((n, 2)), keras.Input((n, 1, 2))
+    squares = np.zeros((n, 1, 2))
+    squares[0, 0, 0], squares[:, 0, 1] = 1 + n * U / 4, small
+    terms = (small**2).astype(f32)
+    means = np.stack([np.full(n, f32((1 + n * U / 2) / n)), terms], axis=1)
+    total = ORDERS["large first"](terms, ones)
+    factor, rescaling = 1 + 0.9 * U, keras.layers.Rescaling
+    seven = [rescaling(factor) for _ in range(7)]
+    scaled = side_by_side(
+        rescaling(1 + 2 * U), lambda x: functools.reduce(lambda y, s: s(y), seven, x)
+    )
+    cases = [
+        (keras.Model(images, lip.layers.L2Pool()(images)), squares, np.sqrt(total)),
+        (keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(inputs)), means, total / f32(n)),
+        (scaled, np.ones(2), f32(1) * f32(factor)),
+    ]
+    for model, x, answer in cases:
+        found = [lip.certify(model, x[None], verbose=0, arithmetic=a) for a in ("real", "float32")]
+        first = Float64Twin(model)(x[None])[0, 0]
+        assert found[0].predictions[0] == 1 and found[0].radii[0] > 0 and answer < first
+        assert found[1].radii[0] == 0, model.layers[-1].name
 
 
 def vanishing_numbers():
@@ -623,7 +681,9 @@ ALL = (
     order_of_large_sums,
     residual_branch,
     cancelling_constants,
+    diagonal_in_order,
     growing_inputs,
     tied_by_float32,
+    pools_and_factors,
     vanishing_numbers,
 )
