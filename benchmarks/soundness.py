@@ -14,8 +14,8 @@ results/soundness_<backend>.json.
 
 Networks are chains of Dense layers, evaluated in NumPy float32 in fifteen orders of summation and
 by the backend, with its channels in their order and permuted, at the samples, at the border of
-their float32 radii, and at floats beside it (tests/certification/red_team.py). 50 draws of weights
-share sizes and layers, so that these are compiled once. The first 500 networks are searched within
+their float32 radii, and at floats beside it (tests/certification/red_team.py). Many draws
+of weights share sizes and layers, so that these are compiled once. The first 500 networks are searched within
 naive radii, too: with no allowance for programs, with that of float64, with that of sums by halves.
 Writes results/soundness_orders_<backend>.json.
 """
@@ -26,6 +26,7 @@ import json
 import pathlib
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -42,15 +43,17 @@ class InEveryOrder:
     """As `of_every_kind`, of float32 programs in every order of summation.
 
     Attributes:
-        naive: {what is counted: networks found within the radii of naive certificates}.
+        facts: For the results: draws of an architecture, {what is counted: networks}.
     """
 
-    draws, searched = 50, 500
+    searched = 500
 
-    def __init__(self):
+    def __init__(self, draws):
+        self.draws = draws
         self.naive = dict.fromkeys(
             ("networks", "no allowance", "unit of float64", "pairwise sums"), 0
         )
+        self.facts = {"draws_of_an_architecture": draws, "naive": self.naive}
         self._number, self._architecture = None, None
 
     def __call__(self, seed):
@@ -89,13 +92,14 @@ def of_every_kind(seed):
 
 
 def main(first, nets, output, check):
+    warnings.filterwarnings("error", message="The model's own answers")
     started, kinds, violations = time.time(), collections.Counter(), []
     certified = in_float32 = samples = 0
     steepest = []
     for seed in range(first, first + nets):
         try:
             found = check(seed)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, UserWarning) as error:
             violations.append({"net": seed, "what": str(error)})
         else:
             kinds.update(found["kinds"])
@@ -122,7 +126,7 @@ def main(first, nets, output, check):
             },
             "kinds": dict(kinds.most_common()),
             "minutes": round((time.time() - started) / 60, 1),
-            **({"naive": check.naive} if isinstance(check, InEveryOrder) else {}),
+            **getattr(check, "facts", {}),
         }
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n")
@@ -140,9 +144,10 @@ if __name__ == "__main__":
     parser.add_argument("--nets", type=int, default=10_000, help="networks to draw (10000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
     parser.add_argument("--orders", action="store_true", help="float32 programs in every order")
+    parser.add_argument("--draws", type=int, default=50, help="of weights, an architecture (50)")
     parser.add_argument("--output", type=pathlib.Path, help="(results/soundness_<backend>.json)")
     arguments = parser.parse_args()
     kind = "orders_" if arguments.orders else ""
     default = HERE / "results" / f"soundness_{kind}{keras.backend.backend()}.json"
-    check = InEveryOrder() if arguments.orders else of_every_kind
+    check = InEveryOrder(arguments.draws) if arguments.orders else of_every_kind
     sys.exit(main(arguments.first, arguments.nets, arguments.output or default, check))

@@ -11,10 +11,12 @@ import keras
 import numpy as np
 import pytest
 import red_team
-from data import to_numpy
+from data import small_lipnext, to_numpy
 from red_team import ORDERS, evaluated, f32, folded, steps_of
 
 import keras_lipnext as lip
+from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.program import program_arithmetic
 from keras_lipnext.norms.roundoff import PROGRAMS
 
 kl = keras.layers
@@ -55,6 +57,23 @@ def test_each_factor_that_was_folded_is_counted():
         dataclasses.replace(PROGRAMS["float32"], factors=k).products(2)[0] for k in (0, 7)
     )
     assert without * magnitudes < off < counted * magnitudes
+
+
+def test_factors_in_a_row_are_counted_in_every_sum():
+    """Means are factors, too; and those of each model are in the radii of its programs."""
+    layers = [
+        kl.Conv2D(3, 1),
+        kl.BatchNormalization(),
+        kl.AveragePooling2D((1, 3)),
+        kl.Rescaling(0.3),
+    ]
+    exact = [kl.Rescaling(0.5), kl.Rescaling([4.0, 1.0, -0.25]), kl.AveragePooling2D(2)]
+    last = [kl.GlobalAveragePooling2D(), kl.Dense(2)]
+    model = keras.Sequential([keras.Input((2, 6, 3)), *layers, *exact, *last])
+    for arithmetic in PROGRAMS:
+        assert program_arithmetic(arithmetic, read(model)).factors == 4
+        assert program_arithmetic(arithmetic, read(small_lipnext())).factors == 0
+    assert program_arithmetic("real", read(model)) is None
 
 
 def between(model, x, first, second):
