@@ -14,9 +14,9 @@ results/soundness_<backend>.json.
 
 Networks are chains of Dense layers, evaluated in NumPy float32 in fifteen orders of summation and
 by the backend, with its channels in their order and permuted, at the samples, at the border of
-their float32 radii, and at floats beside it (tests/certification/red_team.py). Many draws
-of weights share sizes and layers, so that these are compiled once. The first 500 networks are searched within
-naive radii, too: with no allowance for programs, with that of float64, with that of sums by halves.
+their float32 radii, and at floats beside it (tests/certification/red_team.py). Many draws of
+weights share sizes and layers, so that these are compiled once. The first 500 networks are searched
+within naive radii, too: with no allowance for programs, that of float64, that of sums by halves.
 Writes results/soundness_orders_<backend>.json.
 """
 
