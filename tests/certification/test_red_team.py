@@ -15,6 +15,7 @@ from data import small_lipnext, to_numpy
 from red_team import ORDERS, evaluated, f32, folded, steps_of
 
 import keras_lipnext as lip
+from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.program import program_arithmetic
 from keras_lipnext.norms.roundoff import PROGRAMS
@@ -182,3 +183,35 @@ def test_what_they_decide_is_certified_by_the_naive_rule_alone(answers):
         assert naive.radii[0] > 0 and set(classes) == {0, 1}
         assert certificate.radii[0] == 0
     assert "backend, at once" in decided and len(decided) > 1
+
+
+@pytest.mark.slow
+def test_no_program_leaves_a_certified_class_of_a_trained_network(digits):
+    (x, y), (x_test, _) = digits
+    layers = [kl.Dense(24, activation="relu"), lip.layers.BetaAbs(0.5), kl.Dense(24), kl.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer="adam", loss=loss)
+    model.fit(x.reshape(-1, 64), y, epochs=3, verbose=0)
+    x = x_test[:24].reshape(-1, 64).astype("float64")
+    points = np.concatenate(
+        [beside_the_border(Float64Twin(model), x, 10.0**-k) for k in range(3, 9)]
+    )
+    certified = red_team.survives(model, points, rounds=1).radii > 0
+    assert 0.2 < certified.mean() < 0.8
+    with pytest.raises(AssertionError, match=r": \["):
+        red_team.survives(model, points, rounds=1, arithmetic="real")
+
+
+def beside_the_border(twin, x, share):
+    """Points between samples and others, just in front of where the class changes."""
+    classes = twin(x).argmax(axis=1)
+    other = np.roll(x, 1, axis=0)
+    keep = classes != twin(other).argmax(axis=1)
+    x, other, classes = x[keep], other[keep], classes[keep]
+    low, high = np.zeros((len(x), 1)), np.ones((len(x), 1))
+    for _ in range(50):
+        middle = (low + high) / 2
+        same = (twin(x + middle * (other - x)).argmax(axis=1) == classes)[:, None]
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return x + (low - share) * (other - x)
