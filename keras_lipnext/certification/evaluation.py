@@ -133,7 +133,7 @@ class Evaluation:
         wide = "float64" in policies(self._certifiable)
         scope = backend.float64_scope() if wide else contextlib.nullcontext()
         with scope, np.errstate(all="ignore"):  # beyond float32 its answer is infinite
-            return own_answer(model, inputs)
+            return own_answer(model, self._full(inputs))[: len(inputs)]
 
     def compare(self, model, inputs, own):
         """Its `own_answers` must give the margins of the batch just evaluated, but for rounding.
