@@ -7,11 +7,17 @@ operation between layers, weights of sizes from 1e-3 to 40, drifted kernels, bia
 certified at random inputs, and checked in 80-bit arithmetic that shares no code with the library:
 margins within their allowances, slopes below K, no other prediction at 0.999 of a radius along
 gradients and random directions, none of the model's own float32 answers within a radius certified
-with arithmetic="float32" (tests/certification/random_nets.py). With --orders networks are chains
-of Dense layers, evaluated in NumPy float32 in thirteen orders of summation and by the backend, at
-the samples, at the border of their float32 radii, and at floats beside it
-(tests/certification/red_team.py). Writes
+with arithmetic="float32" (tests/certification/random_nets.py). Writes
 results/soundness_<backend>.json.
+
+    KERAS_BACKEND=torch python benchmarks/soundness.py --orders --nets 10000
+
+Networks are chains of Dense layers, evaluated in NumPy float32 in fifteen orders of summation and
+by the backend, with its channels in their order and permuted, at the samples, at the border of
+their float32 radii, and at floats beside it (tests/certification/red_team.py). Many draws of
+weights share sizes and layers, so that these are compiled once. The first 500 networks are searched
+within naive radii, too: with no allowance for programs, that of float64, that of sums by halves.
+Writes results/soundness_orders_<backend>.json.
 """
 
 import argparse
@@ -20,6 +26,7 @@ import json
 import pathlib
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -29,20 +36,55 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "certifi
 
 import random_nets  # noqa: E402
 import red_team  # noqa: E402
+import test_soundness  # noqa: E402
 
 
-def in_every_order(seed):
-    """As `random_nets.check`, of float32 programs in every order of summation."""
-    model, x = red_team.drawn(seed)
-    radii = red_team.survives(model, x, rounds=1).radii
-    certified = int((radii > 0).sum())
-    return {
-        "certified": certified,
-        "certified_in_float32": certified,
-        "samples": len(x),
-        "steepest": 0.0,
-        "kinds": ["Dense"],
-    }
+class InEveryOrder:
+    """As `of_every_kind`, of float32 programs in every order of summation.
+
+    Attributes:
+        facts: For the results: draws of an architecture, {what is counted: networks}.
+    """
+
+    searched = 500
+
+    def __init__(self, draws):
+        self.draws = draws
+        self.naive = dict.fromkeys(
+            ("networks", "no allowance", "unit of float64", "pairwise sums"), 0
+        )
+        self.facts = {"draws_of_an_architecture": draws, "naive": self.naive}
+        self._number, self._architecture = None, None
+
+    def __call__(self, seed):
+        number, draw = divmod(seed, self.draws)
+        if number != self._number:
+            keras.backend.clear_session()
+            self._number, self._architecture = number, red_team.Architecture(number)
+        draw = [number, draw]
+        radii = self._architecture.survives(draw).radii
+        if self.naive["networks"] < self.searched:
+            self.naive["networks"] += 1
+            self.naive["no allowance"] += self._crossed(draw, arithmetic="real")
+            with test_soundness.unguarded(test_soundness.unit_of_float64):
+                self.naive["unit of float64"] += self._crossed(draw)
+            with test_soundness.unguarded(test_soundness.pairwise_sums):
+                self.naive["pairwise sums"] += self._crossed(draw)
+        certified = int((radii > 0).sum())
+        return {
+            "certified": certified,
+            "certified_in_float32": certified,
+            "samples": len(radii),
+            "steepest": 0.0,
+            "kinds": ["Dense"],
+        }
+
+    def _crossed(self, draw, **settings):
+        try:
+            self._architecture.survives(draw, **settings)
+        except AssertionError:
+            return 1
+        return 0
 
 
 def of_every_kind(seed):
@@ -50,14 +92,14 @@ def of_every_kind(seed):
 
 
 def main(first, nets, output, check):
+    warnings.filterwarnings("error", message="The model's own answers")
     started, kinds, violations = time.time(), collections.Counter(), []
     certified = in_float32 = samples = 0
     steepest = []
-    progress = keras.utils.Progbar(nets, unit_name="net")
     for seed in range(first, first + nets):
         try:
             found = check(seed)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, UserWarning) as error:
             violations.append({"net": seed, "what": str(error)})
         else:
             kinds.update(found["kinds"])
@@ -65,25 +107,29 @@ def main(first, nets, output, check):
             in_float32 += found["certified_in_float32"]
             samples += found["samples"]
             steepest.append(found["steepest"])
-        if seed % 100 == 0:  # what it collects costs more than a network's checks
+        done = seed + 1 - first
+        if done % 100 == 0:  # what it collects costs more than a network's checks
             keras.backend.clear_session()
-        progress.add(1)
-    result = {
-        "backend": keras.backend.backend(),
-        "first_net": first,
-        "nets": nets,
-        "violations": violations,
-        "samples": samples,
-        "certified_samples": certified,
-        "certified_in_float32": in_float32,
-        "steepest_slope_over_K": {
-            str(q): float(np.percentile(steepest, q)) for q in (50, 90, 99, 100)
-        },
-        "kinds": dict(kinds.most_common()),
-        "minutes": round((time.time() - started) / 60, 1),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+            print(f"{done} networks, {len(violations)} violations", flush=True)
+        if done % 1000 and done < nets:
+            continue
+        result = {
+            "backend": keras.backend.backend(),
+            "first_net": first,
+            "nets": done,
+            "violations": violations,
+            "samples": samples,
+            "certified_samples": certified,
+            "certified_in_float32": in_float32,
+            "steepest_slope_over_K": {
+                str(q): float(np.percentile(steepest, q)) for q in (50, 90, 99, 100)
+            },
+            "kinds": dict(kinds.most_common()),
+            "minutes": round((time.time() - started) / 60, 1),
+            **getattr(check, "facts", {}),
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"{nets} networks, {certified} of {samples} samples certified, {len(kinds)} kinds of step"
     )
@@ -98,9 +144,10 @@ if __name__ == "__main__":
     parser.add_argument("--nets", type=int, default=10_000, help="networks to draw (10000)")
     parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
     parser.add_argument("--orders", action="store_true", help="float32 programs in every order")
+    parser.add_argument("--draws", type=int, default=50, help="of weights, an architecture (50)")
     parser.add_argument("--output", type=pathlib.Path, help="(results/soundness_<backend>.json)")
     arguments = parser.parse_args()
     kind = "orders_" if arguments.orders else ""
     default = HERE / "results" / f"soundness_{kind}{keras.backend.backend()}.json"
-    check = in_every_order if arguments.orders else of_every_kind
+    check = InEveryOrder(arguments.draws) if arguments.orders else of_every_kind
     sys.exit(main(arguments.first, arguments.nets, arguments.output or default, check))

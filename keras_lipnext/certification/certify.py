@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_lipnext.batches import check_batch, check_numbers, class_labels, numpy_batches
-from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.distribution import check_one_process
 from keras_lipnext.lipschitz.bounds import method_of
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lipschitz.own_precision import low_precision
+from keras_lipnext.lipschitz.own_precision import as_certified, low_precision
 from keras_lipnext.report import text
 from keras_lipnext.report.certificate import Certificate
 from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
@@ -108,7 +107,9 @@ def certify(
         ImportError: if the method's solver is not installed.
 
     Warns:
-        UserWarning: once, if inputs leave [0, 1]: radii and epsilons are in their units.
+        UserWarning: once, if inputs leave [0, 1]: radii and epsilons are in their units; with
+            arithmetic="float32", if the model's own answer to a sample that was certified is not
+            finite or of another class, which has radius 0 then.
     """
     epsilons = tuple(float(e) for e in np.atleast_1d(epsilons))
     if not all(0 <= e < np.inf for e in epsilons):
@@ -131,7 +132,7 @@ def certify(
     own_precision = low_precision(certifiable)
     progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
     predictions, radii, allowances, own_allowances, labels = [], [], [], [], []
-    differing, extremes, padded = 0, Extremes(), 0
+    differing, contradicted, extremes, padded = 0, 0, Extremes(), 0
     for index, (inputs, batch_labels) in enumerate(batches):
         check_batch(inputs, batch_labels, certifiable.graph.input_shape)
         if batch_labels is not None:
@@ -139,13 +140,21 @@ def certify(
         padded = padded or certifiable.graph.input_shape[0] or len(inputs)
         check_numbers(inputs, certifiable.graph.input_dtype)
         found = evaluation(inputs, padded)
+        # Answers of the program that is certified, or is counted: no radius where they are others.
+        answers = own_precision or arithmetic == "float32"
+        own = evaluation.own_answers(model, inputs) if answers or index == 0 else None
         if index == 0:
-            evaluation.compare(model, inputs)
+            evaluation.compare(model, inputs, own)
+        if answers:
+            kept = as_certified(own, found[0])
+            differing += int((~kept).sum())
+            if arithmetic == "float32":
+                contradicted += int((found[1][~kept] > 0).sum())
+                found = found[0], np.where(kept, found[1], 0.0), found[2]
         for results, part in zip((predictions, radii, allowances), found):
             results.append(part)
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
         if own_precision:
-            differing += int((own_answer(model, inputs).argmax(axis=-1) != found[0]).sum())
             own_allowances.append(evaluation.own_allowances(inputs))
         if progress:
             progress.update(index + 1)
@@ -162,6 +171,8 @@ def certify(
         )
     if message := text.range_warning(extremes.input_range, epsilons):
         warnings.warn(message, stacklevel=2)
+    if contradicted:
+        warnings.warn(text.contradicted_warning(contradicted), stacklevel=2)
     return Certificate(
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),

@@ -11,12 +11,11 @@ from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.composites import check_composites, probes
 from keras_lipnext.lipschitz.model import (
+    ask_rules,
     bound_of,
     by_method,
     check_same_shape,
     measured,
-    required_rule,
-    step_bounds,
 )
 from keras_lipnext.lipschitz.own_precision import margins_apart, own_allowances
 from keras_lipnext.lipschitz.program import Program, program_arithmetic
@@ -36,18 +35,6 @@ from keras_lipnext.radius import (
 from keras_lipnext.report.provenance import policies
 
 
-class _Unmeasured(Context):
-    """To ask a rule whether it covers a layer, before anything is measured or evaluated."""
-
-    def equal_sides(self):
-        """Sides that are unknown are the data's matter."""
-        return True
-
-    def _proven(self, bound, kernel, *arguments):
-        self.array(kernel)
-        return 1.0
-
-
 class Evaluation:
     """Predictions, radii and error allowances of batches of one model.
 
@@ -58,7 +45,7 @@ class Evaluation:
 
     def __init__(self, certifiable, classes, verbose=0, arithmetic="real"):
         self._arithmetic = program_arithmetic(arithmetic, certifiable)
-        unclear = _ask_rules(certifiable.body)
+        unclear = ask_rules(certifiable.body)
         check_composites(certifiable.graph)
         self._certifiable = certifiable
         self._verbose = verbose
@@ -141,24 +128,28 @@ class Evaluation:
             return inputs
         return np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)])
 
-    def compare(self, model, inputs):
-        """The model itself must give the margins of the batch just evaluated, but for rounding.
+    def own_answers(self, model, inputs):
+        """The model's own answers to a batch, in its own precision."""
+        wide = "float64" in policies(self._certifiable)
+        scope = backend.float64_scope() if wide else contextlib.nullcontext()
+        with scope, np.errstate(all="ignore"):  # beyond float32 its answer is infinite
+            return own_answer(model, self._full(inputs))[: len(inputs)]
+
+    def compare(self, model, inputs, own):
+        """Its `own_answers` must give the margins of the batch just evaluated, but for rounding.
 
         And those of a batch made to tell layers apart, which the user's may not. A net under
         everything else: it would catch a layer that computes something else than its rule and its
         copy in float64 do.
         """
-        self._compare(model, inputs, self._logits)
+        self._compare(inputs, self._logits, own)
         made = probes(inputs.shape, self._certifiable.graph.input_dtype)
-        self._compare(model, made, self._twin(self._full(np.asarray(made, "float64"))))
+        logits = self._twin(self._full(np.asarray(made, "float64")))
+        self._compare(made, logits, self.own_answers(model, made))
 
-    def _compare(self, model, inputs, logits):
-        wide = "float64" in policies(self._certifiable)
-        scope = backend.float64_scope() if wide else contextlib.nullcontext()
-        with np.errstate(all="ignore"):  # beyond float32 its answer is infinite
-            with scope:
-                own = own_answer(model, inputs)
-            inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
+    def _compare(self, inputs, logits, own):
+        inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
+        with np.errstate(all="ignore"):
             apart = margins_apart(*self._known(inputs), inputs, logits, own, self._head)
         if apart.any():
             raise ValueError(
@@ -240,21 +231,3 @@ class Evaluation:
         entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
         relative = 16 * gamma(entries + 64)
         return Bound(part.constant, offset, relative * part.constant, relative * offset)
-
-
-def _ask_rules(body):
-    """ValueError from the rule of the first layer that it does not cover.
-
-    Before anything is built in float64, which backends refuse with less to say. Where shapes are
-    unknown a rule may refuse what it allows once the data tell them: these refusals are answered.
-    """
-    unclear = []
-    for step in body.steps:
-        required_rule(step)
-        try:
-            step_bounds(step, _Unmeasured(step))
-        except ValueError as refusal:
-            if all(None not in shape[1:] for shape in step.input_shapes):
-                raise
-            unclear.append(refusal)
-    return unclear

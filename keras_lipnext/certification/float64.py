@@ -113,11 +113,8 @@ class Float64Twin:
     def _logits_and_norms(self, x):
         """Logits, and behind them the norms of all values in order, (samples, classes + values)."""
         values = self._values(x)
-        squares = [
-            keras.ops.sum(keras.ops.square(v), axis=tuple(range(1, len(v.shape))))
-            for v in values.values()
-        ]
-        norms = keras.ops.sqrt(keras.ops.stack(squares, axis=-1))
+        flat = (keras.ops.reshape(v, (-1, size(v.shape[1:]))) for v in values.values())
+        norms = keras.ops.stack([keras.ops.norm(v, axis=-1) for v in flat], axis=-1)
         return keras.ops.concatenate([values[self._output], norms], axis=-1)
 
     def _values(self, x):

@@ -202,6 +202,36 @@ def lipschitz_bound(
     return dataclasses.replace(bound, **by_method(method, certifiable, *method.function(model)[:2]))
 
 
+class _Unmeasured(Context):
+    """To ask a rule whether it covers a layer, before anything is measured or evaluated."""
+
+    def equal_sides(self):
+        """Sides that are unknown are the data's matter."""
+        return True
+
+    def _proven(self, bound, kernel, *arguments):
+        self.array(kernel)
+        return 1.0
+
+
+def ask_rules(body):
+    """ValueError from the rule of the first layer that it does not cover.
+
+    Before anything is built in float64, which backends refuse with less to say. Where shapes are
+    unknown a rule may refuse what it allows once the data tell them: these refusals are answered.
+    """
+    unclear = []
+    for step in body.steps:
+        required_rule(step)
+        try:
+            step_bounds(step, _Unmeasured(step))
+        except ValueError as refusal:
+            if all(None not in shape[1:] for shape in step.input_shapes):
+                raise
+            unclear.append(refusal)
+    return unclear
+
+
 class _Progress:
     """A progress bar over the layers: at once, or with "auto" if they take longer than that."""
 

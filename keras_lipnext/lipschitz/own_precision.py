@@ -45,6 +45,11 @@ def low_precision(certifiable):
     return not found <= {"float32", "float64"}
 
 
+def as_certified(own, predictions):
+    """Which of a model's own answers, shape (samples, classes), are finite and of these classes."""
+    return np.isfinite(own).all(axis=-1) & (own.argmax(axis=-1) == predictions)
+
+
 def own_allowances(certifiable, bounds, shapes, inputs, logits, head):
     """What its own precision can do to the model's margins, shape (samples, classes).
 

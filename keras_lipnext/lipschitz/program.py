@@ -13,6 +13,7 @@ recursion, d for inputs of norm 1 and without offsets,
 
 import dataclasses
 import math
+import re
 
 import keras
 import numpy as np
@@ -41,7 +42,9 @@ def program_arithmetic(name, certifiable):
         )
     if name == "float32":
         _check_float32(certifiable)
-    return PROGRAMS.get(name)
+    if name not in PROGRAMS:
+        return None
+    return dataclasses.replace(PROGRAMS[name], factors=_in_a_row(certifiable.graph, _rounds))
 
 
 def _check_float32(certifiable):
@@ -70,7 +73,7 @@ def _check_float32(certifiable):
             "computes what its `certified_parts` do, one after the other, is declared, and what "
             "float32 does to it not known."
         )
-    if _factors_in_a_row(certifiable.graph) > MOST_FACTORS:
+    if _in_a_row(certifiable.graph, _multiplies) > MOST_FACTORS:
         raise ValueError(
             f"The model multiplies by more than {MOST_FACTORS} factors in a row, which compilers "
             "may multiply with one another first: no float32 program of it can be certified."
@@ -83,15 +86,33 @@ def _check_float32(certifiable):
             )
 
 
-_FACTORS = ("Rescaling", "Normalization", "BatchNormalization", "Multiply", "Divide", "TrueDivide")
+_FACTORS = re.compile(
+    "Rescaling|Normalization|BatchNormalization|Multiply|Divide|TrueDivide|Mean"
+    r"|Average|(Global|)AveragePooling\dD"
+)
 
 
-def _factors_in_a_row(graph):
-    """The most layers that multiply by factors with no weighted sum between them."""
+def _multiplies(operation):
+    """Whether by factors, as means do."""
+    return _FACTORS.fullmatch(type(operation).__name__) is not None
+
+
+def _rounds(operation):
+    """Whether by factors other than powers of two, of layers that tell."""
+    factors = math.nan
+    if isinstance(operation, keras.layers.Rescaling):
+        factors = np.asarray(operation.scale, "float64")
+    elif "AveragePooling" in type(operation).__name__ and hasattr(operation, "pool_size"):
+        factors = math.prod(operation.pool_size)
+    return _multiplies(operation) and not np.isin(np.frexp(factors)[0], [-0.5, 0.0, 0.5]).all()
+
+
+def _in_a_row(graph, counted):
+    """The most layers that are `counted` with no weighted sum between them."""
     counts = {0: 0}
     for step in graph.steps:
         count = max(counts[i] for i in step.inputs)
-        if type(step.operation).__name__ in _FACTORS:
+        if counted(step.operation):
             count += 1
         elif hasattr(step.operation, "kernel"):
             count = 0

@@ -62,6 +62,8 @@ class Arithmetic:
         program: Whether of a program of which nothing is known but its formula: sums in any order,
             with what is added to them among their terms, and constants rounded to its type. The
             evaluation that `certify` makes itself keeps its constants in float64.
+        factors: How many factors in a row a compiler may multiply into the weights of a sum, from
+            either side.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Arithmetic:
     smallest: float
     limit: float
     program: bool = True
+    factors: int = 0
 
     @property
     def rounding(self):
@@ -88,10 +91,11 @@ class Arithmetic:
         the negative and of the positive ones: of magnitude at most (sum |t_k| + |s|) / 2, but for
         the rounding before it, gamma(n) sum |t_k|. Each addition is off by u of that, each product
         by u of itself. Three terms may be added to the products (a bias, a residual branch, both),
-        and weights be rounded to the type: n = terms + 4. [Higham, chapters 3.1 and 4.2; that the
-        partial sums of an unknown order lie within -N and P is what halves its bound.]
+        and weights be rounded to the type: n = terms + 4. Each factor that was multiplied into a
+        weight rounds its product once more. [Higham, chapters 3.1 and 4.2; that the partial sums of
+        an unknown order lie within -N and P is what halves its bound.]
         """
-        n = terms + 4
+        n = terms + 4 + 4 * self.factors
         half = n * self.unit / 2
         return (self.unit + half + 2 * half * self.gamma(n)) * UP_STEP, half * UP_STEP
 

@@ -163,6 +163,16 @@ def _unanswered(certificate):
     ]
 
 
+def contradicted_warning(count):
+    """That a program itself contradicts its certificate, of `count` samples."""
+    return (
+        f"The model's own answers to {count} samples are not finite, or of another class than was "
+        "certified of every float32 program. They have radius 0. Something on this machine is not "
+        "as docs/explanation/soundness.md takes for granted: rely on none of these radii, and "
+        "report it."
+    )
+
+
 def range_warning(input_range, epsilons):
     """What epsilon means for inputs that leave [0, 1]; None for inputs within, or without a range.
 

@@ -264,7 +264,9 @@ def check(model, seed=0, samples=6):
     classes = model.output_shape[-1]
     evaluation = Evaluation(certifiable, classes)
     predictions, radii, _ = evaluation(x, samples)
-    evaluation.compare(model, x)  # raises if the model's own float32 margins are far off
+    evaluation.compare(
+        model, x, evaluation.own_answers(model, x)
+    )  # raises if the model's own float32 margins are far off
     twin = Float64Twin(certifiable)
     exact = extended.logits(certifiable, x)
     computed = twin(x)

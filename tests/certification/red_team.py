@@ -4,13 +4,20 @@ A program here is a function of a model and a batch that evaluates its steps in 
 sum of products by one of `ORDERS`. `certify(..., arithmetic="float32")` must hold of all of them.
 """
 
+import contextlib
+import dataclasses
+import functools
+
 import keras
 import numpy as np
+import pytest
 from data import to_numpy
-from random_nets import gradient_of
 
 import keras_lipnext as lip
+from keras_lipnext import backend
+from keras_lipnext.certification import evaluation
 from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.layers.sdp_diagonal import guard
 from keras_lipnext.lipschitz.model import read
 
 f32 = np.float32
@@ -84,6 +91,21 @@ def _flushed(w, x):
     return total
 
 
+def _permuted(w, x):
+    t = w * x
+    return _chain(t[..., np.random.default_rng(t.shape[-1]).permutation(t.shape[-1])])
+
+
+def _tree(w, x):
+    """Two partial sums, chosen by chance, added until one is left."""
+    t, rng = w * x, np.random.default_rng(x.shape[-1])
+    left = [t[..., k] for k in range(t.shape[-1])]
+    while len(left) > 1:
+        first, second = (left.pop(int(rng.integers(n))) for n in (len(left), len(left) - 1))
+        left.append(first + second)
+    return left[0]
+
+
 ORDERS = {
     "forward": lambda w, x: _chain(w * x),
     "reversed": lambda w, x: _chain((w * x)[..., ::-1]),
@@ -95,37 +117,103 @@ ORDERS = {
     "negative first": lambda w, x: _sorted(w, x, lambda t: t),
     "large first": lambda w, x: _sorted(w, x, lambda t: -np.abs(t)),
     "small first": lambda w, x: _sorted(w, x, np.abs),
+    "permuted": _permuted,
+    "random tree": _tree,
     "fused multiply-add": _fma,
     "Kahan": _kahan,
     "flushed to zero": _flushed,
 }
 
 
-def evaluated(model, x, order, dtype=f32):
-    """The logits of a chain of Dense layers and activations in one type, each bias a term."""
-    add = ORDERS[order]
-    values = {0: np.asarray(x).astype(dtype)}
-    certifiable = read(model)
-    for step in certifiable.steps:
-        given = [values[i] for i in step.inputs]
+@dataclasses.dataclass
+class Factors:
+    """x -> x scale + shift, as a layer multiplies by factors of its own."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def of(cls, layer):
+        if isinstance(layer, keras.layers.Rescaling):
+            return cls(f32(layer.scale), f32(layer.offset))
+        gamma, beta, mean, variance = (to_numpy(w) for w in layer.weights)
+        scale = gamma / np.sqrt(variance + f32(layer.epsilon))
+        return cls(scale, beta - mean * scale)
+
+    def __call__(self, values):
+        return values * self.scale.astype(values.dtype) + self.shift.astype(values.dtype)
+
+
+def folded(steps):
+    """The same chain, each factor multiplied into the kernel in front of it, or else behind it."""
+    found = []
+    for columns, function in steps:
+        if isinstance(function, Factors) and found and found[-1][0] is not None:
+            last, none = found.pop()
+            if none is None:
+                last = last.astype(f32) * np.reshape(function.scale, (-1, 1))
+                last[:, 0] += function.shift
+                found.append((last, None))
+                continue
+            found.append((last, none))
+        while columns is not None and found and _factor_alone(found[-1][1]):
+            columns = columns.astype(f32)
+            columns[:, 1:] *= found.pop()[1].scale
+        found.append((columns, function))
+    return found
+
+
+def _factor_alone(function):
+    return isinstance(function, Factors) and not function.shift.any()
+
+
+def steps_of(model):
+    """A chain of Dense layers, factors and activations as (columns, function) each.
+
+    Columns, of bias and kernel, have shape (outputs, 1 + inputs) and are float64, or are None; the
+    function of the values behind them is elementwise, or None.
+    """
+    found = []
+    for step in read(model).steps:
         layer = step.operation
-        if hasattr(layer, "kernel"):
-            kernel = to_numpy(layer.kernel).astype(dtype)
-            rows = np.concatenate([np.ones_like(given[0][..., :1]), given[0]], axis=-1)
-            bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_numpy(layer.bias)
-            columns = np.concatenate([bias.astype(dtype)[None], kernel])
-            out = add(columns.T, rows[..., None, :])
-            if getattr(layer, "activation", None) is keras.activations.relu:
-                out = np.maximum(out, dtype(0))
-        elif isinstance(layer, lip.layers.BetaAbs):
-            out = given[0].copy()
-            out[..., : layer.rectified] = np.abs(out[..., : layer.rectified])
-        else:
+        if isinstance(layer, lip.layers.BetaAbs):
+            found.append((None, functools.partial(_absolute, layer.rectified)))
+            continue
+        if isinstance(layer, (keras.layers.Rescaling, keras.layers.BatchNormalization)):
+            found.append((None, Factors.of(layer)))
+            continue
+        if not hasattr(layer, "kernel"):
             raise NotImplementedError(step.kind)
-        assert out.dtype == dtype
-        (index,) = step.outputs
-        values[index] = out
-    return values[certifiable.steps[-1].outputs[0]]
+        kernel = to_numpy(layer.kernel).astype("float64")
+        bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_numpy(layer.bias)
+        relu = getattr(layer, "activation", None) is keras.activations.relu
+        columns = np.concatenate([bias.astype("float64")[None], kernel]).T
+        found.append((columns, _relu if relu else None))
+    return found
+
+
+def _relu(values):
+    return np.maximum(values, values.dtype.type(0))
+
+
+def _absolute(count, values):
+    return np.concatenate([np.abs(values[..., :count]), values[..., count:]], axis=-1)
+
+
+def evaluated(model, x, order, dtype=f32):
+    """The logits of a chain of Dense layers and activations in one type, each bias a term.
+
+    `model` may be its `steps_of`.
+    """
+    values, add = np.asarray(x).astype(dtype), ORDERS[order]
+    for columns, function in steps_of(model) if isinstance(model, keras.Model) else model:
+        if columns is not None:
+            rows = np.concatenate([np.ones_like(values[..., :1]), values], axis=-1)
+            values = add(columns.astype(dtype), rows[..., None, :])
+        if function:
+            values = function(values)
+    assert values.dtype == dtype
+    return values
 
 
 # Networks that the order of summation decides.
@@ -182,73 +270,205 @@ def growing():
     return model, (1e-8 * rng.normal(size=(40, 64))).astype(f32)
 
 
-def drawn(seed):
-    """(model, x): a chain of Dense layers from a seed, sizes, biases and activations of all kinds.
-
-    Its last biases put the border of two classes near the samples.
-    """
-    rng = np.random.default_rng(seed)
-    width, classes = int(rng.integers(2, 40)), int(rng.integers(2, 5))
-    inputs = x = keras.Input((width,))
-    layers = []
-    for _ in range(int(rng.integers(0, 4))):
-        layer = keras.layers.Dense(int(rng.integers(2, 40)), activation=rng.choice([None, "relu"]))
-        x = layer(x)
-        layers.append(layer)
-        if rng.random() < 0.5:
-            x = lip.layers.BetaAbs(0.5)(x)
-    layers.append(keras.layers.Dense(classes))
-    model = keras.Model(inputs, layers[-1](x))
-    offset = 10 ** rng.uniform(-2, 4) * rng.choice([0, 1])
+def factors(seed=0, width=24):
+    """(model, x): factors in front of kernels and behind them, and constants that cancel."""
+    rng, kl = np.random.default_rng(seed), keras.layers
+    layers = [
+        kl.Rescaling(0.37),
+        kl.Rescaling(1.9),
+        kl.Dense(width, activation="relu", kernel_initializer="zeros"),
+        kl.Dense(width, kernel_initializer="zeros"),
+        kl.BatchNormalization(),
+        kl.Rescaling(0.3),
+        kl.Dense(3, kernel_initializer="zeros"),
+        kl.BatchNormalization(),
+    ]
+    model = keras.Sequential([keras.Input((width,)), *layers])
     for layer in layers:
-        kernel = rng.normal(size=layer.kernel.shape) * 10 ** rng.uniform(-1, 1)
-        if rng.random() < 0.3:  # classes, or features, that nearly agree
-            kernel = kernel[:, :1] * 10 ** rng.uniform(0, 3) + kernel
-        layer.set_weights([kernel, offset * rng.normal(size=layer.bias.shape)])
-    points = rng.normal(size=(12, width)) * 10 ** rng.uniform(-1, 1)
-    layers[-1].bias.assign(np.zeros(classes))
-    middle = to_numpy(model(points[:1].astype(f32)))[0]
-    layers[-1].bias.assign(-middle)
-    return model, points.astype(f32)
+        if isinstance(layer, kl.Dense):
+            kernel = rng.normal(size=layer.kernel.shape) / np.sqrt(width)
+            layer.set_weights([kernel, 30 * rng.normal(size=layer.bias.shape)])
+        elif isinstance(layer, kl.BatchNormalization):
+            size = layer.gamma.shape
+            statistics = rng.uniform(0.5, 2, size=(3, *size)) * np.array([[1], [100], [1]])
+            layer.set_weights([statistics[0], np.zeros(size), statistics[1], statistics[2]])
+    x = rng.normal(size=(12, width)).astype(f32)
+    layers[-1].beta.assign(-to_numpy(model.predict_on_batch(x[:1]))[0])
+    return model, x
+
+
+class Slopes:
+    """Gradients of weighted sums of the logits, of a batch at once: compiled once."""
+
+    def __init__(self, twin, samples, classes):
+        self.twin = twin
+        with backend.float64_scope():
+            shape = (samples, classes)
+            self._weights = keras.Variable(np.zeros(shape), dtype="float64", trainable=False)
+
+        def total(t):
+            return keras.ops.sum(twin.tensor(t) * keras.ops.convert_to_tensor(self._weights))
+
+        def gradient(t):
+            return backend.gradient(total, t)
+
+        compiles = keras.backend.backend() == "jax"  # where that saves time
+        variables = [*twin.variables, self._weights]
+        self._gradient = backend.compiled(gradient, variables) if compiles else gradient
+
+    def __call__(self, x, weights):
+        with backend.float64_scope():
+            self._weights.assign(weights)
+        return self.twin.call(self._gradient, x)
+
+
+class Architecture:
+    """A chain of Dense layers, sizes and activations of all kinds, for many draws of weights.
+
+    What certifies, attacks and evaluates it is compiled once.
+    """
+
+    samples = 12
+
+    def __init__(self, seed):
+        rng = np.random.default_rng([seed])
+        self.width, self.classes = int(rng.integers(2, 40)), int(rng.integers(2, 5))
+        inputs = x = keras.Input((self.width,))
+        self._layers, self._halves = [], []
+        zeros = {"kernel_initializer": "zeros"}
+        for _ in range(int(rng.integers(0, 4))):
+            activation = rng.choice([None, "relu"])
+            layer = keras.layers.Dense(int(rng.integers(2, 40)), activation=activation, **zeros)
+            x = layer(x)
+            self._layers.append(layer)
+            self._halves.append(0)
+            if rng.random() < 0.5:
+                layer = lip.layers.BetaAbs(0.5)
+                x = layer(x)
+                self._halves[-1] = layer.rectified
+        self._layers.append(keras.layers.Dense(self.classes, **zeros))
+        self.model = keras.Model(inputs, self._layers[-1](x))
+        self._twin = Float64Twin(self.model, norms=True)
+        self._slopes = Slopes(self._twin, self.samples, self.classes)
+
+    def draw(self, seed):
+        """Sets weights and biases of all sizes; points. The border of two classes is near them."""
+        rng = np.random.default_rng(seed)
+        if rng.random() < 0.2:
+            return self._draw_absorbing(rng)
+        offset = 10 ** rng.uniform(-2, 4) * rng.choice([0, 1])
+        weights = []
+        for layer in self._layers:
+            kernel = rng.normal(size=layer.kernel.shape) * 10 ** rng.uniform(-1, 1)
+            if rng.random() < 0.3:  # classes, or features, that nearly agree
+                kernel = kernel[:, :1] * 10 ** rng.uniform(0, 3) + kernel
+            weights += [kernel, offset * rng.normal(size=layer.bias.shape)]
+        points = rng.normal(size=(self.samples, self.width)) * 10 ** rng.uniform(-1, 1)
+        weights[-1] = np.zeros(self.classes)
+        self._set(weights)
+        middle = evaluated(self.model, points[:1], "forward")[0]
+        self._set([*weights[:-1], -middle])
+        return points.astype(f32)
+
+    def _draw_absorbing(self, rng):
+        """As `absorbing`: what layers pass on is 1 and terms that it absorbs, or they a bias."""
+        small = np.sqrt(U * 0.999)
+        weights = []
+        for layer in self._layers[:-1]:
+            weights += [np.eye(*layer.kernel.shape), np.zeros(layer.bias.shape)]
+        features, classes = self._layers[-1].kernel.shape
+        kernel, bias = np.zeros((features, classes)), np.full(classes, -1.0)
+        kernel[:, 1], bias[:2] = small, 0
+        points = np.full((self.samples, self.width), small)
+        points *= rng.uniform(0.5, 1, size=points.shape)
+        if rng.random() < 0.5:
+            bias[:2] = 1 + 4 * U, 1
+        else:
+            kernel[0, :2], points[:, 0] = (1 + 4 * U, 1), 1
+        self._set([*weights, kernel, bias])
+        return points.astype(f32)
+
+    def _set(self, weights):
+        for layer, *values in zip(self._layers, weights[::2], weights[1::2], strict=True):
+            layer.set_weights(values)
+
+    def permuted_answers(self, x, seed):
+        """What the backend answers if the channels of inputs and layers change places."""
+        rng, weights = (
+            np.random.default_rng(seed),
+            [w for k in self._layers for w in k.get_weights()],
+        )
+        first = order = rng.permutation(self.width)
+        turned = []
+        for kernel, bias, half in zip(weights[::2], weights[1::2], [*self._halves, None]):
+            columns = np.arange(len(bias))
+            if half is not None:
+                columns = np.concatenate(
+                    [rng.permutation(columns[:half]), rng.permutation(columns[half:])]
+                )
+            turned += [kernel[order][:, columns], bias[columns]]
+            order = columns
+        self._set(turned)
+        answers = to_numpy(self.model.predict_on_batch(x[:, first]))
+        self._set(weights)
+        return answers
+
+    @contextlib.contextmanager
+    def compiled_once(self):
+        """`certify` evaluates with this architecture's twin, given the weights of now."""
+
+        def twin(certifiable, norms=False):
+            sources = [
+                w for step in certifiable.steps for w in getattr(step.operation, "weights", ())
+            ]
+            with backend.float64_scope():
+                for target, source in zip(self._twin.variables, sources, strict=True):
+                    target.assign(np.asarray(to_numpy(source), "float64"))
+            return self._twin
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "Float64Twin", twin)
+            yield
+
+    def survives(self, seed, **settings):
+        """As `survives`, of weights drawn anew."""
+        x = self.draw(seed)
+        others = {"its own, channels permuted": lambda p: self.permuted_answers(p, seed)}
+        settings |= {"slopes": self._slopes, "others": others}
+        with self.compiled_once():
+            return survives(self.model, x, rounds=1, **settings)
 
 
 def flips(model, x, certificate, orders=ORDERS):
     """Orders by which the program's prediction is not the certified one at x, of radius > 0."""
-    certified = certificate.radii > 0
+    certified, steps = certificate.radii > 0, steps_of(model)
     return [
         name
         for name in orders
-        if (evaluated(model, x, name).argmax(axis=1) != certificate.predictions)[certified].any()
+        if (evaluated(steps, x, name).argmax(axis=1) != certificate.predictions)[certified].any()
     ]
 
 
-def towards_boundary(model, x, certificate, share=1 - 1e-6):
+def towards_boundary(model, x, certificate, share=1 - 1e-6, slopes=None):
     """Inputs at `share` of each radius from x, along the gradient of the nearest difference."""
-    twin = Float64Twin(model)
     x = np.asarray(x, "float64")
-    logits = twin(x)
+    per_sample = (-1,) + (1,) * (x.ndim - 1)
+    slopes = slopes or Slopes(Float64Twin(model), len(x), model.output_shape[-1])
+    logits = slopes.twin(x)
     rows, top = np.arange(len(x)), certificate.predictions
     best, found = np.full(len(x), np.inf), x.copy()
     for j in range(logits.shape[1]):
-        for i in range(logits.shape[1]):
-            if i == j:
-                continue
-
-            def difference(t, i=i, j=j):
-                z = twin.tensor(t)
-                return z[:, i] - z[:, j]
-
-            mine = top == i
-            if not mine.any():
-                continue
-            slope = twin.call(gradient_of(twin, difference), x)
-            length = np.linalg.norm(slope.reshape(len(x), -1), axis=1)
-            length = np.where(length > 0, length, 1)
-            distance = (logits[rows, top] - logits[:, j]) / length
-            nearer = mine & (distance < best)
-            step = slope / length.reshape(-1, *[1] * (x.ndim - 1))
-            moved = x - (share * certificate.radii).reshape(-1, *[1] * (x.ndim - 1)) * step
-            found[nearer], best[nearer] = moved[nearer], distance[nearer]
+        weights = np.zeros(logits.shape)
+        weights[rows, top] += 1
+        weights[:, j] -= 1
+        slope = slopes(x, weights)
+        length = np.linalg.norm(slope.reshape(len(x), -1), axis=1)
+        length = np.where(length > 0, length, 1)
+        distance = (logits[rows, top] - logits[:, j]) / length
+        nearer = (top != j) & (distance < best)
+        step = slope / length.reshape(per_sample)
+        moved = x - (share * certificate.radii).reshape(per_sample) * step
+        found[nearer], best[nearer] = moved[nearer], distance[nearer]
     return found
 
 
@@ -261,23 +481,40 @@ def neighbours(x, moved, radii, rng):
     return np.where(inside.reshape(-1, *[1] * (x.ndim - 1)), near, moved)
 
 
-def survives(model, x, orders=ORDERS, rounds=3, own=True, lipschitz="product"):
-    """AssertionError if some program predicts otherwise within a certified float32 radius."""
-    certificate = lip.certify(model, x, verbose=0, arithmetic="float32", lipschitz=lipschitz)
+def survives(
+    model,
+    x,
+    orders=ORDERS,
+    rounds=3,
+    own=True,
+    lipschitz="product",
+    arithmetic="float32",
+    slopes=None,
+    others=None,
+):
+    """AssertionError if some program predicts otherwise within a certified float32 radius.
+
+    Args:
+        arithmetic: The one that is certified; float32 programs cross radii of the others.
+        slopes: `Slopes` of the model, None to compile them.
+        others: {name of a further program: function from inputs to logits}, or None.
+    """
+    certificate = lip.certify(model, x, verbose=0, arithmetic=arithmetic, lipschitz=lipschitz)
     rng = np.random.default_rng(0)
     certified = certificate.radii > 0
-    moved = towards_boundary(model, x, certificate)
-    points = [np.asarray(x, "float64"), moved]
-    points += [
-        neighbours(np.asarray(x, "float64"), moved, certificate.radii, rng) for _ in range(rounds)
-    ]
-    for point in points:
-        answers = {name: evaluated(model, point, name) for name in orders}
-        if own:
-            answers["its own"] = to_numpy(model.predict_on_batch(point.astype(f32)))
-        for name, logits in answers.items():
-            wrong = (logits.argmax(axis=1) != certificate.predictions) & certified
-            assert not wrong.any(), f"{name}: {np.flatnonzero(wrong)[:5]}"
+    x = np.asarray(x, "float64")
+    moved = towards_boundary(model, x, certificate, slopes=slopes)
+    points = [x, moved, *(neighbours(x, moved, certificate.radii, rng) for _ in range(rounds))]
+    steps, everywhere = steps_of(model), np.concatenate(points).astype(f32)
+    answers = {name: evaluated(steps, everywhere, name) for name in orders}
+    if own:
+        answers["its own"] = to_numpy(model.predict_on_batch(everywhere))
+    for name, program in (others or {}).items():
+        answers[name] = program(everywhere)
+    for name, logits in answers.items():
+        predictions = logits.argmax(axis=1).reshape(len(points), -1)
+        wrong = ((predictions != certificate.predictions) & certified).any(axis=0)
+        assert not wrong.any(), f"{name}: {np.flatnonzero(wrong)[:5]}"
     return certificate
 
 
@@ -317,6 +554,35 @@ def cancelling_constants():
     assert not flips(model, x, certificate)
 
 
+def diagonal_in_order(features=2048):
+    """T of an SDP layer is a sum, too: from large to small it absorbs all terms but the first.
+
+    So the layer divides by too little, and its own sum is rounded up term by term.
+    """
+    kernel = np.full(features, f32(U * 0.999))
+    kernel[0] = 1
+    magnitudes = np.outer(kernel, kernel) * f32(guard(features + 66))  # operations of an entry
+    exact, absorbed = (
+        magnitudes.astype("float64").sum(axis=1),
+        ORDERS["large first"](magnitudes, np.ones(features, f32)),
+    )
+    x = 1.001 * U / (kernel / np.sqrt(exact))
+    x[0] = 1.0625
+    real = (x * kernel / np.sqrt(exact)).sum()
+    program = ORDERS["forward"](kernel / np.sqrt(absorbed), x.astype(f32))
+    border = f32(real + 1.3 * features * U)
+    assert program > border
+    inputs = keras.Input((features,))
+    layer = lip.layers.SDPDense(1, bound="aol", use_bias=False)
+    head = keras.layers.Dense(2)
+    model = keras.Model(inputs, head(layer(inputs)))
+    layer.kernel.assign(kernel[:, None])
+    head.set_weights([np.array([[0.0, 1]]), np.array([border, 0])])
+    found = [lip.certify(model, x[None], verbose=0, arithmetic=a) for a in ("real", "float32")]
+    assert found[0].radii[0] > features * U and (found[0].predictions == 0).all()
+    assert found[1].radii[0] == 0
+
+
 def growing_inputs():
     """A program's rounding grows with its inputs: none at x = 0, some at the border."""
     for lipschitz in ("product", "local_lipschitz"):
@@ -348,6 +614,34 @@ def tied_by_float32():
         own = to_numpy(model.predict_on_batch(x.astype(f32))).argmax(axis=1)
         assert real.radii[0] > 0 and real.predictions[0] == 1 and own[0] == 0
         assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+
+
+def pools_and_factors():
+    """Sums of squares and of means that absorb their terms, factors that float32 rounds away."""
+    n, ones = 1024, np.ones(1024, f32)
+    small = np.full(n, np.sqrt(U * 0.999))
+    small[0] = 1
+    inputs, images = keras.Input((n, 2)), keras.Input((n, 1, 2))
+    squares = np.zeros((n, 1, 2))
+    squares[0, 0, 0], squares[:, 0, 1] = 1 + n * U / 4, small
+    terms = (small**2).astype(f32)
+    means = np.stack([np.full(n, f32((1 + n * U / 2) / n)), terms], axis=1)
+    total = ORDERS["large first"](terms, ones)
+    factor, rescaling = 1 + 0.9 * U, keras.layers.Rescaling
+    seven = [rescaling(factor) for _ in range(7)]
+    scaled = side_by_side(
+        rescaling(1 + 2 * U), lambda x: functools.reduce(lambda y, s: s(y), seven, x)
+    )
+    cases = [
+        (keras.Model(images, lip.layers.L2Pool()(images)), squares, np.sqrt(total)),
+        (keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(inputs)), means, total / f32(n)),
+        (scaled, np.ones(2), f32(1) * f32(factor)),
+    ]
+    for model, x, answer in cases:
+        found = [lip.certify(model, x[None], verbose=0, arithmetic=a) for a in ("real", "float32")]
+        first = Float64Twin(model)(x[None])[0, 0]
+        assert found[0].predictions[0] == 1 and found[0].radii[0] > 0 and answer < first
+        assert found[1].radii[0] == 0, model.layers[-1].name
 
 
 def vanishing_numbers():
@@ -387,7 +681,9 @@ ALL = (
     order_of_large_sums,
     residual_branch,
     cancelling_constants,
+    diagonal_in_order,
     growing_inputs,
     tied_by_float32,
+    pools_and_factors,
     vanishing_numbers,
 )

@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 import red_team
+import test_soundness
 from data import small_lipnext, to_numpy
 from red_team import ORDERS, U, f32
 
 import keras_lipnext as lip
+from keras_lipnext.certification import evaluation
 from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import measured, read
 from keras_lipnext.lipschitz.program import ARITHMETICS
@@ -19,6 +21,8 @@ from keras_lipnext.norms.matrices import nonnegative_norm_bound
 from keras_lipnext.norms.roundoff import EVALUATION, PROGRAMS
 
 kl = keras.layers
+
+AFFINE = 2  # number of a drawn architecture of one layer, many inputs and two classes
 
 
 def exact(w, x):
@@ -138,9 +142,36 @@ def test_float64_programs_at_the_border():
 def test_random_networks_in_every_order():
     """`benchmarks/soundness.py --orders` draws thousands."""
     certified = 0
-    for seed in range({"torch": 12}.get(keras.backend.backend(), 3)):
-        certified += (red_team.survives(*red_team.drawn(seed), rounds=1).radii > 0).sum()
+    for number in range({"torch": 4}.get(keras.backend.backend(), 1)):
+        architecture = red_team.Architecture(number)
+        for seed in range(4):
+            certified += (architecture.survives(seed).radii > 0).sum()
     assert certified > 20
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        test_soundness.unit_of_float64,
+        test_soundness.pairwise_sums,
+        test_soundness.head_of_exact_sums,
+    ],
+)
+def test_the_search_finds_radii_that_are_too_large(fault):
+    """Of the unit roundoff of float64, of one order of summation, of a head that does not round."""
+    architecture = red_team.Architecture(AFFINE)
+    with test_soundness.unguarded(fault), pytest.raises(AssertionError, match=r": \["):
+        for seed in range(20):
+            architecture.survives(seed)
+
+
+def test_what_is_compiled_once_certifies_as_what_is_not():
+    architecture = red_team.Architecture(AFFINE)
+    for seed in (0, 1):
+        found = architecture.survives(seed)
+        anew = lip.certify(architecture.model, architecture.draw(seed), arithmetic="float32")
+        np.testing.assert_array_equal(found.radii, anew.radii)
+        np.testing.assert_array_equal(found.predictions, anew.predictions)
 
 
 def test_radii_of_the_naive_certificate_are_crossed():
@@ -209,6 +240,36 @@ def test_each_arithmetic_says_what_it_promises(tmp_path):
         ValueError, match=r"must be one of real, float64, float32\. Received: arith"
     ):
         lip.certify(model, x, verbose=0, arithmetic="bfloat16")
+
+
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+def test_no_radius_where_the_model_itself_answers_otherwise(arithmetic, monkeypatch):
+    """Of batches that nothing else compares, and of infinite answers, which nothing else heeds."""
+    real, calls = evaluation.own_answer, []
+
+    def spoiled(model, inputs):
+        answers = real(model, inputs).copy()
+        if np.array_equal(inputs, x[:4]):
+            answers[1] = np.nan
+        elif np.array_equal(inputs, x[4:8]):
+            answers[0], answers[3] = -answers[0], np.inf * answers[3]
+        calls.append(len(inputs))
+        return answers
+
+    model, x = dense_network(0), np.random.default_rng(0).random((12, 24)).astype(f32)
+    settings = {"arithmetic": arithmetic, "batch_size": 4, "verbose": 0}
+    before = lip.certify(model, x, **settings)
+    assert (before.radii > 0).all() and before.low_precision_differences is None
+    monkeypatch.setattr(evaluation, "own_answer", spoiled)
+    if arithmetic == "float64":  # of which `predict` is no program
+        after = lip.certify(model, x, **settings)
+        np.testing.assert_array_equal(after.radii, before.radii)
+        return
+    with pytest.warns(UserWarning, match="own answers to 3 samples are not finite, or of another"):
+        after = lip.certify(model, x, **settings)
+    spoiled_samples = np.isin(np.arange(12), [1, 4, 7])
+    np.testing.assert_array_equal(after.radii, np.where(spoiled_samples, 0.0, before.radii))
+    np.testing.assert_array_equal(after.predictions, before.predictions)
 
 
 def test_a_certificate_of_before_promises_what_it_did():

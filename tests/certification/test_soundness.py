@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 
 import detectors
 import extended
@@ -23,6 +24,7 @@ from keras_lipnext.lipschitz.rules import layers as layer_rules
 from keras_lipnext.lipschitz.rules import merging as merging_rules
 from keras_lipnext.lipschitz.rules import operations as operation_rules
 from keras_lipnext.lipschitz.rules import pooling as pooling_rules
+from keras_lipnext.lipschitz.rules import sdp as sdp_rules
 from keras_lipnext.lmi import _secants as secants
 from keras_lipnext.lmi import local
 from keras_lipnext.norms.roundoff import PROGRAMS, Arithmetic
@@ -218,7 +220,7 @@ def stem_forgotten():
             return (rules.Bound(1.0, offset=1e3, relative=1e-13, absolute=1e-10),)
         return real(step, context)
 
-    return [(lipschitz, "step_bounds", bounds), (evaluation, "step_bounds", bounds)]
+    return [(lipschitz, "step_bounds", bounds)]
 
 
 def one_sided_mixing_constant():
@@ -387,6 +389,45 @@ def shares_in_order():
     return [(program.Program, "_own", own)]
 
 
+def diagonal_in_float64():
+    """T, which an SDP layer divides by, taken to be computed in float64."""
+    real = sdp_rules._Form.__init__
+
+    def form(self, layer, context):
+        real(self, layer, context)
+        if context.arithmetic.name == "float32":
+            self.error *= PROGRAMS["float64"].unit / context.arithmetic.unit
+
+    return [(sdp_rules._Form, "__init__", form)]
+
+
+def without_rounding(cls):
+    """A layer's rule that counts no relative rounding."""
+    real = rules._LAYERS[cls].function
+
+    def exact(*arguments):
+        bounds = real(*arguments)
+        parts = (bounds,) if isinstance(bounds, rules.Bound) else bounds
+        return tuple(dataclasses.replace(part, relative=0.0) for part in parts)
+
+    return rule(cls, exact)
+
+
+def means_of_exact_sums():
+    """An average's sum counted as exact."""
+    return without_rounding(keras.layers.GlobalAveragePooling1D)
+
+
+def roots_of_exact_sums():
+    """L2Pool's sum of squares counted as exact."""
+    return without_rounding(lip.layers.L2Pool)
+
+
+def factors_as_written():
+    """Factors that float32 does not hold, and products with them, taken for exact."""
+    return without_rounding(keras.layers.Rescaling)
+
+
 def nothing_vanishes():
     """No underflow in float32."""
     return float32(underflow=0.0, smallest=0.0)
@@ -467,6 +508,10 @@ MUTANTS = {
     norms_too_small: red_team.order_of_large_sums,
     head_of_exact_sums: red_team.order_of_large_sums,
     shares_in_order: red_team.tied_by_float32,
+    diagonal_in_float64: red_team.diagonal_in_order,
+    means_of_exact_sums: red_team.pools_and_factors,
+    roots_of_exact_sums: red_team.pools_and_factors,
+    factors_as_written: red_team.pools_and_factors,
     nothing_vanishes: red_team.vanishing_numbers,
     nothing_overflows: red_team.vanishing_numbers,
     reach_rounded_inward: detectors.bends_ahead,
@@ -490,14 +535,24 @@ def mutated(changes):
     programs._program.cache_clear()  # and with it
 
 
-def survivors_of(mutant, detecting):
-    """The detectors, in turn, that let the mutant pass; empty as soon as one catches it.
+def unguarded(mutant):
+    """The mutant, without comparisons with the model's own predictions.
 
-    Without the comparison with the model's own predictions, which would refuse some mutants before
-    a detector sees them.
+    They would refuse some faults before a detector sees them.
     """
-    unguarded = [(evaluation.Evaluation, "compare", lambda *arguments: None)]
-    with mutated([*unguarded, *mutant()]):
+    module = sys.modules[lip.certify.__module__]  # of whose name the package has the function
+    return mutated(
+        [
+            (evaluation.Evaluation, "compare", lambda *arguments: None),
+            (module, "as_certified", lambda own, predictions: np.ones(len(predictions), bool)),
+            *mutant(),
+        ]
+    )
+
+
+def survivors_of(mutant, detecting):
+    """The detectors, in turn, that let the mutant pass; empty as soon as one catches it."""
+    with unguarded(mutant):
         for detector in detecting:
             try:
                 detector()
