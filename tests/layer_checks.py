@@ -9,7 +9,7 @@ from unittest import mock
 import extended
 import keras
 import numpy as np
-from data import called, in_one_program, to_numpy
+from data import called, in_one_program, to_numpy, traced
 from test_layer_rules import built, check, lipschitz_bound_of, samples, whole
 
 from keras_lipnext import backend
@@ -208,7 +208,7 @@ def largest_stretch(function, shape, pairs=16, ascents=6):
     def row_norms(x):
         return keras.ops.sqrt(keras.ops.sum(keras.ops.reshape(x, (pairs, -1)) ** 2, axis=1))
 
-    @in_one_program
+    @traced
     def step(x, u, h):
         stretched = (function(x + h * u) - function(x)) / h
         climbed = backend.gradient(lambda t: function(t) * stretched, x)
