@@ -64,4 +64,4 @@ lint: $(INSTALLED)  ## Check style, formatting and types
 	$(BIN)/mypy
 
 clean:  ## Remove the virtual environments and caches
-	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache .tf_cache

@@ -80,7 +80,8 @@ def check_shapes(row):
     """Of an eager call, a symbolic one and the layer's own answer; None for what is not known."""
     x, output_shape = random_input(row.input_shape), row.output_shape
     layer = row.layer()
-    assert tuple(layer(x).shape) == output_shape
+    if not row.variant:
+        assert tuple(layer(x).shape) == output_shape
     assert tuple(layer.compute_output_shape(row.input_shape)) == output_shape
     axis = row.arguments.get("axis", -1) % len(x.shape)
     inner = [None if i != axis and not row.sizes else n for i, n in enumerate(row.input_shape)][1:]
