@@ -3,17 +3,18 @@
 import io
 import pathlib
 
+import keras
 import numpy as np
 
 # Of the training part these images are held out to choose settings on.
-VALIDATION = {"cifar10": 5000, "mnist": 5000}
+VALIDATION = {"cifar10": 5000, "mnist": 5000, "fashion_mnist": 5000}
 
 
 def load(folder, name, part, count=None):
     """(images in [0, 1], labels): float32 of shape (n, height, width, channels), and integers.
 
     Args:
-        name: "cifar10" (JPEG q75 copy) or "mnist".
+        name: "cifar10" (JPEG q75 copy), "mnist" or "fashion_mnist".
         part: "train", "validation" (the last images of the training part), "whole" (both) or
             "test".
         count: Take this many from the beginning.
@@ -39,3 +40,46 @@ def _decoded(stream):
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(stream.tobytes())))
+
+
+def padded(images, margin):
+    """Images in a margin of zeros, e.g. MNIST's 28 x 28 in 32 x 32, which patches of 4 tile."""
+    return np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+class Augmented(keras.utils.PyDataset):
+    """Batches in an order of their own each epoch, images shifted and perhaps mirrored.
+
+    Args:
+        images, labels: As `load` returns them.
+        batch: Images of a batch; what is left over at the end of an epoch is left out of it.
+        shift: Most pixels an image moves by in each direction, zeros entering.
+        flip: Whether half of the images are mirrored.
+        seed: Of order, shifts and flips.
+    """
+
+    def __init__(self, images, labels, batch, shift=0, flip=False, seed=0):
+        super().__init__(workers=4, use_multiprocessing=False, max_queue_size=16)
+        self._windows = np.lib.stride_tricks.sliding_window_view(
+            padded(images, shift), images.shape[1:3], axis=(1, 2)
+        )
+        self._labels, self._batch, self._shift, self._flip = labels, batch, shift, flip
+        self._seed, self._epoch = seed, 0
+        self._order = np.random.default_rng(seed).permutation(len(labels))
+
+    def __len__(self):
+        return len(self._labels) // self._batch
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((self._seed, self._epoch, index))
+        rows = self._order[index * self._batch : (index + 1) * self._batch]
+        down, right = rng.integers(0, 2 * self._shift + 1, (2, len(rows)))
+        images = np.moveaxis(self._windows[rows, down, right], 1, -1)
+        if self._flip:
+            mirrored = rng.random(len(rows)) < 0.5
+            images[mirrored] = images[mirrored, :, ::-1]
+        return images, self._labels[rows]
+
+    def on_epoch_end(self):
+        self._epoch += 1
+        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._order))

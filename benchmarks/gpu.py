@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --backends torch --cases "16 x 1024"
     python benchmarks/gpu.py --tests        # instead: which tests of the library fail on the card
+    python benchmarks/gpu.py --backends jax --cases "16 x 1024" --profile   # kernels by time, too
 
 First the card's own rates: products of 8192 x 8192 matrices, and of 32 pairs of 1024 x 1024 at
 once, in bfloat16, in TF32 and in float32. Then, in mixed_bfloat16 on random images:
@@ -15,9 +16,9 @@ the optimizer's), peak memory beside the estimate's, the first step's seconds, a
 and the projection that ends `fit`, the defect of the kernels and the proven constant K in front of
 the head. Last the quickstart: its digits trained on the card, K and certified accuracy.
 
-Programs of one network are compiled at once, each in a process of its own, and timed one after the
-other when all are ready. Figures are printed as soon as they are known; writes
-results/gpu_<card>.json.
+Each program is compiled in a process of its own, as many at once as fit the card's memory by the
+estimate, and they are timed one after the other when all of these are ready. Figures are printed as
+soon as they are known; writes results/gpu_<card>.json.
 """
 
 import json
@@ -67,6 +68,21 @@ def card():
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def memory():
+    """Bytes of the device; of the host's memory a share, on a CPU."""
+    import keras
+
+    if card().lower() == "cpu":
+        return 4e9
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.devices()[0].memory_stats()["bytes_limit"] / 0.75  # JAX's share by default
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def peak_bytes():
@@ -130,7 +146,30 @@ def rounded(value):
     return float(f"{value:.3g}")
 
 
-def measure(case, variant):
+def kernel_times(step, count=3):
+    """What `count` steps spend on the card, {kernel: milliseconds a step}, longest first."""
+    import collections
+    import tempfile
+
+    import jax
+
+    times = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(count):
+                step()
+            step.wait()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            lines = list(plane.lines) if plane.name.startswith("/device:GPU") else []
+            streams = [line for line in lines if line.name.startswith("Stream")]
+            for event in (event for line in streams or lines for event in line.events):
+                operation = dict(event.stats).get("hlo_op", "")
+                times[f"{operation} {event.name[:60]}"] += event.duration_ns / count / 1e6
+    return {name: rounded(milliseconds) for name, milliseconds in times.most_common(40)}
+
+
+def measure(case, variant, profile):
     """Builds and compiles, says "ready", and goes on when a line comes in."""
     import keras
     import numpy as np
@@ -180,6 +219,8 @@ def measure(case, variant):
         "estimated_gb": rounded(training.peak_bytes / 1e9),
     }
     print(json.dumps(row), flush=True)
+    if profile == "profile" and keras.backend.backend() == "jax":
+        print(json.dumps({"case": case, "kernels": kernel_times(step), "of": variant}), flush=True)
     if variant != "step":
         return
     for _ in range(STEPS - TIMED - 4):
@@ -261,18 +302,34 @@ def rows_of(process):
     return rows
 
 
-def rows_of_case(backend, case, variants):
-    """All variants, compiled at once and timed in turns."""
-    children = [start(backend, "measure", case, variant) for variant in variants]
+def rows_of_cases(backend, runs, profile):
+    """The rows of (case, variant) pairs: all compiled at once, then timed in turns."""
+    children = [start(backend, "measure", *run, profile) for run in runs]
     for child in children:
         while (line := child.stdout.readline()) and line != "ready\n":
             pass
-    rows = []
     for child in children:
         if child.poll() is None:
             print("go", file=child.stdin, flush=True)
-        rows += rows_of(child)
-    return rows
+        yield from rows_of(child)
+
+
+def groups(backend, cases, variants, memory):
+    """Lists of (case, variant) that fit in `memory` bytes together, by the estimate and a tenth."""
+    os.environ.update(KERAS_BACKEND=backend, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    import keras_lipnext as lip
+
+    found, taken = [[]], 0
+    for case in cases:
+        batch, options = CASES[case]
+        chosen = variants or VARIANTS[: 4 if case == cases[0] else 2]
+        takes = lip.LipNeXt.estimate(**options, batch=batch, dtype=DTYPE).peak_bytes
+        takes = len(chosen) * (1.1 * takes + 1e9)
+        if found[-1] and taken + takes > memory:
+            found, taken = [*found, []], 0
+        found[-1] += [(case, variant) for variant in chosen]
+        taken += takes
+    return found
 
 
 def shares(rows, case, bfloat16):
@@ -314,12 +371,17 @@ def main(arguments):
         rows, known = [], {}
         content[backend] = {**facts, "rows": rows, "shares": known, "quickstart": []}
         name = f"gpu_{facts['card'].lower().replace(' ', '_')}"
-        for index, case in enumerate(arguments.cases):
-            rows += rows_of_case(backend, case, VARIANTS[: 2 if index else 4])
-            known |= shares(rows, case, facts["rates"]["bfloat16"][0])
-            measuring.write(name, content)  # what is known, should the machine be taken away
-        content[backend]["quickstart"] += rows_of(start(backend, "quickstart", arguments.epochs))
-        measuring.write(name, content)
+        profile = "profile" if arguments.profile else "plain"
+        for group in groups(backend, arguments.cases, arguments.variants, 0.9 * facts["memory"]):
+            for row in rows_of_cases(backend, group, profile):
+                rows.append(row)
+                if row["case"] not in known:
+                    known |= shares(rows, row["case"], facts["rates"]["bfloat16"][0])
+            measuring.write(name, content)  # known, should the machine be taken away
+        if arguments.epochs:
+            rows = rows_of(start(backend, "quickstart", arguments.epochs))
+            content[backend]["quickstart"] += rows
+            measuring.write(name, content)
 
 
 def child(kind, *arguments):
@@ -329,14 +391,17 @@ def child(kind, *arguments):
         print(json.dumps(quickstart(int(arguments[0]))), flush=True)
     else:
         size = (8192, 32, 1024) if card().lower() != "cpu" else (512, 4, 128)
-        print(json.dumps({"card": card(), "rates": rates(*size)}), flush=True)
+        facts = {"card": card(), "memory": memory(), "rates": rates(*size)}
+        print(json.dumps(facts), flush=True)
 
 
 if __name__ == "__main__":
     parser = measuring.parser(__doc__, BACKENDS)
     known = list(CASES)
     parser.add_argument("--cases", nargs="+", choices=known, default=known[:-1])
-    parser.add_argument("--epochs", type=int, default=40, help="of the quickstart (40)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="see above (all)")
+    parser.add_argument("--epochs", type=int, default=40, help="of the quickstart (40), or 0")
+    parser.add_argument("--profile", action="store_true", help="kernels by time, too (JAX)")
     parser.add_argument("--tests", action="store_true", help="run the tests on the card instead")
     parser.add_argument("--workers", type=int, default=8, help="processes of --tests (8)")
     arguments = parser.parse_args()

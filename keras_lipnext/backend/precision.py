@@ -25,7 +25,7 @@ PRECISIONS = ("exact", "increment", "direction")
 def matmul(a, b, precision="exact"):
     """`a @ b` of floating point tensors of one dtype, by what the result is for.
 
-    On CPUs, and of float64 anywhere, all three are the plain product.
+    On CPUs, and of float64 and bfloat16 anywhere, all three are the plain product.
 
     Args:
         a, b: Tensors of the current backend, shapes (..., m, k) and (..., k, n).
@@ -45,8 +45,9 @@ def matmul(a, b, precision="exact"):
             f"`precision` must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}"
         )
     backend = keras.backend.backend()
-    if keras.backend.standardize_dtype(a.dtype) != "float32":
-        precision = "exact"
+    dtype = keras.backend.standardize_dtype(a.dtype)
+    if dtype != "float32":
+        precision = "direction" if dtype == "bfloat16" else "exact"
     return _PRODUCTS[backend](a, b, precision)
 
 
@@ -87,22 +88,22 @@ def _jax_product(a, b, precision):
         a.astype("bfloat16"),
         b.astype("bfloat16"),
         precision=jax.lax.Precision.DEFAULT,
-        preferred_element_type="float32",
+        preferred_element_type=a.dtype,
     )
 
 
 def _torch_product(a, b, precision):
     import torch
 
-    device = a.device.type
-    if precision != "exact" and device == "cuda" and torch.__version__ >= "2.8":
+    device, single = a.device.type, a.dtype == torch.float32
+    if single and precision != "exact" and device == "cuda" and torch.__version__ >= "2.8":
         if precision == "direction":
             return _from_bfloat16(a.bfloat16(), b.bfloat16())
         a_high, b_high = a.bfloat16(), b.bfloat16()
         a_low, b_low = (a - a_high.float()).bfloat16(), (b - b_high.float()).bfloat16()
         left = torch.cat([a_high, a_low, a_high], dim=-1)
         return _from_bfloat16(left, torch.cat([b_high, b_high, b_low], dim=-2))
-    if a.dtype == torch.float32 and _torch_may_round(device):
+    if single and _torch_may_round(device):
         return torch.matmul(a.double(), b.double()).float()
     return torch.matmul(a, b)
 

@@ -7,7 +7,7 @@ to a point may be rough, as it is small; what is measured of it, the defect, mus
 
 The ways differ from `rotate` and `polar` in two respects. A step that turns further than a bound
 named below is shortened, as no fixed polynomial serves all. And drift is not removed at once but
-row by row, all of it in a dozen steps: so what a step leaves may be a little more than rounding
+row by row, all of it in two dozen steps: so what a step leaves may be a little more than rounding
 until then.
 """
 
@@ -25,7 +25,7 @@ QUADRATIC_LIMIT = 0.3
 QUARTIC_LIMIT = 1.0
 # What a thin matrix may grow, ||X^T X - I||_2, before a step is shortened.
 RETRACTION_LIMIT = 0.5
-PERIOD = 8  # the share of the rows whose drift a step removes is 1 / PERIOD
+PERIOD = 16  # the share of the rows whose drift a step removes is 1 / PERIOD
 
 
 def turn(x: Tensor, d: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def turn(x: Tensor, d: Tensor, norm: Tensor | None = None) -> Tensor:
     """
     if norm is not None:
         d = d * ops.minimum(1.0, QUADRATIC_LIMIT / ops.maximum(norm, QUADRATIC_LIMIT))
-        d2 = matmul(d, d, "increment")
+        d2 = matmul(d, d, "direction")  # of the size of the step's square
         return x + matmul(x, d + quadratic_coefficient(d2)[..., None, None] * d2, "increment")
     # Eighth powers of the largest row sum, which bounds the norm, must not overflow.
     rows = ops.max(ops.sum(ops.abs(d), axis=-1, keepdims=True), axis=-2, keepdims=True)
@@ -73,7 +73,7 @@ def retract(x: Tensor, u: Tensor) -> Tensor:
 
 
 def remove_drift(x: Tensor, step: Tensor) -> Tensor:
-    """Makes an eighth of the rows of orthogonal matrices orthonormal, and orthogonal to the others.
+    """Makes a sixteenth of an orthogonal matrix's rows orthonormal, and orthogonal to the others.
 
     To first order, with E = R X^T - (their rows of I) of the rows R: R <- R - W * E X, W being 1/2
     in the columns of R's own, whose error both sides share, and 1 in the others. An exact product
@@ -90,9 +90,9 @@ def remove_drift(x: Tensor, step: Tensor) -> Tensor:
     """
     n = x.shape[-1]
     size = -(-n // PERIOD)
-    # Multiples of an irrational share, nearly: all rows have their turn within 12 steps, and within
-    # 41 steps of their own for a variable that takes every r-th only, r up to 32.
-    block = step % 2048 * 849 % 2048 * PERIOD // 2048
+    # Multiples of an irrational share, nearly: all rows have their turn within 24 steps, and within
+    # 37 steps of their own for a variable that takes every r-th only, r up to 32.
+    block = step % 2048 * 941 % 2048 * -(-n // size) // 2048
     first = ops.minimum(block * size, n - size)
     indices = first + ops.arange(size, dtype="int32")
     columns = ops.arange(n, dtype="int32")

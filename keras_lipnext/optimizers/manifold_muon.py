@@ -5,11 +5,10 @@ import keras
 from keras_lipnext.arguments import positive_integer, share
 from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds import branchless, orthogonalize, rotate, stiefel
+from keras_lipnext.manifolds.orthogonalize import LARGEST
 from keras_lipnext.manifolds.polar import skew, transpose
 from keras_lipnext.optimizers.manifold_optimizer import ManifoldOptimizer
 from keras_lipnext.typing import Config, LearningRate, Tensor
-
-LARGEST = 1.23  # singular value that `orthogonalize` leaves
 
 
 @keras.saving.register_keras_serializable("keras_lipnext")
@@ -26,7 +25,7 @@ class ManifoldMuon(ManifoldOptimizer):
     by about `lr` radians a step, whatever its size: the steepest descent for the spectral norm. A
     rectangular kernel does the same with the tangent projection of G, projects the direction on
     the tangent space and takes the polar retraction. Beyond plain Adam a step costs a square d x d
-    kernel 11 products of d x d matrices, 12 from 0.03 radians on, and a quarter for the drift; an
+    kernel 9 products of d x d matrices, 10 from 0.03 radians on, and a quarter for the drift; an
     m x n one, m >= 3 n, in float32 8 of n^2 m multiplications and 15 of n^3, whichever side is n.
 
     `clipnorm`, `global_clipnorm` and `clipvalue` act on the Euclidean gradients, before they are
@@ -57,7 +56,7 @@ class ManifoldMuon(ManifoldOptimizer):
         lookahead_period: Steps between two Lookahead updates (k), or None for no Lookahead.
         lookahead_step: Lookahead's slow step, in (0, 1].
         precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
-            a square kernel's step is nine bfloat16 products, two in TF32, an eighth of one in TF32
+            a square kernel's step is eight bfloat16 products, one in TF32, a sixteenth of one in TF32
             and in float32, and never waits for the host; it turns no plane by more than about 0.3
             radians, and leaves a defect of about 0.1 % of the learning rate until the end of `fit`,
             which projects in float32. "float32": the products and branches of a step on CPUs,
@@ -80,7 +79,7 @@ class ManifoldMuon(ManifoldOptimizer):
         learning_rate: LearningRate = 1e-2,
         momentum: float = 0.95,
         nesterov: bool = True,
-        newton_schulz_steps: int = 4,
+        newton_schulz_steps: int = 3,
         name: str = "manifold_muon",
         **kwargs: Any,
     ) -> None:

@@ -89,26 +89,26 @@ def drift_removed(x, steps):
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 16, 20, 64])
-def test_a_dozen_steps_remove_drift(n):
+def test_two_dozen_steps_remove_drift(n):
     """To first order: what is left is of the size of its square."""
     x = orthogonal(n) + 1e-4 * np.random.default_rng(1).normal(size=(2, n, n))
     for start in (0, 1000):
-        assert defect(drift_removed(tensor(x), range(start, start + 12))) < 4e-7 + 1e-8 * n
-        assert defect(drift_removed(tensor(x), range(start, start + 24))) < 4e-7
+        assert defect(drift_removed(tensor(x), range(start, start + 24))) < 4e-7 + 1e-8 * n
+        assert defect(drift_removed(tensor(x), range(start, start + 48))) < 4e-7
 
 
 @pytest.mark.parametrize("rhythm", [1, 2, 3, 4, 8, 16, 29])
 def test_variables_that_skip_steps_have_their_turn(rhythm):
     x = tensor(orthogonal(16) + 1e-4 * np.random.default_rng(1).normal(size=(2, 16, 16)))
     for first in range(min(rhythm, 3)):
-        steps = range(first, first + 2 * 41 * rhythm, rhythm)
+        steps = range(first, first + 2 * 37 * rhythm, rhythm)
         assert defect(drift_removed(x, steps)) < 4e-7
 
 
 def test_weights_far_off_come_back():
     for scale in (0.5, 1.5, 3.0, 100.0):
         x = scale * orthogonal(12) + 0.01 * np.random.default_rng(1).normal(size=(2, 12, 12))
-        assert defect(drift_removed(tensor(x), range(480))) < 1e-6
+        assert defect(drift_removed(tensor(x), range(960))) < 1e-6
 
 
 def test_other_members_of_a_batch_do_not_suffer_from_one():
@@ -129,6 +129,6 @@ def test_the_same_in_rounded_products(monkeypatch):
     x, d = tensor(orthogonal(64)), tensor(random_skew(64, 0.01, 0, batch=(2,)))
     moved = branchless.turn(x, d)
     assert defect(moved) < 1e-5
-    assert defect(drift_removed(moved, range(12))) < 4e-7
+    assert defect(drift_removed(moved, range(24))) < 4e-7
     thin = branchless.retract(x[:, :, :16], 0.01 * x[:, :, 16:32])
     assert defect(thin) < 6e-7

@@ -50,17 +50,17 @@ def products_of_stacks(text, depth):
     return found
 
 
-# Kernels of 32 x 32, whose drift is removed by an eighth of the rows, and of 32 x 16.
+# Kernels of 32 x 32, whose drift is removed by a sixteenth of the rows, and of 32 x 16.
 MUON = {
-    ("32x32", "32x32"): {"bf16": 9, "HIGH": 2},  # tangent, direction; D^2, step
-    ("4x32", "32x32"): {"HIGHEST": 1, "HIGH": 1},  # defect, correction
-    ("16x32", "32x16"): {"bf16": 6, "HIGHEST": 1},  # tangents, direction; defect
-    ("32x16", "16x16"): {"bf16": 6, "HIGH": 1},
+    ("32x32", "32x32"): {"bf16": 8, "HIGH": 1},  # tangent, direction, D^2; step
+    ("2x32", "32x32"): {"HIGHEST": 1, "HIGH": 1},  # defect, correction
+    ("16x32", "32x16"): {"bf16": 5, "HIGHEST": 1},  # tangents, direction; defect
+    ("32x16", "16x16"): {"bf16": 5, "HIGH": 1},
     ("16x16", "16x16"): {"HIGH": 2},
 }
 ADAM = {
     ("32x32", "32x32"): {"bf16": 1, "HIGH": 3},  # tangent; D^2, D^3 and D^4, step
-    ("4x32", "32x32"): {"HIGHEST": 1, "HIGH": 1},
+    ("2x32", "32x32"): {"HIGHEST": 1, "HIGH": 1},
     ("16x32", "32x16"): {"bf16": 2, "HIGHEST": 1},
     ("32x16", "16x16"): {"bf16": 2, "HIGH": 1},
     ("16x16", "16x16"): {"HIGH": 2},
