@@ -13,7 +13,7 @@ OLDEST_TESTS := layers manifolds optimizers losses metrics models certification
 # Data sets and attacks, which need other backends' packages.
 OLDEST_TESTS_NOT := certification/test_batches.py certification/test_attacks.py
 
-.PHONY: help quickstart test check test-oldest lint clean
+.PHONY: help quickstart test check test-oldest lint docs gallery release-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,5 +63,22 @@ lint: $(INSTALLED)  ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A venv of its own: the site is built from the source as text, without Keras or a backend.
+.venv-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints.txt $$($(PYTHON) -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
+docs: .venv-docs/.installed  ## Build the site, build/site/index.html; a link that leads nowhere is an error
+	.venv-docs/bin/python docs/_build/pages.py build/docs
+	.venv-docs/bin/sphinx-build -q -n -W --keep-going -c docs build/docs build/site
+
+gallery: $(INSTALLED)  ## Run the examples anew for the site's gallery (some ten minutes)
+	$(BIN)/python docs/_build/gallery.py
+
+release-check:  ## Build sdist and wheel, and test the wheel in an empty environment (RELEASE_BACKEND=jax)
+	PYTHON=$(PYTHON) tests/release.sh
+
 clean:  ## Remove the virtual environments and caches
-	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache .tf_cache
+	rm -rf .venv .venv-oldest .venv-docs runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .jax_cache .tf_cache

@@ -16,7 +16,7 @@ import keras
 import measuring
 
 import keras_lipnext as lip
-from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.models.sizes import SIZES
 
 
 def main(size):
@@ -46,5 +46,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("size", nargs="?", default="1b", choices=PRESETS, help="(1b)")
+    parser.add_argument("size", nargs="?", default="1b", choices=SIZES, help="(1b)")
     main(parser.parse_args().size)

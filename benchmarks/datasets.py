@@ -2,23 +2,27 @@
 
 import io
 import pathlib
+import sys
 
 import keras
 import numpy as np
 
 # Of the training part these images are held out to choose settings on.
-VALIDATION = {"cifar10": 5000, "mnist": 5000, "fashion_mnist": 5000}
+VALIDATION = {"cifar10": 5000, "mnist": 5000, "fashion_mnist": 5000, "digits": 237}
 
 
 def load(folder, name, part, count=None):
     """(images in [0, 1], labels): float32 of shape (n, height, width, channels), and integers.
 
     Args:
-        name: "cifar10" (JPEG q75 copy), "mnist" or "fashion_mnist".
+        name: "cifar10" (JPEG q75 copy), "mnist", "fashion_mnist", or "digits", scikit-learn's, for
+            which no folder is needed.
         part: "train", "validation" (the last images of the training part), "whole" (both) or
             "test".
         count: Take this many from the beginning.
     """
+    if name == "digits":
+        return _digits(part, count)
     path = pathlib.Path(folder) / {"cifar10": "cifar10_jpeg.npz"}.get(name, f"{name}.npz")
     if not path.exists():
         raise SystemExit(f"--data needs a folder with {path.name}. Received: {folder}")
@@ -34,6 +38,23 @@ def load(folder, name, part, count=None):
         streams, offsets = archive[f"{key}_bytes"], archive[f"{key}_offsets"]
         images = np.stack([_decoded(streams[offsets[i] : offsets[i + 1]]) for i in rows])
     return (images / 255).astype("float32"), labels[rows.start : rows.stop]
+
+
+def _digits(part, count):
+    """As examples/quickstart.py splits them."""
+    sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
+    import quickstart
+
+    train, test = quickstart.digits()
+    held_out = len(train[1]) - VALIDATION["digits"]
+    parts = {
+        "train": [a[:held_out] for a in train],
+        "validation": [a[held_out:] for a in train],
+        "whole": train,
+        "test": test,
+    }
+    images, labels = parts[part]
+    return images[:count], labels[:count].astype("int32")
 
 
 def _decoded(stream):

@@ -33,6 +33,7 @@ import keras_lipnext as lip
 RESULTS = pathlib.Path(__file__).with_name("results") / "tuning.jsonl"
 TASKS = {
     "cifar10": {"epochs": 6, "radii": (36 / 255, 72 / 255, 108 / 255)},
+    "digits": {"epochs": 40, "radii": (0.1, 0.25, 0.5)},
     "mnist": {"epochs": 5, "radii": (0.1, 0.3, 0.5, 1.0, 1.58)},
     "fashion_mnist": {"epochs": 5, "radii": (0.1, 0.3, 0.5, 1.0)},
 }

@@ -1,4 +1,4 @@
-"""What imagenet.py, cifar10.py and mnist.py share: arguments, training, records, certificate."""
+"""What imagenet.py and mnist.py share: arguments, training, records, certificate."""
 
 import argparse
 import csv
@@ -30,7 +30,7 @@ def parser(doc, name, **defaults):
     add("--dataset", "of tensorflow-datasets", type=str)
     add("--data-dir", "where tensorflow-datasets keeps what it has prepared (its own default)")
     add("--smoke", "the whole path, small, on images made on the spot", action="store_true")
-    add("--size", "of LipNeXt, named as under Sizes in README.md")
+    add("--size", "of LipNeXt, named in docs/guides/sizes.md")
     add("--depth", "number of blocks, instead of the size's", type=int)
     add("--width", "number of channels, instead of the size's", type=int)
     add("--patch-size", "in pixels (LipNeXt's default)", type=int)

@@ -162,7 +162,7 @@ def lipnext_layout_map(
 
     Example:
 
-    ```python
+    ```python title="Not run: needs eight devices of JAX"
     mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"])
     layout_map = keras_lipnext.LipNeXt.get_layout_map(mesh)
     keras.distribution.set_distribution(

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from data import dense_model
 
 import keras_lipnext as lip
 from keras_lipnext.cli import main
+from keras_lipnext.cli.command import _parser
 
 CUSTOM = """
 import keras
@@ -700,3 +703,25 @@ def test_an_error_in_someone_elses_layer_is_one_line(refuses, monkeypatch):
 
     monkeypatch.setattr("keras_lipnext.cli.command.read", fail)
     refuses(["inspect", "dense.keras"], "KeyError: 'config'")
+
+
+HELP = {"lipnext": [], "lipnext_certify": ["certify"], "lipnext_inspect": ["inspect"]}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("page", HELP)
+def test_help_is_what_the_documents_show_and_its_examples_parse(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main([*HELP[page], "--help"])
+    text = capsys.readouterr().out
+    file = pathlib.Path(__file__).parents[1] / "docs" / "cli" / f"{page}.txt"
+    shown = f"$ {' '.join(['lipnext', *HELP[page], '--help'])}\n{text}"
+    assert file.read_text() == shown, f"{file} should be:\n{shown}"
+    examples = re.findall(r"^  (lipnext .*)", text, re.M)
+    assert len(examples) >= 3 and max(map(len, examples)) < 78
+    for example in examples:
+        try:
+            _parser().parse_args(shlex.split(example)[1:])
+        except SystemExit as end:  # of --help; of an option that does not exist it is 2
+            assert end.code == 0, example

@@ -2,15 +2,18 @@
 
 import functools
 import importlib
+import inspect
 import pathlib
 import re
+import runpy
 
 import detectors
 import extended
+import keras
 import layer_checks
 import pytest
 from test_soundness import MUTANTS
-from test_structure import ROOMS
+from test_structure import PUBLIC, ROOMS
 
 import keras_lipnext as lip
 from keras_lipnext import layers
@@ -21,13 +24,16 @@ from keras_lipnext.lipschitz.rules import layers as layer_rules
 pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs" / "explanation").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+EXPLANATION = [page for page in PAGES if page.parent.name == "explanation"]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCUMENTS = [*PAGES, CONTRIBUTING, ROOT / "README.md"]
 # Made in CONTRIBUTING's example.
 EXAMPLE = {"keras_lipnext/layers/scaled_residual.py"}
 
-every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+every_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 
 
 @functools.cache
@@ -40,8 +46,11 @@ def definitions(path):
 def test_there_are_documents():
     names = {path.name for path in PAGES}
     assert names >= {"architecture.md", "mathematics.md", "soundness.md", "keras_contract.md"}
-    for path in (*PAGES, CONTRIBUTING):
-        assert str(path.relative_to(ROOT)) in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    # The index and what is made are the site's alone.
+    for path in {*PAGES, CONTRIBUTING} - {ROOT / "docs" / "index.md", ROOT / "docs" / "cli.md"}:
+        assert f"({path.relative_to(ROOT)})" in readme
+    assert len(readme.splitlines()) <= 110
 
 
 NAMED = r"\b((?:keras_lipnext|tests|benchmarks|examples)/[\w./]*\w)(?:::([\w.]+))?"
@@ -64,13 +73,15 @@ def test_files_that_the_source_names_exist():
 
 @every_document
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([\w./]+)\)", path.read_text()):
+    for target in re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", path.read_text()):
         assert (path.parent / target).exists(), target
 
 
 @every_document
 def test_public_names_resolve(path):
-    for dotted in re.findall(r"\b(?:keras_lipnext|lip)((?:\.[A-Za-z_]\w*)+)", path.read_text()):
+    for dotted in re.findall(
+        r"(?<![.\w])(?:keras_lipnext|lip)((?:\.[A-Za-z_]\w*)+)", path.read_text()
+    ):
         value = lip
         for name in dotted[1:].split("."):
             if not hasattr(value, name):
@@ -78,7 +89,7 @@ def test_public_names_resolve(path):
             value = getattr(value, name)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXPLANATION, ids=lambda path: path.name)
 def test_tests_exist(path):
     known = set().union(*(definitions(file) for file in (ROOT / "tests").rglob("*.py")))
     known |= {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
@@ -110,6 +121,54 @@ def test_the_table_of_mutants_is_that_of_the_gate():
     assert sorted(names) == sorted(mutant.__name__ for mutant in MUTANTS)
     names = {name for cell in found_by for name in re.findall(r"\w+", cell)}
     assert names == {detector.__name__ for detector in detectors.ALL}
+
+
+def test_figures_come_from_files(monkeypatch):
+    """Each figure that a page names is made; one that nobody makes stops the build."""
+    figures = runpy.run_path(str(ROOT / "docs" / "_build" / "figures.py"))
+    pages = "\n".join(path.read_text() for path in PAGES)
+    named = set(re.findall(r"\{\{ (\w+) \}\}", pages))
+    assert named == set(figures["FIGURES"])
+    for name in named:
+        text = figures["filled"](f"{{{{ {name} }}}}")
+        assert text.strip() and "{{" not in text and "nan" not in text, name
+    with pytest.raises(KeyError, match="no figure"):
+        figures["filled"]("about {{ guess }} %")
+
+
+REFERENCE = runpy.run_path(str(ROOT / "docs" / "_build" / "reference.py"))
+
+
+def test_the_reference_has_an_entry_for_every_public_name():
+    assert set(REFERENCE["ROOMS"]) == set(PUBLIC)
+    assert set(lip.__all__) - {"__version__"} <= set(REFERENCE["targets"]()) | set(PUBLIC)
+    pages = REFERENCE["pages"]()
+    for room in PUBLIC:
+        text = pages[f"reference/{room}.md"]
+        assert REFERENCE["public_names"](f"keras_lipnext.{room}") == getattr(lip, room).__all__
+        for name in getattr(lip, room).__all__:
+            entry = rf"^:+{{py:(?:class|function|module)}} (?:keras_lipnext\.{room}\.)?{name}\b"
+            assert len(re.findall(entry, text, re.M)) == 1, name
+
+
+def test_the_reference_reads_signatures_and_sections_as_python_does():
+    """The site is built from the source as text: it must say what `help` says."""
+    for room in PUBLIC:
+        for name in getattr(lip, room).__all__:
+            value = getattr(getattr(lip, room), name)
+            text = REFERENCE["entries"](f"keras_lipnext.{room}", name)
+            if inspect.isclass(value) and issubclass(value, keras.layers.Layer):
+                parameters = set(inspect.signature(value.__init__).parameters) - {"self"}
+                shown = set(re.findall(r"\w+", text.splitlines()[0].partition("(")[2]))
+                assert parameters <= shown, name
+            described = re.findall(r"^ {4}(\w+): ", section("Args", inspect.getdoc(value)), re.M)
+            for argument in described:
+                assert f"- `{argument}`: " in text, f"{name}: {argument}"
+
+
+def section(title, docstring):
+    found = re.search(rf"^{title}:\n((?:    .*\n?|\n)+)", docstring or "", re.M)
+    return found[1] if found else ""
 
 
 def test_contributing_is_short():

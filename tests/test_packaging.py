@@ -1,5 +1,6 @@
 """What the source distribution holds, and what the package says of itself."""
 
+import email
 import pathlib
 import re
 import shutil
@@ -7,41 +8,78 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 
 import pytest
 from oldest import oldest
+
+from keras_lipnext.version import __version__
 
 pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("keras_lipnext", "tests", "examples", "benchmarks", "docs")
-FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
-FILES += ("CONTRIBUTING.md", "Makefile", "constraints.txt")
+FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
+FILES += ("CONTRIBUTING.md", "Makefile", "SECURITY.md", "constraints.txt")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+BUILD = """
+import setuptools.build_meta as build
+build.build_sdist("dist")
+build.build_wheel("dist")
+"""
 
 
-def test_the_source_distribution_holds_all_that_tests_and_examples_need(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A copy of what is distributed, and what it is built to: (folder, sdist, wheel)."""
+    folder = tmp_path_factory.mktemp("build")
     for name in FILES:
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, folder)
     for name in FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__", "*.png")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-    expected = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    build = "import setuptools.build_meta as build; build.build_sdist('dist')"
+        ignored = shutil.ignore_patterns("__pycache__", "results/*.png")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     done = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", BUILD], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
-    with tarfile.open(archive) as file:
+    (sdist,) = (folder / "dist").glob("*.tar.gz")
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return files, sdist, wheel
+
+
+def test_the_source_distribution_holds_all_that_tests_and_examples_need(built):
+    files, sdist, _ = built
+    with tarfile.open(sdist) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
-    assert expected <= held
+    of_benchmarks = {name for name in files if re.fullmatch(r"benchmarks/.*\.png", name)}
+    assert files - of_benchmarks <= held
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    files, _, wheel = built
+    with zipfile.ZipFile(wheel) as file:
+        held = {name for name in file.namelist() if ".dist-info/" not in name}
+        (metadata,) = [name for name in file.namelist() if name.endswith("/METADATA")]
+        about = email.message_from_bytes(file.read(metadata))
+        (points,) = [name for name in file.namelist() if name.endswith("/entry_points.txt")]
+        assert b"lipnext = keras_lipnext.cli:main" in file.read(points)
+    assert held == {name for name in files if name.startswith("keras_lipnext/")}
+    assert {"keras_lipnext/py.typed", "keras_lipnext/report/page.html"} <= held
+    assert about["Name"] == "keras_lipnext" and about["Version"] == __version__
+    assert about["License-Expression"] == "Apache-2.0"
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert about.get_payload().startswith("# keras_lipnext")
+    assert {name.replace("_", "-") for name in EXTRAS} == set(about.get_all("Provides-Extra"))
 
 
 def test_the_metadata():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["authors"] and project["urls"]
-    assert "Programming Language :: Python :: 3.11" in project["classifiers"]
-    (keras,) = [name for name in project["dependencies"] if name.startswith("keras")]
+    assert PROJECT["authors"] and PROJECT["urls"] and len(PROJECT["keywords"]) > 5
+    assert "Programming Language :: Python :: 3.11" in PROJECT["classifiers"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation
+    (keras,) = [name for name in PROJECT["dependencies"] if name.startswith("keras")]
     assert keras == "keras>=3.14"
     assert "Keras 3.14 or newer" in (ROOT / "README.md").read_text()
 
@@ -58,10 +96,7 @@ def test_the_oldest_versions_are_the_bounds_promised(backend, bounds):
     """`make test-oldest` runs with them; the newest of two bounds of one name counts."""
     expected = {*bounds, "keras>=3.14", "threadpoolctl>=3.2"}
     assert {f"{name}>={version}" for name, version in oldest(backend).items()} == expected
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    others = [line.partition(";")[0] for name in extras for line in extras[name]]
+    others = [line.partition(";")[0] for lines in EXTRAS.values() for line in lines]
     of_the_backend = {line for line in others if re.split("-cpu|>", line)[0] == backend}
     assert {line.replace("-cpu", "") for line in of_the_backend} == {bounds[0]}
 
@@ -72,3 +107,19 @@ def test_a_bound_that_is_not_the_lowest_version_alone_is_an_error(monkeypatch, t
     monkeypatch.setattr("oldest.__file__", str(tmp_path / "tests" / "oldest.py"))
     with pytest.raises(ValueError, match=r"has one bound.*Received: keras>=3.14,<4"):
         oldest("jax")
+
+
+def test_what_develops_is_composed_of_the_other_extras():
+    """A requirement with a bound of its own stands in one place, TensorFlow's two builds apart."""
+    (composed,) = [line for line in EXTRAS["dev"] if line.startswith("keras_lipnext[")]
+    parts = set(re.findall(r"[\w-]+", composed)) - {"keras_lipnext"}
+    every = {"attack-libraries", "checkpoints", "export", "jax", "lmi", "plot", "recipe", "torch"}
+    assert parts == every <= set(EXTRAS)
+    names = [
+        re.match(r"[\w-]+", line)[0]
+        for lines in EXTRAS.values()
+        for line in lines
+        if not line.startswith("keras_lipnext[")
+    ]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == {"tensorflow"}

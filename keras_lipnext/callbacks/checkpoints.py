@@ -147,7 +147,7 @@ class OrbaxCheckpoint(Resuming, keras.callbacks.OrbaxCheckpoint):
 
     ```python
     callback = keras_lipnext.callbacks.OrbaxCheckpoint("runs/checkpoints")
-    model.fit(dataset, epochs=90, callbacks=[callback])
+    model.fit(x, y, epochs=90, callbacks=[callback])
     ```
 
     Needs `pip install 'keras_lipnext[checkpoints]'`. `keras.saving.load_model(directory)` makes the

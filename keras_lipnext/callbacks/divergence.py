@@ -61,7 +61,7 @@ class StopOnDivergence(keras.callbacks.Callback):
         keras_lipnext.callbacks.StopOnDivergence(),
         keras_lipnext.callbacks.BackupAndRestore("runs/backup"),
     ]
-    model.fit(dataset, epochs=90, callbacks=callbacks)
+    model.fit(x, y, epochs=90, callbacks=callbacks)
     ```
 
     Args:

@@ -27,6 +27,16 @@ def pgd(
     Maximises the best other logit minus the label's, by normalised gradient steps projected on the
     ball, from a random start. Inputs are not clipped to [0, 1]: certificates do not need it.
 
+    Example:
+
+    ```python
+    certificate = keras_lipnext.certify(model, x)
+    flipped, attacked = keras_lipnext.certification.pgd(
+        model, x, certificate.predictions, 0.999 * certificate.radii
+    )
+    assert not flipped.any()
+    ```
+
     Args:
         model: Model that `certify` accepts.
         x: Array of inputs.

@@ -61,6 +61,14 @@ def certify(
     bfloat16 or float16 is certified from its stored weights, and the samples on which its own
     low-precision prediction differs are counted.
 
+    Example:
+
+    ```python
+    certificate = keras_lipnext.certify(model, x, y, epsilons=(0.1, 0.25))
+    print(certificate)
+    certificate.radii, certificate.certified_accuracy[0.25]
+    ```
+
     Args:
         model: Functional or Sequential Keras model that ends in logits, built of layers whose
             Lipschitz constant is known (`certification.lipschitz_rule` adds to them). Softmax at

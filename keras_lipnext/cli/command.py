@@ -30,9 +30,36 @@ from keras_lipnext.report.provenance import Evidence, Source, check_hash
 from keras_lipnext.version import __version__
 
 _EPILOG = """\
-exit status: 0 if the model was certified; 1 if it cannot be, or a file is missing, damaged or of
-the wrong kind; 2 for a wrong command line. KERAS_BACKEND=jax|torch|tensorflow chooses what
-computes."""
+exit status:
+  0 if the model was certified; 1 if it cannot be, or a file is missing, damaged
+  or of the wrong kind; 2 for a wrong command line.
+
+KERAS_BACKEND=jax|torch|tensorflow chooses what computes.
+"""
+_EXAMPLES = """\
+examples:
+  lipnext inspect model.keras
+  lipnext certify model.keras data.npz --epsilons 36/255 --report page.html
+  lipnext certify --help
+
+"""
+_CERTIFY_EXAMPLES = """\
+examples:
+  lipnext certify model.keras data.npz
+  lipnext certify model.keras data.npz --epsilons 36/255 --report page.html
+  lipnext certify model.keras images.npy --labels labels.npy --limit 1000
+  lipnext certify model.keras data.npz --json all.json --samples --strict
+  lipnext certify model.keras data.npz --arithmetic float32
+  lipnext certify model.keras data.npz --lipschitz eclipse_fast
+
+"""
+_INSPECT_EXAMPLES = """\
+examples:
+  lipnext inspect model.keras
+  lipnext inspect model.keras --json layers.json
+  lipnext inspect model.keras --import my_layers --strict
+
+"""
 
 
 def main(arguments=None):
@@ -272,7 +299,8 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="lipnext",
         description="Certifies a model file on data, or shows what it is made of.",
-        epilog=_EPILOG,
+        epilog=_EXAMPLES + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"keras_lipnext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -300,7 +328,13 @@ def _parser():
         help="import a module that registers layers or Lipschitz rules; this runs its code",
     )
     command = commands.add_parser(
-        "certify", parents=[common], help="certify predictions on data", epilog=_EPILOG
+        "certify",
+        parents=[common],
+        help="certify predictions on data",
+        description="Certifies the predictions of a model on data: prints clean and certified\n"
+        "robust accuracy, the Lipschitz constant that is proven, and what is promised.",
+        epilog=_CERTIFY_EXAMPLES + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "data",
@@ -336,7 +370,11 @@ def _parser():
         "inspect",
         parents=[common],
         help="show layers, constants and the weights' hash",
-        epilog=_EPILOG,
+        description="Shows what a model is made of: its layers, the constant of each and how far\n"
+        "its kernel is from orthonormal, the constant of the whole, and the hash of\n"
+        "weights and architecture.",
+        epilog=_INSPECT_EXAMPLES + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(
         run=_inspect, inputs=lambda o: (o.model,), report=None, markdown=None, samples=False

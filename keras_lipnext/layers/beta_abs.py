@@ -17,6 +17,13 @@ class BetaAbs(keras.layers.Layer):
     1-Lipschitz, and norm-preserving wherever no entry crosses zero. At beta = 1/2 it contains
     MinMax up to rotations.
 
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.BetaAbs(beta=0.5)
+    layer(np.array([[-1.0, -2.0, -3.0, 4.0]]))  # [[1, 2, -3, 4]]
+    ```
+
     Args:
         beta: Share of the channels that is rectified, in [0, 1]; `beta * channels` is rounded to
             the nearest whole number.

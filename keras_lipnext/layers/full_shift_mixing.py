@@ -18,6 +18,14 @@ class FullShiftMixing(ShiftMixing):
     move, with `8 * ratio` instead of 2 products of that size: use that one. This one is the
     reference it is tested and measured against, and takes in weights of models in the paper's form.
 
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.FullShiftMixing(ratio=1 / 8)
+    layer(np.ones((1, 4, 4, 16))).shape  # (1, 4, 4, 16)
+    layer.reduced()  # the ShiftMixing that computes the same
+    ```
+
     Args:
         ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
         padding: "circular" or "zero".

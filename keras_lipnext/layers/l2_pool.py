@@ -17,6 +17,12 @@ class L2Pool(keras.layers.Layer):
     positive one keeps the gradient finite at zero. Under a mixed precision policy it computes and
     answers in float32.
 
+    Example:
+
+    ```python
+    keras_lipnext.layers.L2Pool()(np.ones((2, 4, 4, 8)))  # shape (2, 8), all 4
+    ```
+
     Args:
         epsilon: Non-negative float.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).

@@ -23,6 +23,13 @@ class LipNeXtBlock(keras.layers.Layer):
     `p` is a `PositionalBias`, `R^T S R` a `ShiftMixing`, `M` and `b` an `OrthogonalDense`, of as
     many units as the input has channels, and the activation a `BetaAbs`.
 
+    Example:
+
+    ```python
+    block = keras_lipnext.layers.LipNeXtBlock(shift_ratio=1 / 8, beta=0.5)
+    block(np.ones((1, 4, 4, 16))).shape  # (1, 4, 4, 16)
+    ```
+
     Args:
         shift_ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
         beta: Share of the channels that the activation rectifies, in [0, 1].

@@ -16,6 +16,12 @@ class MaxMin(keras.layers.Layer):
     The larger entries fill the first half of the channels, the smaller ones the second half. It
     permutes entries, so it is 1-Lipschitz and preserves norms.
 
+    Example:
+
+    ```python
+    keras_lipnext.layers.MaxMin()(np.array([[1.0, 2.0, 3.0, -1.0]]))  # [[3, 2, 1, -1]]
+    ```
+
     Args:
         axis: The axis of the channels, of even size.
 

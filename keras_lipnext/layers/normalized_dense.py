@@ -18,6 +18,13 @@ class NormalizedDense(keras.layers.Layer):
     constants a per-pair certificate uses. Under a mixed precision policy it computes and answers
     in float32.
 
+    Example:
+
+    ```python
+    head = keras_lipnext.layers.NormalizedDense(10)
+    head(np.ones((2, 16))).shape  # (2, 10)
+    ```
+
     Args:
         units: Positive integer, number of classes.
         use_bias: Whether to add a bias.

@@ -16,6 +16,13 @@ class PatchEmbedding(keras.layers.Layer):
     Space-to-depth rearranges the entries; the kernel, of shape (patch_size^2 * channels, units)
     with units >= patch_size^2 * channels, has orthonormal rows. Both preserve norms exactly.
 
+    Example:
+
+    ```python
+    stem = keras_lipnext.layers.PatchEmbedding(patch_size=4, units=64)
+    stem(np.ones((1, 32, 32, 3))).shape  # (1, 8, 8, 64)
+    ```
+
     Args:
         patch_size: Positive integer, side of a patch in pixels.
         units: Positive integer, at least patch_size^2 * channels.

@@ -14,6 +14,12 @@ class PositionalBias(keras.layers.Layer):
 
     Circular shifts and channel mixing carry no position; this layer brings it in. An isometry.
 
+    Example:
+
+    ```python
+    keras_lipnext.layers.PositionalBias()(np.ones((1, 4, 4, 16))).shape  # (1, 4, 4, 16)
+    ```
+
     Args:
         initializer: Keras initializer of the bias.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).

@@ -22,6 +22,13 @@ class ShiftMixing(keras.layers.Layer):
     columns, and costs 8 * ratio instead of 2 products of channels x channels. It is an isometry
     for circular padding and 1-Lipschitz for zero padding.
 
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.ShiftMixing(ratio=1 / 8)
+    layer(np.ones((1, 4, 4, 16))).shape  # (1, 4, 4, 16)
+    ```
+
     Args:
         ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
         padding: "circular" or "zero".

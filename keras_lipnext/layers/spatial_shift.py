@@ -91,6 +91,13 @@ class SpatialShift(keras.layers.Layer):
     Zero padding drops a border row or column and is 1-Lipschitz. It has no weights. Among circular
     depthwise convolutions with unit stride only shifts (up to sign) preserve norms.
 
+    Example:
+
+    ```python
+    layer = keras_lipnext.layers.SpatialShift(ratio=1 / 8)
+    layer(np.ones((1, 4, 4, 16))).shape  # (1, 4, 4, 16)
+    ```
+
     Args:
         ratio: Share of the channels that moves in each direction, in (0, 1/4]; `ratio * channels`
             must be a whole number.

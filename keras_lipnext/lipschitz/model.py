@@ -165,6 +165,14 @@ def lipschitz_bound(
     `constant` of the answer is the model's, from its input to its output; `body_constant` that of
     what is in front of its head, from which `certify` derives radii.
 
+    Example:
+
+    ```python
+    bound = keras_lipnext.lipschitz_bound(model)
+    print(bound)
+    bound.constant, bound.body_constant, bound.declared
+    ```
+
     Args:
         model: Built functional or Sequential Keras model, nested ones included, of one input and
             one output.

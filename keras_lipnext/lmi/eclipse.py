@@ -53,6 +53,15 @@ def eclipse_fast(model: keras.Model, part: str = "logits") -> LipschitzResult:
     Never above the product of the layers' norms, but for rounding. A layer of width n takes some
     30 n^3 operations: 100 layers of 80 neurons half a second, one of 1000 neurons a few.
 
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    keras_lipnext.lmi.eclipse_fast(network).constant
+    ```
+
     Args:
         model: Built functional or Sequential Keras model that is a chain of affine layers and
             activations (Dense, small convolutions, Rescaling, BatchNormalization, ...).
@@ -85,6 +94,15 @@ def eclipse_diagonal(model: keras.Model, part: str = "logits") -> LipschitzResul
 
     Reference: ours, after Xu, Sivaranjani 2024, arXiv 2404.04375. Syed, Hu 2025, arXiv 2503.14297,
     announce bounds with the same properties; their formulas may differ.
+
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    keras_lipnext.lmi.eclipse_diagonal(network).constant
+    ```
     """
 
     def candidates(chain):
@@ -107,6 +125,15 @@ def eclipse(
     It is greedy: each program makes the most of its own layer, with the closed form of
     `eclipse_fast` to fall back on, and in theory that can come out ahead over all layers. So it is
     tried too, and the better of the two is the answer.
+
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    keras_lipnext.lmi.eclipse(network).constant
+    ```
 
     Args:
         model, part: As for `eclipse_fast`.

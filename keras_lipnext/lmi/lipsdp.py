@@ -43,6 +43,15 @@ def lipsdp(
     together, in seconds; beyond, SCS is chosen, less exact, up to some hundreds, in minutes.
     `eclipse_fast` takes thousands.
 
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    keras_lipnext.lmi.lipsdp(network).constant
+    ```
+
     Args:
         model: Built functional or Sequential Keras model that is a chain of affine layers and
             activations (Dense, small convolutions, Rescaling, BatchNormalization, ...).

@@ -83,6 +83,15 @@ def local_lipschitz(model: keras.Model, x: Any, radius: Any) -> np.ndarray:
     `certify(..., lipschitz="local_lipschitz")` seeks for each sample the ball that certifies most.
     keras_lipnext/lmi/local.py has the theorem.
 
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    keras_lipnext.lmi.local_lipschitz(network, np.ones((2, 4)), radius=0.1)  # shape (2, 3, 3)
+    ```
+
     Args:
         model: As for `eclipse_fast`. The slopes of activations with one bend, or an S, are bounded
             locally; those of others (gelu, silu, ...) and of several in a row as everywhere.

@@ -115,9 +115,13 @@ def loop_transformation(model: keras.Model) -> TransformedNetwork:
     Example:
 
     ```python
-    transformed = keras_lipnext.lmi.loop_transformation(model)
-    transformed(x)  # = model(x) to rounding
-    np.linalg.eigvalsh(transformed.quadratic_form(5.0, multipliers))  # >= 0: 5-Lipschitz
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    transformed = keras_lipnext.lmi.loop_transformation(network)
+    transformed(np.ones((2, 4)))  # what the network answers, to rounding
+    form = transformed.quadratic_form(lipschitz=100.0, multipliers=np.ones(8))
+    np.linalg.eigvalsh(form).min()  # at least 0: it is 100-Lipschitz
     ```
 
     Args:

@@ -35,6 +35,17 @@ def project(
     `RSLMI` trained, or with those of ECLipsE-Fast, which needs none and is never above the product
     of the layers' norms. `bound` takes another method: `keras_lipnext.lmi.lipsdp`, for example.
 
+    Example:
+
+    ```python
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    )
+    found = keras_lipnext.lmi.project(network, lipschitz=1.0)
+    assert found.constant <= 1
+    keras_lipnext.certify(network, np.ones((2, 4)), lipschitz=found)
+    ```
+
     Args:
         model: `RSLMI`, or built chain of Dense layers, see there. Changed in place.
         lipschitz: Positive float, L.

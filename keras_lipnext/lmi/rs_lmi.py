@@ -35,11 +35,11 @@ class RSLMI(keras.Model):
     ```python
     model = keras.Sequential([
         keras.layers.Flatten(),
-        keras.layers.Dense(256, activation="relu"),
-        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(64, activation="relu"),
         keras.layers.Dense(10),
     ])
-    model.build((None, 28, 28))
+    model.build((None, 8, 8, 1))
     training = keras_lipnext.lmi.RSLMI(model, lipschitz=5.0)
     training.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     training.fit(x_train, y_train, epochs=10)

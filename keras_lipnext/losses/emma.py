@@ -147,8 +147,7 @@ class EMMA(CertifiedLoss):
     Example:
 
     ```python
-    model = keras_lipnext.CertifiableModel(inputs, outputs)
-    model.compile(optimizer, loss=keras_lipnext.losses.EMMA(epsilon=36 / 255))
+    model.compile("adam", loss=keras_lipnext.losses.EMMA(epsilon=36 / 255))
     ```
 
     Args:
@@ -184,6 +183,13 @@ class CertifiedCrossEntropy(CertifiedLoss):
     """Cross-entropy of the worst logits within radius epsilon: `e_j = 1` in `EMMA`'s formula.
 
     The plain certified loss, for comparison. Arguments and labels as in `EMMA`.
+
+    Example:
+
+    ```python
+    loss = keras_lipnext.losses.CertifiedCrossEntropy(epsilon=0.25, temperature=8)
+    model.compile("adam", loss=loss)
+    ```
     """
 
     def demanded_share(self, d: Tensor, margin: Tensor) -> Tensor:

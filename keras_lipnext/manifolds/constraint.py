@@ -32,6 +32,16 @@ class Stiefel(keras.constraints.Constraint):
 class RandomStiefel(keras.initializers.Initializer):
     """Draws a random point of the Stiefel manifold (see `manifolds.stiefel.random`).
 
+    Example:
+
+    ```python
+    layer = keras.layers.Dense(
+        64,
+        kernel_initializer=keras_lipnext.manifolds.RandomStiefel(seed=0),
+        kernel_constraint=keras_lipnext.manifolds.Stiefel(),
+    )
+    ```
+
     Args:
         seed: Integer. None draws one from Python's generator, which
             `keras.utils.set_random_seed` seeds.

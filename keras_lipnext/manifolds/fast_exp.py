@@ -73,6 +73,13 @@ def _eye(d: Tensor) -> Tensor:
 def fast_exp(d: Tensor) -> Tensor:
     """Matrix exponential of skew-symmetric `d`.
 
+    Example:
+
+    ```python
+    a = np.random.default_rng(0).normal(size=(8, 8)).astype("float32")
+    keras_lipnext.manifolds.fast_exp(keras.ops.convert_to_tensor(a - a.T))
+    ```
+
     Args:
         d: Tensor of shape (..., n, n), floating point, `d = -d^T`. Computed in float32 at least.
             One order serves the whole batch, chosen from its largest member.

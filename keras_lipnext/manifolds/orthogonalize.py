@@ -44,6 +44,12 @@ def orthogonalize(
 ) -> Tensor:
     """Brings the singular values of `m` close to 1 and keeps its singular vectors.
 
+    Example:
+
+    ```python
+    keras_lipnext.manifolds.orthogonalize(keras.random.normal((8, 4)))
+    ```
+
     Args:
         m: Tensor of shape (..., rows, columns), floating point. Computed in float32 at least.
         steps: Newton-Schulz steps.

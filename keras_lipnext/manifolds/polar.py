@@ -93,7 +93,14 @@ def largest_finite(values: Tensor) -> Tensor:
 
 @tall
 def polar_svd(x: Tensor) -> Tensor:
-    """Polar factor by singular value decomposition: the exact reference."""
+    """Polar factor by singular value decomposition: the exact reference.
+
+    Example:
+
+    ```python
+    keras_lipnext.manifolds.polar_svd(keras.random.normal((8, 4)))
+    ```
+    """
     u, _, vh = ops.svd(x, full_matrices=False)
     return matmul(u, vh)
 
@@ -111,6 +118,13 @@ def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor
 
     `defect` is `gram_defect(x)`, if known. Of much taller matrices two products have m rows,
     whatever the number of steps.
+
+    Example:
+
+    ```python
+    x = keras_lipnext.manifolds.stiefel.random((8, 4)) * 0.9
+    keras_lipnext.manifolds.newton_schulz(x, steps=4)
+    ```
     """
     if steps > 1 and much_taller(x):
         return x + matmul(x, _small_steps(gram_defect(x) if defect is None else defect, steps))
@@ -211,6 +225,13 @@ def polar(x: Tensor) -> Tensor:
     each, or six products where its spectral norm is below about 0.25; further away, as many steps
     as it takes, and the singular value decomposition of matrices near a singular one, where many
     would not be enough. A matrix with non-finite entries comes back non-finite.
+
+    Example:
+
+    ```python
+    x = keras.random.normal((8, 4))
+    keras_lipnext.manifolds.stiefel.defect(keras_lipnext.manifolds.polar(x))  # some 1e-7
+    ```
 
     Args:
         x: Tensor of shape (..., m, n), floating point. Computed in float32 at least.

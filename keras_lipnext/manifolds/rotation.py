@@ -35,6 +35,14 @@ def rotate(
 ) -> Tensor:
     """Moves orthogonal matrices by a rotation close to `exp(d)`.
 
+    Example:
+
+    ```python
+    x = keras_lipnext.manifolds.stiefel.random((8, 8))
+    a = 0.01 * keras.random.normal((8, 8))
+    keras_lipnext.manifolds.rotate(x, a - keras.ops.transpose(a))
+    ```
+
     Args:
         x: Tensor of shape (..., n, n), float32 or float64, orthogonal.
         d: Tensor of the same shape and dtype, skew-symmetric. A batch takes the polynomial that its

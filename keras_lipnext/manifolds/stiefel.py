@@ -4,6 +4,15 @@ Pure functions on tensors of any backend, with leading batch dimensions. A wide 
 read as the transpose of a point: its rows are orthonormal. Vocabulary after geoopt: `projx` and
 `proju` project onto the manifold and onto a tangent space, `retr` and `expmap` move along a
 tangent vector.
+
+Example:
+
+```python
+stiefel = keras_lipnext.manifolds.stiefel
+x = stiefel.random((8, 4))
+u = stiefel.proju(x, keras.random.normal((8, 4)))
+stiefel.defect(stiefel.retr(x, 0.1 * u)), stiefel.defect(stiefel.expmap(x, 0.1 * u))
+```
 """
 
 import math

@@ -103,6 +103,13 @@ class CertifiedMetric(keras.metrics.Mean):
 class CertifiedAccuracy(CertifiedMetric):
     """Certified robust accuracy: share of samples classified correctly with radius > epsilon.
 
+    Example:
+
+    ```python
+    metric = keras_lipnext.metrics.CertifiedAccuracy(0.25)
+    model.compile("adam", loss=keras_lipnext.losses.EMMA(0.25), metrics=["accuracy", metric])
+    ```
+
     Args:
         epsilon: Non-negative float, l2 radius in units of the inputs.
         name: Defaults to "certified_accuracy".
@@ -127,6 +134,13 @@ class CertifiedAccuracy(CertifiedMetric):
 @keras.saving.register_keras_serializable("keras_lipnext")
 class CertifiedRadius(CertifiedMetric):
     """Mean certified radius, counting 0 for samples that are misclassified.
+
+    Example:
+
+    ```python
+    metric = keras_lipnext.metrics.CertifiedRadius()
+    model.compile("adam", loss=keras_lipnext.losses.EMMA(0.25), metrics=[metric])
+    ```
 
     Args:
         name: Defaults to "certified_radius".

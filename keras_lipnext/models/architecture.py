@@ -18,7 +18,7 @@ from keras_lipnext.arguments import (
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models import necks
-from keras_lipnext.models.presets import PRESETS
+from keras_lipnext.models.sizes import SIZES
 from keras_lipnext.report.text import range_warning
 
 # Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
@@ -256,10 +256,10 @@ def _lipnext_sizes(size, depth, width, shift_ratio):
             f"Give `size`, or both `depth` and `width`. Received: depth={depth}, width={width}"
         )
     size = "tiny" if size is None else size
-    if size not in PRESETS:
-        raise ValueError(f"`size` must be one of {', '.join(PRESETS)}. Received: size={size!r}")
+    if size not in SIZES:
+        raise ValueError(f"`size` must be one of {', '.join(SIZES)}. Received: size={size!r}")
     overriding = {"depth": depth, "width": width, "shift_ratio": shift_ratio}
-    return with_sizes(PRESETS[size], overriding)
+    return with_sizes(SIZES[size], overriding)
 
 
 def default_patch_size(height, width, channels, units):

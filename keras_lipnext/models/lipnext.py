@@ -34,8 +34,8 @@ class LipNeXt(BuiltModel):
         -> dense_depth x (OrthogonalDense -> BetaAbs)
 
     which keeps the sign and the place of features, where pooling forgets both. It pays at large
-    radii and where epochs are scarce, for more weights and slower steps: README's table, of
-    benchmarks/necks.py, has figures for both.
+    radii and where epochs are scarce, for more weights and slower steps:
+    docs/guides/sizes.md has figures for both, of benchmarks/necks.py.
 
     It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.
@@ -192,12 +192,15 @@ class LipNeXt(BuiltModel):
 
         self._architecture = architecture
         if compile:
-            rate = ANGLE / math.sqrt(depth) if learning_rate is None else learning_rate
-            euclidean = EUCLIDEAN_SHARE * rate
-            optimizer = ManifoldMuon(
-                float(rate), euclidean_learning_rate=euclidean, schedule=cosine()
-            )
-            architecture.compile(self, optimizer)
+            self.compile_as_built()
+
+    def compile_as_built(self) -> None:
+        rate = self._architecture.learning_rate
+        rate = float(ANGLE / math.sqrt(self._architecture.depth) if rate is None else rate)
+        optimizer = ManifoldMuon(
+            rate, euclidean_learning_rate=EUCLIDEAN_SHARE * rate, schedule=cosine()
+        )
+        self._architecture.compile(self, optimizer)
 
     def reduced(self) -> Self:
         """This model with `mixing="reduced"`: the same function up to rounding, cheaper.

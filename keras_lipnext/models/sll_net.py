@@ -9,7 +9,7 @@ from keras_lipnext.layers.images import channel_axis
 from keras_lipnext.models.architecture import Architecture, with_sizes
 from keras_lipnext.models.built import BuiltModel
 from keras_lipnext.models.certifiable import reject_unknown
-from keras_lipnext.models.presets import SLL_PRESETS
+from keras_lipnext.models.sizes import SLL_SIZES
 from keras_lipnext.optimizers import ManifoldAdam, cosine
 from keras_lipnext.typing import Activation, DType
 
@@ -33,11 +33,11 @@ class SLLArchitecture(Architecture):
     def __post_init__(self):
         super().__post_init__()
         size = "tiny" if self.size is None else self.size
-        if size not in SLL_PRESETS:
+        if size not in SLL_SIZES:
             raise ValueError(
-                f"`size` must be one of {', '.join(SLL_PRESETS)}. Received: size={size!r}"
+                f"`size` must be one of {', '.join(SLL_SIZES)}. Received: size={size!r}"
             )
-        preset = SLL_PRESETS[size]
+        preset = SLL_SIZES[size]
         sizes = with_sizes(preset, {name: getattr(self, name) for name in preset})
         sizes["pool_size"] = self.pool_size
         self._resolve(**{name: positive_integer(name, value) for name, value in sizes.items()})
@@ -67,7 +67,7 @@ class SLLNet(BuiltModel):
     Example:
 
     ```python
-    model = keras_lipnext.SLLNet(size="small", input_shape=(32, 32, 3), num_classes=10)
+    model = keras_lipnext.SLLNet(size="tiny", input_shape=(8, 8, 1), num_classes=10)
     model.fit(x_train, y_train, epochs=30, validation_data=(x_val, y_val))
     print(model.certify(x_test, y_test))
     ```
@@ -182,5 +182,8 @@ class SLLNet(BuiltModel):
 
         self._architecture = architecture
         if compile:
-            rate = learning_rate or LEARNING_RATE
-            architecture.compile(self, ManifoldAdam(rate, schedule=cosine()))
+            self.compile_as_built()
+
+    def compile_as_built(self) -> None:
+        rate = self._architecture.learning_rate or LEARNING_RATE
+        self._architecture.compile(self, ManifoldAdam(rate, schedule=cosine()))

@@ -39,7 +39,8 @@ class ManifoldAdam(ManifoldOptimizer):
     Example:
 
     ```python
-    model.compile(keras_lipnext.optimizers.ManifoldAdam(1e-3), loss=...)
+    optimizer = keras_lipnext.optimizers.ManifoldAdam(1e-3)
+    model.compile(optimizer, loss=keras_lipnext.losses.EMMA(epsilon=0.25))
     ```
 
     Args:

@@ -17,7 +17,8 @@ def cosine(warmup: float = 0.0) -> keras.optimizers.schedules.CosineDecay:
 
     ```python
     schedule = keras_lipnext.optimizers.cosine(warmup=0.05)
-    model.compile(keras_lipnext.optimizers.ManifoldMuon(0.01, schedule=schedule), loss=...)
+    optimizer = keras_lipnext.optimizers.ManifoldMuon(0.01, schedule=schedule)
+    model.compile(optimizer, loss=keras_lipnext.losses.EMMA(epsilon=0.25))
     ```
 
     Args:

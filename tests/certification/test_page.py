@@ -4,14 +4,9 @@ import base64
 import builtins
 import dataclasses
 import html.parser
-import importlib.resources
 import io
 import pathlib
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -263,24 +258,6 @@ def test_without_jinja2(monkeypatch, tmp_path):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'keras_lipnext\[plot\]'"):
         full().to_html(tmp_path / "page.html")
-
-
-def test_the_wheel_holds_the_template(tmp_path):
-    template = importlib.resources.files("keras_lipnext.report").joinpath("page.html")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    code = ROOT / "keras_lipnext"
-    shutil.copytree(code, tmp_path / code.name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "import setuptools.build_meta as build; build.build_wheel('.')"
-    done = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("keras_lipnext/report/page.html") == template.read_bytes()
-        (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-        assert "lipnext = keras_lipnext.cli:main" in archive.read(points).decode()
 
 
 def test_numbers_do_not_break_and_shares_are_explained_before_they_stand(tmp_path, page):

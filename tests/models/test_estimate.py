@@ -11,6 +11,7 @@ import keras_lipnext as lip
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA's analysis")
 
+SIZES = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "sizes.md"
 SHAPE = {"input_shape": (16, 16, 3), "num_classes": 10, "patch_size": 2}
 CASES = [
     {"depth": 3, "width": 64, "shift_ratio": 1 / 8},
@@ -140,14 +141,14 @@ def test_what_is_printed():
 
 
 @pytest.mark.parametrize("size", ["1b", "2b"])
-def test_the_readme_says_what_large_models_take(size):
+def test_the_guide_says_what_large_models_take(size):
     found = [
         lip.LipNeXt.estimate(size, batch=64, dtype="mixed_bfloat16", remat=remat)
         for remat in (False, True)
     ]
     cells = [cell for e in found for cell in (f"{e.peak_bytes / 1e9:.1f}", min(e.accelerators))]
     row = "| {} | {} GB | {} GB | {} GB | {} GB |".format(size, *cells)
-    assert row in (pathlib.Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    assert row in SIZES.read_text().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext.manifolds import Stiefel, stiefel
-from keras_lipnext.models.presets import PRESETS, matrix_weights
+from keras_lipnext.models.sizes import SIZES, matrix_weights
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "sizes.md"
 OPTIONS = {"epochs": 2, "batch_size": 64, "verbose": 0}
 
 
@@ -96,7 +96,7 @@ def test_frozen_layers_stay_frozen_when_loaded(digits, tmp_path):
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_weight_counts(size):
     model = lip.LipNeXt(size=size, input_shape=(8, 8, 3), num_classes=7, patch_size=2)
-    depth, width, ratio = (PRESETS[size][k] for k in ("depth", "width", "shift_ratio"))
+    depth, width, ratio = (SIZES[size][k] for k in ("depth", "width", "shift_ratio"))
     stored, paper = matrix_weights(depth, width, ratio)
     assert paper == 2 * depth * width**2
     stem, head = 12 * width, 7 * width + 7
@@ -109,20 +109,20 @@ def number_of(text):
     return float(fractions.Fraction(value)) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[unit]
 
 
-@pytest.mark.parametrize("text", [README.read_text(), lip.LipNeXt.__doc__], ids=["README", "help"])
+@pytest.mark.parametrize("text", [GUIDE.read_text(), lip.LipNeXt.__doc__], ids=["guide", "help"])
 def test_documented_sizes(text):
     """The tables name all sizes and no other, with their shapes and counts of weights."""
     table = re.search(r"\| size \| depth \| width .*?\n\s*\|[-:| ]*\n(.*?)\n\s*\n", text, re.S)[1]
     rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()]
-    assert [name for name, *_ in rows] == list(PRESETS)
+    assert [name for name, *_ in rows] == list(SIZES)
     for name, *cells in rows:
         *shape, stored, paper = map(number_of, cells)
-        assert shape == list(PRESETS[name].values())
-        assert (stored, paper) == pytest.approx(matrix_weights(**PRESETS[name]), rel=8e-3)
+        assert shape == list(SIZES[name].values())
+        assert (stored, paper) == pytest.approx(matrix_weights(**SIZES[name]), rel=8e-3)
 
 
 def test_the_largest_size_is_twice_the_papers():
-    assert matrix_weights(**PRESETS["2b"])[1] == 2 * matrix_weights(**PRESETS["1b"])[1]
+    assert matrix_weights(**SIZES["2b"])[1] == 2 * matrix_weights(**SIZES["1b"])[1]
 
 
 def test_depth_and_width():
@@ -234,7 +234,7 @@ def test_the_reduced_model_keeps_what_is_frozen():
 def test_the_full_form_has_the_papers_weight_count(size):
     arguments = {"size": size, "input_shape": (8, 8, 1), "num_classes": 10}
     full, reduced = (lip.LipNeXt(**arguments, mixing=m) for m in ("full", "reduced"))
-    stored, paper = matrix_weights(**PRESETS[size])
+    stored, paper = matrix_weights(**SIZES[size])
     assert full.count_params() - reduced.count_params() == paper - stored
 
 
@@ -273,7 +273,7 @@ def test_summary_counts(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"size": "huge"}, f"`size` must be one of {', '.join(PRESETS)}. Received"),
+        ({"size": "huge"}, f"`size` must be one of {', '.join(SIZES)}. Received"),
         ({"depth": None}, r"both `depth` and `width`. Received: depth=None, width=16"),
         ({"depth": 0}, r"`depth` must be a positive integer"),
         ({"width": -8}, r"`width` must be a positive integer"),
@@ -314,7 +314,7 @@ def test_numpy_integers_are_integers():
 def test_the_billion_parameter_model_builds(capsys):
     """In seconds and under 4 GiB; benchmarks/build.py measures both."""
     model = lip.LipNeXt(size="1b")
-    stored, _ = matrix_weights(**PRESETS["1b"])
+    stored, _ = matrix_weights(**SIZES["1b"])
     stem, head, biases = 768 * 4096, 4096 * 1000 + 1000, 32 * (14 * 14 + 4096)
     assert model.count_params() == stored + stem + head + biases
     model.summary()

@@ -93,9 +93,14 @@ def lipschitz_rule(*classes: type) -> Callable[[Function], Function]:
     Example:
 
     ```python
-    @keras_lipnext.certification.lipschitz_rule(MyScaling)
-    def my_scaling(layer, context):
-        return abs(layer.factor)
+    @keras.saving.register_keras_serializable("mine")
+    class Halve(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs / 2
+
+    @keras_lipnext.certification.lipschitz_rule(Halve)
+    def halve(layer, context):
+        return 0.5
     ```
 
     In a rule, `context.norm(kernel)` bounds the spectral norm of a matrix of the layer,
