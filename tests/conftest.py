@@ -1,24 +1,6 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
-import os
-import pathlib
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# On JAX the suite compiles, everything else waits. Workers and the processes that tests start share
-# what one of them compiled, the next run finds it again, and what runs once is not optimized: a
-# third of the time.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # in every operation of a program
-if os.environ.get("KERAS_BACKEND") != "tensorflow":  # 2.18 aborts at flags that it does not know
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false",
-    )
-
+import compiling  # noqa: F401  before what imports a backend
 import data  # noqa: F401  its settings
 import hypothesis
 import keras

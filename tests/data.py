@@ -54,6 +54,34 @@ def in_one_program(function):
     return jax.jit(function)
 
 
+def traced(function):
+    """A function of tensors that is called often, as one program: on TensorFlow, too."""
+    if keras.backend.backend() != "tensorflow":
+        return in_one_program(function)
+    return tf.function(function, autograph=False)
+
+
+def stepping(optimizer, variables):
+    """`apply(gradients)` of an optimizer that takes many steps, as one program."""
+    optimizer.build(variables)
+    if keras.backend.backend() != "jax":
+        apply = traced(lambda gradients: optimizer.apply(gradients, variables))
+        return lambda gradients: apply(list(map(keras.ops.convert_to_tensor, gradients)))
+    state = [*optimizer.variables, *variables]
+
+    @in_one_program
+    def step(values, gradients):
+        with keras.StatelessScope(state_mapping=list(zip(state, values))) as scope:
+            optimizer.apply(gradients, variables)
+        return [scope.get_current_value(variable) for variable in state]
+
+    def apply(gradients):
+        for variable, value in zip(state, step([v.value for v in state], gradients)):
+            variable.assign(value)
+
+    return apply
+
+
 def called(function, *arrays):
     """What a layer or another function answers to arrays, in NumPy; one program on JAX."""
     return to_numpy(in_one_program(function)(*map(keras.ops.convert_to_tensor, arrays)))

@@ -9,7 +9,7 @@ from unittest import mock
 import extended
 import keras
 import numpy as np
-from data import called, in_one_program, to_numpy
+from data import called, in_one_program, to_numpy, traced
 from test_layer_rules import built, check, lipschitz_bound_of, samples, whole
 
 from keras_lipnext import backend
@@ -80,7 +80,8 @@ def check_shapes(row):
     """Of an eager call, a symbolic one and the layer's own answer; None for what is not known."""
     x, output_shape = random_input(row.input_shape), row.output_shape
     layer = row.layer()
-    assert tuple(layer(x).shape) == output_shape
+    if not row.variant:
+        assert tuple(layer(x).shape) == output_shape
     assert tuple(layer.compute_output_shape(row.input_shape)) == output_shape
     axis = row.arguments.get("axis", -1) % len(x.shape)
     inner = [None if i != axis and not row.sizes else n for i, n in enumerate(row.input_shape)][1:]
@@ -208,7 +209,7 @@ def largest_stretch(function, shape, pairs=16, ascents=6):
     def row_norms(x):
         return keras.ops.sqrt(keras.ops.sum(keras.ops.reshape(x, (pairs, -1)) ** 2, axis=1))
 
-    @in_one_program
+    @traced
     def step(x, u, h):
         stretched = (function(x + h * u) - function(x)) / h
         climbed = backend.gradient(lambda t: function(t) * stretched, x)

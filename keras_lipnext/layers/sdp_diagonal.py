@@ -62,6 +62,7 @@ def wide(x: Tensor) -> Tensor:
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
+@backend.one_program
 def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
     """(w / s, s) with s the largest magnitude: both W T^(-1/2) and W T^-1 s do not depend on s."""
     largest = ops.max(ops.abs(ops.stop_gradient(w)))

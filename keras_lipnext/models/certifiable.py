@@ -242,6 +242,12 @@ class CertifiableModel(keras.Model):
             self._state.advance()
             self._read_constants()
 
+    @property
+    def _counts(self):
+        """Whether a step can count: on JAX its state is that of the model's `metrics`."""
+        listed = any(metric is self._state for metric in self.metrics)
+        return listed or keras.backend.backend() != "jax"
+
     def _jax_step(self, method, training, state, data):
         weights = [*self.trainable_variables, *self.non_trainable_variables]
         values = [*state[0], *state[1], *state[-1]]
@@ -250,8 +256,8 @@ class CertifiableModel(keras.Model):
             self._begin_step(training)
         metrics = [scope.get_current_value(v) for v in self.metrics_variables]
         held = {"kernel": (self.head.kernel, scope.get_current_value(self.head.kernel))}
-        # A model whose `metrics` leave the state out cannot count: full demand, no schedule.
-        counted = any(metric is self._state for metric in self.metrics)
+        # A model whose `metrics` leave the state out cannot count: full demand.
+        counted = self._counts
         for variable, uncounted in (
             (self._state.progress, 1.0),
             (self._state.middle, NOT_TRAINING),
@@ -355,6 +361,13 @@ class CertifiableModel(keras.Model):
         arguments = inspect.signature(super().fit).bind(*args, **kwargs)
         options = arguments.arguments
         check_fit(**options)
+        if getattr(self._stepping_optimizer, "schedule", None) is not None and not self._counts:
+            raise ValueError(
+                f"On JAX the optimizer's `schedule` needs the training's state among the metrics "
+                f"of {type(self).__name__}, whose property `metrics` leaves it out: return "
+                f"[*super().metrics, ...] there. Received: schedule="
+                f"{self._stepping_optimizer.schedule!r}"
+            )
         schedule = Schedule(self._state)
         options["callbacks"] = [schedule, *with_weights_put_back(options.get("callbacks"))]
         validation = options.get("validation_data")

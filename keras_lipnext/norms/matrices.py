@@ -40,41 +40,6 @@ def spectral_norm_bound(matrix):
     return remembered("matrix", w, lambda: scaled(w, _gram, _cholesky_bound))
 
 
-def near_orthogonal_bound(matrix):
-    """Upper bound of `||W||_2` that is tight if the columns (or rows) are nearly orthonormal.
-
-        ||W||^2 <= c + ||W^T W - c I||_2,   ||E||_2 <= min(||E||_F, ||E||_inf),
-
-    with the mean of the diagonal of `W^T W` as `c`: any c is valid, this one makes `||E||_F` the
-    smallest, and scaled orthogonal matrices are served alike. One matrix product, no eigenvalues.
-
-    Args, Returns, Raises: as `spectral_norm_bound`.
-    """
-    return scaled(_real_matrix(matrix), _gram, _near_orthogonal_square, np.sqrt)
-
-
-def gram_iteration_bound(matrix, iterations=12):
-    """Upper bound of `||W||_2` by Gram iteration: `W_0 = W`, `W_{k+1} = W_k^T W_k`,
-
-        ||W||_2 <= ||W_k||_F^(2^-k),
-
-    too large by a factor of at most n^(2^-(k+1)) for n the smaller side, and by rounding.
-
-    Args:
-        matrix: As for `spectral_norm_bound`.
-        iterations: Integer >= 1, the k above.
-
-    Returns, Raises: as `spectral_norm_bound`.
-
-    Reference: Delattre et al., arXiv 2305.16173 and 2402.00240. The rounding is ours.
-    """
-    if iterations < 1:
-        raise ValueError(
-            f"Gram iteration needs a positive count. Received: iterations={iterations}"
-        )
-    return scaled(_real_matrix(matrix), _gram, lambda gram: _gram_iteration(gram, iterations))
-
-
 def nonnegative_norm_bound(matrix, steps=24):
     """Upper bound of `||A||_2` of a matrix of entries >= 0, without a factorisation.
 
@@ -193,6 +158,13 @@ def _diagonal(matrices):
 
 
 def _near_orthogonal_square(gram_and_error):
+    """Upper bound of `||W||_2^2` that is tight if the columns are nearly orthonormal, or scaled so.
+
+        ||W||^2 <= c + ||W^T W - c I||_2,   ||E||_2 <= min(||E||_F, ||E||_inf),
+
+    with the mean of the diagonal of `W^T W` as `c`: any c is valid, this one makes `||E||_F` the
+    smallest. No eigenvalues.
+    """
     gram, error = gram_and_error
     n = len(gram)
     diagonal = _diagonal(gram).copy()
@@ -309,6 +281,11 @@ def _lanczos(gram, steps=200):
 
 
 def _gram_iteration(gram_and_error, iterations):
+    """Upper bound of `||W||_2` from `W_0 = W`, `W_{k+1} = W_k^T W_k`: `||W_k||_F^(2^-k)`.
+
+    Too large by a factor of at most n^(2^-(k+1)), n columns and k >= 1 `iterations`, and by
+    rounding. [Delattre et al., arXiv 2305.16173 and 2402.00240; the rounding is ours]
+    """
     gram, error = gram_and_error
     n = len(gram)
     errors, exponents = [error], []

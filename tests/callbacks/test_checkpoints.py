@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,13 +73,23 @@ class Interrupt(keras.callbacks.Callback):
             raise InterruptedError
 
 
-def interrupted(make, folder, digits, epoch):
+@pytest.fixture(scope="module")
+def interrupted(digits, tmp_path_factory):
+    """Fills a folder with what a training leaves that was stopped when this epoch began."""
     (x, y), _ = digits
-    callback = make(folder)
-    with pytest.raises(InterruptedError):
-        train(x, y, callback, Interrupt(epoch))
-    if isinstance(callback, OrbaxCheckpoint):
-        callback.wait_until_finished()
+    folders = {}
+
+    def fill(make, folder, epoch):
+        if (make, epoch) not in folders:
+            folders[make, epoch] = tmp_path_factory.mktemp("interrupted")
+            callback = make(folders[make, epoch])
+            with pytest.raises(InterruptedError):
+                train(x, y, callback, Interrupt(epoch))
+            if isinstance(callback, OrbaxCheckpoint):
+                callback.wait_until_finished()
+        shutil.copytree(folders[make, epoch], folder, dirs_exist_ok=True)
+
+    return fill
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +108,17 @@ def assert_continues(digits):
 
 
 @pytest.mark.parametrize("torn", ["latest.weights.h5", "training_metadata.json"])
-def test_a_torn_backup_is_not_used(torn, digits, assert_continues, tmp_path):
-    interrupted(BackupAndRestore, tmp_path, digits, 2)
+def test_a_torn_backup_is_not_used(torn, assert_continues, interrupted, tmp_path):
+    interrupted(BackupAndRestore, tmp_path, 2)
     file = tmp_path / torn
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.warns(UserWarning, match="The latest backup in .* is not whole"):
         assert_continues(BackupAndRestore, tmp_path, 1)
 
 
-def test_weights_without_their_epoch_are_not_used(digits, assert_continues, tmp_path):
+def test_weights_without_their_epoch_are_not_used(assert_continues, interrupted, tmp_path):
     """Killed between the two files of a backup: Keras alone would train an epoch twice."""
-    interrupted(BackupAndRestore, tmp_path, digits, 2)
+    interrupted(BackupAndRestore, tmp_path, 2)
     older = (tmp_path / "training_metadata.json.bkp").read_bytes()
     (tmp_path / "training_metadata.json").write_bytes(older)
     with pytest.warns(UserWarning, match="is not whole"):
@@ -119,8 +130,8 @@ def test_a_first_backup_that_is_torn_is_forgotten(assert_continues, tmp_path):
     assert_continues(BackupAndRestore, tmp_path, 0)
 
 
-def test_backups_that_are_all_damaged_are_an_error(digits, tmp_path):
-    interrupted(BackupAndRestore, tmp_path, digits, 2)
+def test_backups_that_are_all_damaged_are_an_error(digits, interrupted, tmp_path):
+    interrupted(BackupAndRestore, tmp_path, 2)
     for name in ("latest.weights.h5", "latest.weights.h5.bkp"):
         (tmp_path / name).write_bytes(b"damaged")
     (x, y), _ = digits
@@ -137,9 +148,9 @@ def test_backups_are_deleted_at_the_end_unless_kept(digits, tmp_path):
 
 
 @every_callback
-def test_checkpoints_of_another_model_or_optimizer_are_refused(make, digits, tmp_path):
+def test_checkpoints_of_another_model_or_optimizer_are_refused(make, digits, interrupted, tmp_path):
     (x, y), _ = digits
-    interrupted(make, tmp_path, digits, 1)
+    interrupted(make, tmp_path, 1)
     names = sorted(p.name for p in tmp_path.rglob("*"))
     deeper = small_lipnext(depth=2)
     with pytest.raises(ValueError, match=r"are of another model.*first difference, in `weights`"):
@@ -153,9 +164,9 @@ def test_checkpoints_of_another_model_or_optimizer_are_refused(make, digits, tmp
 
 
 @every_callback
-def test_a_changed_learning_rate_takes_effect(make, digits, tmp_path):
+def test_a_changed_learning_rate_takes_effect(make, digits, interrupted, tmp_path):
     (x, y), _ = digits
-    interrupted(make, tmp_path, digits, 1)
+    interrupted(make, tmp_path, 1)
     for rate in (None, 1e-3):
         model = small_lipnext(depth=1, learning_rate=rate)
         compiled = float(model.optimizer.learning_rate)
@@ -215,10 +226,10 @@ def test_when_nothing_is_left_to_train(digits, tmp_path):
 
 
 @orbax
-def test_checkpoints_that_are_all_damaged_are_an_error(digits, tmp_path):
+def test_checkpoints_that_are_all_damaged_are_an_error(digits, interrupted, tmp_path):
     """And keep their names."""
     (x, y), _ = digits
-    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+    interrupted(OrbaxCheckpoint, tmp_path, 2)
     for file in tmp_path.rglob("*"):
         if file.is_file() and file.stat().st_size > 500 and file.suffix != ".json":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -228,8 +239,8 @@ def test_checkpoints_that_are_all_damaged_are_an_error(digits, tmp_path):
 
 
 @orbax
-def test_a_damaged_checkpoint_is_set_aside(digits, assert_continues, tmp_path):
-    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+def test_a_damaged_checkpoint_is_set_aside(assert_continues, interrupted, tmp_path):
+    interrupted(OrbaxCheckpoint, tmp_path, 2)
     for file in (tmp_path / "1").rglob("*"):
         if file.is_file() and file.stat().st_size > 500:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -272,8 +283,8 @@ def test_fit_at_once_after_an_interruption(stage, anew, digits, tmp_path, monkey
 
 
 @orbax
-def test_an_unfinished_checkpoint_does_not_count(digits, assert_continues, tmp_path):
-    interrupted(OrbaxCheckpoint, tmp_path, digits, 2)
+def test_an_unfinished_checkpoint_does_not_count(assert_continues, interrupted, tmp_path):
+    interrupted(OrbaxCheckpoint, tmp_path, 2)
     (tmp_path / "1").rename(tmp_path / "1.orbax-checkpoint-tmp")
     assert_continues(OrbaxCheckpoint, tmp_path, 1)
 

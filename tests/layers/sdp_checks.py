@@ -4,7 +4,7 @@ import extended
 import keras
 import numpy as np
 import pytest
-from data import called, in_one_program, to_numpy
+from data import called, in_one_program, to_numpy, traced
 
 from keras_lipnext import backend
 from keras_lipnext.backend import programs
@@ -44,12 +44,14 @@ def check_constants(layer, input_shape, count, grid=1.0):
     """||W T^(-1/2)|| <= 1 + 1e-6, as float32 numbers; `grid`: what the norm's bound may add."""
     layer.build(input_shape)
     rng = np.random.default_rng(0)
+    form = traced(layer.diagonal_form)
     largest = 0.0
     for kernel in kernels(tuple(layer.kernel.shape), rng, count):
-        layer.kernel.assign(kernel)
+        log_q = None
         if layer.log_q is not None:
-            layer.log_q.assign(rng.normal(size=layer.log_q.shape) * 10 ** rng.uniform(-1, 3))
-        w, inverse, _ = (to_numpy(part) for part in layer.diagonal_form())
+            log_q = rng.normal(size=layer.log_q.shape) * 10 ** rng.uniform(-1, 3)
+            log_q = keras.ops.convert_to_tensor(log_q, "float32")
+        w, inverse, _ = map(to_numpy, form(keras.ops.convert_to_tensor(kernel), log_q))
         effective = w * np.sqrt(inverse)
         assert effective.dtype == "float32"
         assert np.isfinite(effective).all()
@@ -86,16 +88,22 @@ def check_executed_kernel(layer, sides, limit=1 + 1e-6):
     layer.build((None, *sides, 3))
     rng = np.random.default_rng(4)
     basis = np.eye(3 * np.prod(sides)).reshape(-1, *sides, 3)
+    residual = hasattr(layer, "residual_form")
+
+    @traced
+    def used_for(kernel):
+        with keras.StatelessScope(state_mapping=[(layer.kernel, kernel)]):
+            return layer.residual_form()[0] if residual else layer.effective_kernel()
+
+    convolved = traced(layer._convolved)
     largest = 0.0
     for kernel in kernels(tuple(layer.kernel.shape), rng, 8):
-        layer.kernel.assign(kernel)
-        residual = hasattr(layer, "residual_form")
-        used = to_numpy(layer.residual_form()[0] if residual else layer.effective_kernel())
+        used = to_numpy(used_for(keras.ops.convert_to_tensor(kernel)))
         assert used.dtype == "float32"
         with backend.float64_scope():
             used = keras.ops.convert_to_tensor(used, dtype="float64")
             x = keras.ops.convert_to_tensor(basis, dtype="float64")
-            down = to_numpy(layer._convolved(x, used)).reshape(len(basis), -1)
+            down = to_numpy(convolved(x, used)).reshape(len(basis), -1)
         if residual:
             for slopes in (1.0, rng.random(down.shape[1])):
                 step = np.eye(len(basis)) - 2 * (down * slopes) @ down.T

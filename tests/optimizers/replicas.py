@@ -1,5 +1,6 @@
 """Trains on two logical CPUs under MirroredStrategy: run by test_replicas in its own process."""
 
+import data  # noqa: F401  its settings
 import keras
 import numpy as np
 import tensorflow as tf

@@ -112,6 +112,29 @@ def test_a_schedule_that_no_model_tells_the_progress_is_an_error():
     np.testing.assert_allclose(to_numpy(variable), -0.05, rtol=1e-4)
 
 
+def test_metrics_that_leave_out_the_state_do_not_lose_the_schedule(digits):
+    """On JAX, where a step has no other state than that of the model's metrics: an error."""
+
+    class Model(lip.CertifiableModel):
+        shown = ("loss",)
+
+        @property
+        def metrics(self):
+            return [metric for metric in super().metrics if metric.name in self.shown]
+
+    (x, y), _ = digits
+    inputs = keras.Input((8, 8, 1))
+    outputs = lip.layers.NormalizedDense(10)(keras.layers.Flatten()(inputs))
+    model = Model(inputs, outputs)
+    model.compile(ManifoldAdam(1e-3, schedule=cosine()), lip.losses.EMMA(0.1))
+    expected = by_hand(np.array([0.25, 0.75]), 0)
+    if keras.backend.backend() == "jax":
+        with pytest.raises(ValueError, match=r"of Model, .* \[\*super\(\).metrics.*schedule=<"):
+            model.fit(x[:16], y[:16], verbose=0)
+        model.shown = ("loss", "training_state")
+    np.testing.assert_allclose(factors_of(model, x[:16], y[:16], epochs=2), expected, rtol=1e-5)
+
+
 def test_bad_schedule():
     with pytest.raises(ValueError, match="`schedule` must be a LearningRateSchedule"):
         ManifoldMuon(schedule=0.5)
