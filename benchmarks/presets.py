@@ -9,7 +9,7 @@ images of the training part that are held out. `--seconds` ends a training after
 as many epochs as fit; without it an interrupted one goes on where it was, given the same folder.
 
 Publishing evaluates the test part, once: it certifies all of it in float64, attacks the first
-thousand images at each radius, and writes the preset to keras_lipnext/trained and the figures to
+two hundred images at each radius, and writes the preset to keras_lipnext/trained and the figures to
 results. A check certifies again what a file of results names, whoever wrote it, and fails if hash,
 accuracy or certified accuracy differ.
 """
@@ -108,7 +108,7 @@ def train(name, data, folder, epochs=None, seconds=None):
 
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ATTACKED = 1000
+ATTACKED = 200
 DATA = {
     "digits": "Digits of 8 x 8 pixels (scikit-learn)",
     "mnist": "MNIST",

@@ -46,12 +46,12 @@ ROOMS = {
     "models": {
         *("arguments", "backend", "batches", "distribution", "manifolds"),
         *("layers", "optimizers", "losses", "metrics", "lipschitz", "report", "certification"),
-        "typing",
+        *("installation", "typing", "version"),
     },
     "callbacks": {"arguments", "backend", "models", "typing"},
     "cli": {
         *("backend", "installation", "version", "manifolds"),
-        *("lipschitz", "report", "certification", "lmi"),
+        *("lipschitz", "report", "certification", "lmi", "models"),
     },
 }
 FOYER = {"__init__", "__main__"}

@@ -107,6 +107,8 @@ class LipNeXt(BuiltModel):
         LipNeXt (Hu, Hu, Fredrikson, ICLR 2026), arXiv 2601.18513.
     """
 
+    _architecture: LipNeXtArchitecture
+
     def __init__(
         self,
         size: str | None = None,

@@ -105,7 +105,7 @@ def load(preset: str | pathlib.Path, kind: type, load_weights: bool = True) -> A
     """
     found = described(preset)
     name = found["config"].get("registered_name")
-    made = keras.saving.get_registered_object(name)
+    made: Any = keras.saving.get_registered_object(name)
     if not (isinstance(made, type) and issubclass(made, kind)):
         raise ValueError(
             f"The preset {str(preset)!r} holds a model of class {name}, not a {kind.__name__}. "
@@ -131,7 +131,7 @@ def save(
     Raises:
         ValueError: if the certificate is of other weights.
     """
-    if certificate is not None:
+    if certificate is not None and certificate.evidence is not None:
         check_hash(read(model), certificate.evidence.weights_hash)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
