@@ -91,7 +91,7 @@ def _json(path):
         raise ValueError(f"{path} is no JSON file: {error}") from error
 
 
-def load(preset: str | pathlib.Path, kind: type, load_weights: bool = True) -> Any:
+def load(preset: str | pathlib.Path, kind: Any, load_weights: bool = True) -> Any:
     """The model of a preset, compiled as its class compiles what it builds.
 
     Args:
