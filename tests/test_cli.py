@@ -722,6 +722,7 @@ def test_an_error_in_someone_elses_layer_is_one_line(refuses, monkeypatch):
 
 
 HELP = {"lipnext": [], "lipnext_certify": ["certify"], "lipnext_inspect": ["inspect"]}
+HELP["lipnext_presets"] = ["presets"]
 
 
 @pytest.mark.once

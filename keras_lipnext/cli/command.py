@@ -65,6 +65,15 @@ examples:
 """
 
 
+_PRESETS_EXAMPLES = """\
+examples:
+  lipnext presets
+  lipnext inspect digits_tiny
+  lipnext certify digits_tiny digits.npz
+
+"""
+
+
 def main(arguments=None):
     """Runs the command.
 
@@ -401,7 +410,7 @@ def _parser():
         help="list the trained models of the package",
         description="Lists the trained models that come with the package: clean accuracy and\n"
         "certified robust accuracy on the test images of their data.",
-        epilog="examples:\n  lipnext presets\n  lipnext inspect digits_tiny\n\n" + _EPILOG,
+        epilog=_PRESETS_EXAMPLES + _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=_presets)

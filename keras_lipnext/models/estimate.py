@@ -45,7 +45,7 @@ ACCELERATORS = {
 USABLE = 0.9  # share of a card's memory that a program can have for its arrays
 # Products in a step of ManifoldMuon: of d x d matrices, drift removal included, of rectangular ones
 # and of those that are much taller, with all rows, and of the smaller side alone.
-SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 11.25, 18, 8, 15
+SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 9.25, 16, 8, 12
 # Matrices of the size of a stack that are in use at once in an optimizer's step.
 OPTIMIZER_TEMPORARIES = 6
 

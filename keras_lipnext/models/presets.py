@@ -9,6 +9,7 @@ A folder holds, by the names of keras-hub,
 """
 
 import datetime
+import inspect
 import json
 import pathlib
 from collections.abc import Mapping
@@ -106,7 +107,8 @@ def load(preset: str | pathlib.Path, kind: Any, load_weights: bool = True) -> An
     found = described(preset)
     name = found["config"].get("registered_name")
     made: Any = keras.saving.get_registered_object(name)
-    if not (isinstance(made, type) and issubclass(made, kind)):
+    fits = inspect.isclass(made) and issubclass(made, kind)
+    if not fits:
         raise ValueError(
             f"The preset {str(preset)!r} holds a model of class {name}, not a {kind.__name__}. "
             "Load it with `from_preset` of its own class."

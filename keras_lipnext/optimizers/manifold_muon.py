@@ -26,7 +26,7 @@ class ManifoldMuon(ManifoldOptimizer):
     rectangular kernel does the same with the tangent projection of G, projects the direction on
     the tangent space and takes the polar retraction. Beyond plain Adam a step costs a square d x d
     kernel 9 products of d x d matrices, 10 from 0.03 radians on, and a quarter for the drift; an
-    m x n one, m >= 3 n, in float32 8 of n^2 m multiplications and 15 of n^3, whichever side is n.
+    m x n one, m >= 3 n, in float32 8 of n^2 m multiplications and 12 of n^3, whichever side is n.
 
     `clipnorm`, `global_clipnorm` and `clipvalue` act on the Euclidean gradients, before they are
     projected; on the manifold they have hardly an effect, as the length of the momentum does not
