@@ -16,9 +16,9 @@ the optimizer's), peak memory beside the estimate's, the first step's seconds, a
 and the projection that ends `fit`, the defect of the kernels and the proven constant K in front of
 the head. Last the quickstart: its digits trained on the card, K and certified accuracy.
 
-Each program is compiled in a process of its own, as many at once as fit the card's memory by the
-estimate, and they are timed one after the other when all of these are ready. Figures are printed as
-soon as they are known; writes results/gpu_<card>.json.
+Programs of one network are compiled at once, each in a process of its own, and timed one after the
+other when all are ready: a minute or so for a network, of which the cores do most. Figures are
+printed as soon as they are known; writes results/gpu_<card>.json.
 """
 
 import json
@@ -68,21 +68,6 @@ def card():
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def memory():
-    """Bytes of the device; of the host's memory a share, on a CPU."""
-    import keras
-
-    if card().lower() == "cpu":
-        return 4e9
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.devices()[0].memory_stats()["bytes_limit"] / 0.75  # JAX's share by default
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory
 
 
 def peak_bytes():
@@ -302,34 +287,18 @@ def rows_of(process):
     return rows
 
 
-def rows_of_cases(backend, runs, profile):
-    """The rows of (case, variant) pairs: all compiled at once, then timed in turns."""
-    children = [start(backend, "measure", *run, profile) for run in runs]
+def rows_of_case(backend, case, variants, profile):
+    """All variants, compiled at once and timed in turns."""
+    children = [start(backend, "measure", case, variant, profile) for variant in variants]
     for child in children:
         while (line := child.stdout.readline()) and line != "ready\n":
             pass
+    rows = []
     for child in children:
         if child.poll() is None:
             print("go", file=child.stdin, flush=True)
-        yield from rows_of(child)
-
-
-def groups(backend, cases, variants, memory):
-    """Lists of (case, variant) that fit in `memory` bytes together, by the estimate and a tenth."""
-    os.environ.update(KERAS_BACKEND=backend, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-    import keras_lipnext as lip
-
-    found, taken = [[]], 0
-    for case in cases:
-        batch, options = CASES[case]
-        chosen = variants or VARIANTS[: 4 if case == cases[0] else 2]
-        takes = lip.LipNeXt.estimate(**options, batch=batch, dtype=DTYPE).peak_bytes
-        takes = len(chosen) * (1.1 * takes + 1e9)
-        if found[-1] and taken + takes > memory:
-            found, taken = [*found, []], 0
-        found[-1] += [(case, variant) for variant in chosen]
-        taken += takes
-    return found
+        rows += rows_of(child)
+    return rows
 
 
 def shares(rows, case, bfloat16):
@@ -372,12 +341,11 @@ def main(arguments):
         content[backend] = {**facts, "rows": rows, "shares": known, "quickstart": []}
         name = f"gpu_{facts['card'].lower().replace(' ', '_')}"
         profile = "profile" if arguments.profile else "plain"
-        for group in groups(backend, arguments.cases, arguments.variants, 0.9 * facts["memory"]):
-            for row in rows_of_cases(backend, group, profile):
-                rows.append(row)
-                if row["case"] not in known:
-                    known |= shares(rows, row["case"], facts["rates"]["bfloat16"][0])
-            measuring.write(name, content)  # known, should the machine be taken away
+        for index, case in enumerate(arguments.cases):
+            variants = arguments.variants or VARIANTS[: 2 if index else 4]
+            rows += rows_of_case(backend, case, variants, profile)
+            known |= shares(rows, case, facts["rates"]["bfloat16"][0])
+            measuring.write(name, content)  # what is known, should the machine be taken away
         if arguments.epochs:
             rows = rows_of(start(backend, "quickstart", arguments.epochs))
             content[backend]["quickstart"] += rows
@@ -391,8 +359,7 @@ def child(kind, *arguments):
         print(json.dumps(quickstart(int(arguments[0]))), flush=True)
     else:
         size = (8192, 32, 1024) if card().lower() != "cpu" else (512, 4, 128)
-        facts = {"card": card(), "memory": memory(), "rates": rates(*size)}
-        print(json.dumps(facts), flush=True)
+        print(json.dumps({"card": card(), "rates": rates(*size)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ Training writes weights to a folder of the preset's name, and settings.json with
 images of the training part that are held out. `--seconds` ends a training after about that time, by
 as many epochs as fit; without it an interrupted one goes on where it was, given the same folder.
 
-Publishing evaluates the test part, once: it certifies all of it in float64, attacks the first
-two hundred images at each radius, and writes the preset to keras_lipnext/trained and the figures to
-results. A check certifies again what a file of results names, whoever wrote it, and fails if hash,
-accuracy or certified accuracy differ.
+Publishing evaluates the test part, once: it certifies all of it in float64, attacks the first two
+hundred images at each radius, and writes the preset to keras_lipnext/trained, the figures and the
+curve of certified accuracy to results. A check certifies again what a file of results names,
+whoever wrote it, and fails if hash, accuracy or certified accuracy differ.
 """
 
 import json
@@ -190,6 +190,7 @@ def publish(name, data, folder):
     path = ROOT / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
+    certificate.plot(path.with_suffix(".png"))
     print(json.dumps(results), flush=True)
 
 

@@ -53,6 +53,11 @@ def test_there_are_documents():
     assert len(readme.splitlines()) <= 110
 
 
+def test_the_table_of_the_readme_is_that_of_the_results():
+    figures = runpy.run_path(str(ROOT / "docs" / "_build" / "figures.py"))
+    assert figures["readme"]() in (ROOT / "README.md").read_text()
+
+
 NAMED = r"\b((?:keras_lipnext|tests|benchmarks|examples)/[\w./]*\w)(?:::([\w.]+))?"
 
 

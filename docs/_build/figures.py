@@ -293,6 +293,59 @@ def convergence():
 
 
 @figure
+def presets():
+    """Every file of results/, which names a certified model."""
+    rows = []
+    for of in _certified_models():
+        certified = "; ".join(f"{share(v)} at {_radius(e)}" for e, v in of["certified_accuracy"].items())
+        left = "; ".join(f"{share(v)} at {_radius(e)}" for e, v in of["attacked_accuracy"].items())
+        size = f"{of['parameters'] / 1e3:,.0f} k"
+        rows.append((f"`{of['model']}`", of["data_name"], size, share(of["clean_accuracy"]), certified, left))
+    heads = ["preset", "data", " weights", " clean", "certified (CRA)", "left by an attack"]
+    return table(heads, rows)
+
+
+def readme():
+    """README's table: what is certified of the presets, and the most that others published."""
+    others = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
+    rows = []
+    for of in _certified_models():
+        best = {}
+        for other in (o for o in others if of["data_name"].startswith(o["data"])):
+            radius = _radius(other["epsilon"])
+            if other["cra"] > best.get(radius, (0,))[0]:
+                best[radius] = other["cra"], f"{other['cra']:.1f} % at {radius} ({other['method']})"
+        certified = "; ".join(
+            f"{share(v)} at {_radius(e)}" for e, v in of["certified_accuracy"].items()
+        )
+        theirs = "; ".join(text for _, text in best.values())
+        clean = share(of["clean_accuracy"])
+        rows.append((f"`{of['model']}`", of["data_name"], clean, certified, theirs))
+    return table(["preset", "test data", " clean", "CRA", "most published"], rows)
+
+
+def _certified_models():
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    return [of for of in found if "certified_accuracy" in of]
+
+
+@figure
+def published():
+    found = json.loads((ROOT / "results" / "published.json").read_text())
+    rows = [
+        (of["data"], _radius(of["epsilon"]), f"{of['cra']:.1f} %", of["method"], of["source"])
+        for of in found["rows"]
+    ]
+    return table(["data", "epsilon", " CRA", "method", "source"], rows)
+
+
+def _radius(epsilon):
+    """As papers write it."""
+    pixels = 255 * float(epsilon)
+    return f"{pixels:.0f}/255" if abs(pixels - round(pixels)) < 0.05 else f"{float(epsilon):g}"
+
+
+@figure
 def accuracy():
     names = {"cifar10": "CIFAR-10, LipNeXt", "full": "CIFAR-10, the paper's block", "mnist": "MNIST"}
     found = results("accuracy")["results"]
