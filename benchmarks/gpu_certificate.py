@@ -9,7 +9,7 @@ LipNeXt, an SLLNet, and an ordinary network of convolutions with batch normalisa
 certifies the files with arithmetic="real" and "float64" on the device that Keras takes, and writes
 constants, predictions and radii; with "float32" it writes what that is refused with. A comparison
 fails if hashes or predictions differ, or a constant or radius by more than 1e-9 of the larger of 1
-and itself.
+and itself; it writes results/gpu_certificate.json.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def compare(first, *others):
         return f"{content['backend']}, {content['device']}", found
 
     title, reference = rows(first)
-    table, failed = [], False
+    table, differences, failed = [], [], False
     for path in others:
         other, found = rows(path)
         for key in reference.keys() & found.keys():
@@ -156,6 +156,8 @@ def compare(first, *others):
                 apart[field] = float((abs(a - b) / size).max())
             failed = failed or not alike or not max(apart.values()) <= TOLERANCE
             says = "same" if alike else "DIFFER"
+            names = {"with": other, "model": key[0], "arithmetic": key[1]}
+            differences.append({**names, "hash and predictions": says, **apart})
             table.append((", ".join((other, *key)), says, *(f"{v:.1e}" for v in apart.values())))
         # What one of them refuses is no difference, but for what both must answer.
         for name in {name for name, _ in reference}:
@@ -165,6 +167,8 @@ def compare(first, *others):
                     failed = True
     header = ["", "hash, predictions", "K of the body", "K", "radii", "allowances"]
     measuring.table(f"Differences from {title}", header, sorted(table))
+    differences.sort(key=lambda row: (row["with"], row["model"], row["arithmetic"]))
+    measuring.write("gpu_certificate", {"reference": title, "differences": differences})
     return int(failed or not table)
 
 

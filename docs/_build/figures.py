@@ -444,6 +444,17 @@ def short_speed(value):
 
 
 @figure
+def gpu_certificate():
+    """How far certificates of one model on a card are from those on a CPU."""
+    found = results("gpu_certificate")
+    rows = [of for of in found["differences"] if "cpu" not in of["with"]]
+    assert all(of["hash and predictions"] == "same" for of in rows)
+    worst = max(max(of["radii"], of["constant"], of["body_constant"]) for of in rows)
+    devices = ", ".join(sorted({of["with"] for of in rows}))
+    return f"{short(worst)} of themselves or of 1 ({devices}, against {found['reference']})"
+
+
+@figure
 def gpu():
     """A table a card: training steps on each backend that was measured."""
     text = []
