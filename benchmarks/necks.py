@@ -15,7 +15,6 @@ import time
 import datasets
 import keras
 import measuring
-import numpy as np
 
 import keras_lipnext as lip
 
@@ -32,12 +31,6 @@ EPSILON = {
     "cifar10": 36 / 255,
     "mnist": 1.3 * 1.58 / 3,
 }  # EMMA demands margins up to three times it
-
-
-def padded(images):
-    """MNIST's 28 x 28 pixels in a margin of zeros, so that patches of four sizes tile the map."""
-    margin = (32 - images.shape[1]) // 2
-    return np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
 class Progress(keras.callbacks.Callback):
@@ -104,7 +97,9 @@ def main():
 
     x, y = datasets.load(arguments.data, arguments.set, "train", arguments.images)
     held_out = datasets.load(arguments.data, arguments.set, "validation")
-    x, validation = padded(x), (padded(held_out[0][-HELD_OUT:]), held_out[1][-HELD_OUT:])
+    margin = (32 - x.shape[1]) // 2  # patches of four sizes tile a map of 32 x 32
+    x, x_held_out = (datasets.padded(a, margin) for a in (x, held_out[0][-HELD_OUT:]))
+    validation = x_held_out, held_out[1][-HELD_OUT:]
     rows = []
     for name in arguments.necks:
         rows.append(trained(name, arguments, x, y, validation))
