@@ -48,7 +48,7 @@ STEPPING = {
 DEMANDING = {"epsilon": 0.3, "temperature": 4.0, "ramp": 0.25, "start": 0.05}
 OPTIMIZERS = [
     Row(ManifoldAdam, {**STEPPING, "retraction": "exponential"}),
-    Row(ManifoldMuon, {**STEPPING, "momentum": 0.9, "nesterov": False, "newton_schulz_steps": 3}),
+    Row(ManifoldMuon, {**STEPPING, "momentum": 0.9, "nesterov": False, "newton_schulz_steps": 4}),
 ]
 LOSSES = [Row(EMMA, DEMANDING), Row(CertifiedCrossEntropy, DEMANDING)]
 METRICS = [

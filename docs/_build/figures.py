@@ -342,7 +342,8 @@ def published():
 def _radius(epsilon):
     """As papers write it."""
     pixels = 255 * float(epsilon)
-    return f"{pixels:.0f}/255" if abs(pixels - round(pixels)) < 0.05 else f"{float(epsilon):g}"
+    whole = abs(pixels - round(pixels)) < 0.05 and pixels < 254
+    return f"{pixels:.0f}/255" if whole else f"{float(epsilon):g}"
 
 
 @figure

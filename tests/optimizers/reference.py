@@ -47,7 +47,7 @@ class NumpyAdam:
 
 
 class NumpyMuon:
-    """Nesterov momentum, orthogonalised by four scaled Newton-Schulz steps."""
+    """Nesterov momentum, orthogonalised by three scaled Newton-Schulz steps."""
 
     def __init__(self, like, momentum=0.95):
         self.m, self.momentum = np.zeros_like(like), momentum
@@ -56,8 +56,8 @@ class NumpyMuon:
         self.m = self.momentum * self.m + gradient
         u, s, vh = np.linalg.svd(gradient + self.momentum * self.m, full_matrices=False)
         s = s / np.sum(s**4) ** 0.25
-        low = 0.02
-        for _ in range(4):
+        low = 0.02 * 2.56
+        for _ in range(3):
             scale = np.sqrt(3 / (1 + low + low**2))
             s, low = (scale * z * (3 - (scale * z) ** 2) / 2 for z in (s, low))
         return u * (2 / (1 + low) * s) @ vh
