@@ -242,6 +242,11 @@ def test_a_preset_in_place_of_a_file(lipnext, tmp_path):
     assert status == 0
     assert f"  {found['clean_accuracy']:.1%}  " in line
     assert found["source"]["files"][0]["name"] == "digits_tiny"
+    lip.LipNeXt.from_preset("digits_tiny").save_to_preset(tmp_path / "mine")
+    status, _, error = lipnext(
+        "inspect", tmp_path / "mine", "--json", tmp_path / "mine" / "model.weights.h5"
+    )
+    assert status == 1 and "is read by this command, and would be overwritten" in error
 
 
 def test_hash(lipnext, refuses, tmp_path):

@@ -259,7 +259,10 @@ def _refusals(certifiable):
 
 def _check_targets(options):
     """Whether the reports can be written, asked before any long computation."""
-    taken = {pathlib.Path(path).resolve(): "is read" for path in options.inputs(options) if path}
+    read_from = [pathlib.Path(path) for path in options.inputs(options) if path]
+    if presets.is_preset(options.model):
+        read_from += presets.folder_of(options.model).iterdir()
+    taken = {path.resolve(): "is read" for path in read_from}
     for path in (options.json, options.report, options.markdown):
         if path is None:
             continue

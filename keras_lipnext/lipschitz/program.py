@@ -22,7 +22,8 @@ from keras_lipnext import backend
 from keras_lipnext.lipschitz.composites import declared_composites
 from keras_lipnext.lipschitz.model import measured, required_rule
 from keras_lipnext.lipschitz.own_precision import types
-from keras_lipnext.lipschitz.rounding import MOST_FACTORS, forward_errors
+from keras_lipnext.lipschitz.rounding import FACTORS, MOST_FACTORS, forward_errors
+from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS
 from keras_lipnext.lipschitz.rules.base import Context, size
 from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
 
@@ -44,7 +45,15 @@ def program_arithmetic(name, certifiable):
         _check_float32(certifiable)
     if name not in PROGRAMS:
         return None
-    return dataclasses.replace(PROGRAMS[name], factors=_in_a_row(certifiable.graph, _rounds))
+    program, graph = PROGRAMS[name], certifiable.graph
+    # What vanishes of a weight that factors were multiplied into, from both sides, is as small as
+    # it is beside the weight: so many times larger beside what the sum reads and is multiplied by.
+    vanishing = 2 * _most_in_a_row(graph, lambda operation: _exponent(operation, name))
+    return dataclasses.replace(
+        program,
+        factors=_most_in_a_row(graph, _rounds),
+        underflow=program.underflow * 2.0 ** min(vanishing, 1023),
+    )
 
 
 def _check_float32(certifiable):
@@ -73,7 +82,7 @@ def _check_float32(certifiable):
             "computes what its `certified_parts` do, one after the other, is declared, and what "
             "float32 does to it not known."
         )
-    if _in_a_row(certifiable.graph, _multiplies) > MOST_FACTORS:
+    if _most_in_a_row(certifiable.graph, _multiplies) > MOST_FACTORS:
         raise ValueError(
             f"The model multiplies by more than {MOST_FACTORS} factors in a row, which compilers "
             "may multiply with one another first: no float32 program of it can be certified."
@@ -92,31 +101,55 @@ _FACTORS = re.compile(
 )
 
 
+def _inner(operation):
+    """What a wrapper such as `TimeDistributed` wraps."""
+    while isinstance(operation, keras.layers.Wrapper):
+        operation = operation.layer
+    return operation
+
+
 def _multiplies(operation):
     """Whether by factors, as means do."""
-    return _FACTORS.fullmatch(type(operation).__name__) is not None
+    operation = _inner(operation)
+    return type(operation) in AXIS_MAPS or bool(_FACTORS.fullmatch(type(operation).__name__))
+
+
+def _factors(operation):
+    """The factors of a layer that tells, else NaN."""
+    operation = _inner(operation)
+    if isinstance(operation, keras.layers.Rescaling):
+        return np.asarray(operation.scale, "float64")
+    if re.fullmatch(r"AveragePooling\dD", type(operation).__name__):
+        return np.float64(math.prod(operation.pool_size))
+    return np.float64(math.nan)
 
 
 def _rounds(operation):
     """Whether by factors other than powers of two, of layers that tell."""
-    factors = math.nan
-    if isinstance(operation, keras.layers.Rescaling):
-        factors = np.asarray(operation.scale, "float64")
-    elif "AveragePooling" in type(operation).__name__ and hasattr(operation, "pool_size"):
-        factors = math.prod(operation.pool_size)
-    return _multiplies(operation) and not np.isin(np.frexp(factors)[0], [-0.5, 0.0, 0.5]).all()
+    if not _multiplies(operation):
+        return False
+    return not np.isin(np.frexp(_factors(operation))[0], [-0.5, 0.0, 0.5]).all()
 
 
-def _in_a_row(graph, counted):
-    """The most layers that are `counted` with no weighted sum between them."""
+def _exponent(operation, name):
+    """The largest |log2 c| of its factors c but 0, in a program of this type."""
+    if not _multiplies(operation):
+        return 0
+    factors = np.abs(_factors(operation))
+    factors = factors[factors != 0]
+    most = np.abs(np.log2(factors)).max(initial=0)
+    return most if np.isfinite(most) else FACTORS[name]
+
+
+def _most_in_a_row(graph, count):
+    """The largest sum of what layers count that have no weighted sum between them."""
     counts = {0: 0}
     for step in graph.steps:
-        count = max(counts[i] for i in step.inputs)
-        if counted(step.operation):
-            count += 1
-        elif hasattr(step.operation, "kernel"):
-            count = 0
-        counts.update(dict.fromkeys(step.outputs, count))
+        before = max(counts[i] for i in step.inputs)
+        mine = count(step.operation)
+        if not mine and hasattr(_inner(step.operation), "kernel"):
+            before = 0
+        counts.update(dict.fromkeys(step.outputs, before + mine))
     return max(counts.values())
 
 

@@ -55,8 +55,8 @@ def orthogonalize(
         steps: Newton-Schulz steps.
         smallest: Singular values s_i above this share of (sum of s_j^4)^(1/4), which is between the
             largest one and n^(1/4) times that, come close to 1, within 23 % with the defaults; the
-            smaller ones come out the smaller. None comes out above 1.23. The default, None, is the
-            one for which that is so: 0.02 for four steps, 2.56 times as much for each step less.
+            smaller ones come out the smaller. With the default, None, no value comes out above
+            1.23: it is 0.02 for four steps, and 2.56 times as much for each step less.
         precision: Of the products, on accelerators: "exact", float32, or "direction", bfloat16
             operands and results, summed in float32, which moves singular values by about 1 %.
             Norms are computed in float32.

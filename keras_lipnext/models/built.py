@@ -66,7 +66,8 @@ class BuiltModel(CertifiableModel):
                 "licence", "command" and so on.
 
         Raises:
-            ValueError: if the certificate is of other weights.
+            ValueError: if the certificate is of other weights, or the class is not registered.
+            TypeError: if the metadata is more than JSON can hold.
         """
         presets.save(self, folder, certificate, metadata)
 

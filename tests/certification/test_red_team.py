@@ -46,18 +46,20 @@ def test_factors_multiplied_into_kernels(seed):
 
 @pytest.mark.once
 def test_each_factor_that_was_folded_is_counted():
-    """Seven factors round a positive product up, and a negative one that cancels it."""
+    """Seven from either side round a positive product up, and a negative one that cancels it."""
     rng = np.random.default_rng(1)
-    factors = [*rng.uniform(0.5, 1, size=7).astype(f32), rng.uniform(0.5, 1, 400_000).astype(f32)]
-    weights = functools.reduce(np.multiply, reversed(factors))
-    exact = functools.reduce(np.multiply, [a.astype("float64") for a in factors])
-    chosen = [np.argmax(weights / exact), np.argmin(weights / exact)]
-    x = np.array([1, -1]) / exact[chosen]
-    off, magnitudes = abs(weights[chosen].astype("float64") @ x), 2.0
-    without, counted = (
-        dataclasses.replace(PROGRAMS["float32"], factors=k).products(2)[0] for k in (0, 7)
-    )
-    assert without * magnitudes < off < counted * magnitudes
+    weights, exact = (np.ones(2, dtype) for dtype in (f32, "float64"))
+    for _ in range(14):
+        factors = rng.uniform(0.5, 2, 4000).astype(f32)
+        products = weights[:, None] * factors
+        apart = products / (weights[:, None].astype("float64") * factors)
+        chosen = [0, 1], [apart[0].argmax(), apart[1].argmin()]
+        weights, exact = products[chosen], exact * factors[chosen[1]]
+    off, magnitudes = abs(weights / exact @ np.array([1, -1])), 2.0
+    allowed = {
+        k: dataclasses.replace(PROGRAMS["float32"], factors=k).products(2)[0] for k in (0, 3, 7)
+    }
+    assert allowed[0] * magnitudes < allowed[3] * magnitudes < off < allowed[7] * magnitudes
 
 
 def test_factors_in_a_row_are_counted_in_every_sum():
@@ -75,6 +77,38 @@ def test_factors_in_a_row_are_counted_in_every_sum():
         assert program_arithmetic(arithmetic, read(model)).factors == 4
         assert program_arithmetic(arithmetic, read(small_lipnext())).factors == 0
     assert program_arithmetic("real", read(model)) is None
+
+
+def test_wrapped_factors_and_weighted_means_are_counted():
+    inside = [kl.TimeDistributed(kl.Rescaling(0.3)) for _ in range(8)]
+    wrapped = keras.Sequential([keras.Input((2, 3)), *inside, kl.Flatten(), kl.Dense(2)])
+    means = [kl.AdaptiveAveragePooling2D(2), kl.UpSampling2D(2, interpolation="bilinear")]
+    nested = [kl.TimeDistributed(kl.TimeDistributed(kl.AveragePooling1D(3))), kl.Flatten()]
+    sizes = {"means": ((4, 4, 1), [*means, kl.Flatten()]), "nested": ((1, 1, 3, 1), nested)}
+    with pytest.raises(ValueError, match="more than 7 factors in a row"):
+        program_arithmetic("float32", read(wrapped))
+    assert program_arithmetic("float64", read(wrapped)).factors == 8
+    for name, expected in (("means", 2), ("nested", 1)):
+        shape, layers = sizes[name]
+        model = keras.Sequential([keras.Input(shape), *layers, kl.Dense(2)])
+        assert program_arithmetic("float64", read(model)).factors == expected
+
+
+def test_folded_weights_that_vanish_leave_no_radius():
+    """2^-112 of factors makes a weight vanish that 2^112 behind it brings back."""
+    down = [kl.Rescaling(2.0**-16) for _ in range(7)]
+    up = [kl.Rescaling(2.0**16) for _ in range(7)]
+    model = keras.Sequential([keras.Input((1,)), *down, kl.Dense(1), *up, kl.Dense(2)])
+    model.layers[7].set_weights([np.full((1, 1), 2.0**-20), np.zeros(1)])
+    model.layers[-1].set_weights([np.array([[1.0, 0.0]]), np.array([0.0, 1.0])])
+    x = np.full((1, 1), 2.0**30, f32)
+    folded_weight = f32(2.0**-20)
+    for _ in down:
+        folded_weight = folded_weight * f32(2.0**-16)
+    assert 0 < folded_weight < 2.0**-126  # a program that flushes takes it for 0, and answers 1
+    assert keras.ops.convert_to_numpy(model(x)).argmax() == 0
+    assert lip.certify(model, x, arithmetic="real", verbose=0).radii[0] > 0
+    assert lip.certify(model, x, arithmetic="float32", verbose=0).radii[0] == 0
 
 
 def between(model, x, first, second):

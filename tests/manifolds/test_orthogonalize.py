@@ -8,7 +8,7 @@ from manifolds.test_polar import SHAPES
 
 from keras_lipnext import backend
 from keras_lipnext.manifolds import orthogonalize
-from keras_lipnext.manifolds.orthogonalize import scales
+from keras_lipnext.manifolds.orthogonalize import LARGEST, scales
 
 
 def singular_values(x):
@@ -28,6 +28,14 @@ def test_singular_values_come_close_to_one(shape, scale, seed):
     assert (diagonal < 1.23).all()
     assert (diagonal[share >= 0.02] > 0.77).all()
     np.testing.assert_allclose(values, diagonal[..., None] * np.eye(s.shape[-1]), atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_every_number_of_steps_has_the_bound_that_a_rotation_takes_for_granted(steps):
+    """The default interval of singular values: the largest come out just below the bound."""
+    s = np.geomspace(1e-4, 1, 80)
+    largest = singular_values(orthogonalize(np.diag(s).astype("float32"), steps=steps)).max()
+    assert 1.19 < largest < LARGEST == 1.23
 
 
 def test_more_steps_reach_smaller_values():

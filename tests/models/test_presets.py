@@ -1,6 +1,8 @@
 """Trained models in folders."""
 
+import dataclasses
 import json
+import pathlib
 import sys
 
 import keras
@@ -70,6 +72,60 @@ def test_weights_that_are_not_the_certified_ones(digits, tmp_path):
     lip.LipNeXt.from_preset(tmp_path)
 
 
+def test_a_folder_is_never_taken_for_a_preset_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = small_lipnext()
+    model.save_to_preset("digits_tiny")
+    for name in ("./digits_tiny", pathlib.Path("digits_tiny"), "digits_tiny/"):
+        assert lip.LipNeXt.from_preset(name).count_params() == model.count_params()
+    with pytest.raises(ValueError, match=r"a preset of the package and a folder here.*'./digits"):
+        lip.LipNeXt.from_preset("digits_tiny")
+    with pytest.raises(ValueError, match=r"`preset` must be one of"):
+        lip.LipNeXt.from_preset("../trained/digits_tiny")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["evidence"].update(weights_hash=None), "does not say of which weights"),
+        (lambda c: c.update(evidence=None), "does not say of which weights"),
+        (
+            lambda c: c["evidence"].update(dtypes=["bfloat16"]),
+            r"of layers of \['bfloat16'\], these",
+        ),
+    ],
+)
+def test_a_certificate_that_does_not_fit_is_no_certificate(change, message, digits, tmp_path):
+    model = small_lipnext()
+    model.save_to_preset(tmp_path, model.certify(digits[1][0][:4], verbose=0))
+    content = json.loads((tmp_path / "certificate.json").read_text())
+    change(content)
+    (tmp_path / "certificate.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        lip.LipNeXt.from_preset(tmp_path)
+
+
+def test_what_cannot_be_saved_replaces_nothing(digits, tmp_path):
+    model = moved(small_lipnext())
+    model.save_to_preset(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    certificate = model.certify(digits[1][0][:4], verbose=0)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        small_lipnext().save_to_preset(tmp_path, metadata={"data": {1, 2}})
+    with pytest.raises(ValueError, match="does not say of which weights"):
+        model.save_to_preset(tmp_path, dataclasses.replace(certificate, evidence=None))
+
+    class Unregistered(lip.LipNeXt):
+        pass
+
+    unregistered = Unregistered(
+        input_shape=(8, 8, 1), num_classes=2, depth=1, width=16, patch_size=2, shift_ratio=1 / 8
+    )
+    with pytest.raises(ValueError, match="register_keras_serializable"):
+        unregistered.save_to_preset(tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
 def test_a_preset_of_another_class(tmp_path):
     sll_net().save_to_preset(tmp_path)
     with pytest.raises(ValueError, match=r"of class keras_lipnext>SLLNet, not a LipNeXt"):
@@ -82,6 +138,11 @@ def test_no_such_preset(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON file"):
         lip.LipNeXt.from_preset(tmp_path)
+    (tmp_path / "config.json").write_text('{"registered_name": ["a"]}')
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json does not name a class"):
+        lip.LipNeXt.from_preset(tmp_path)
+    (tmp_path / "metadata.json").unlink()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"metadata.json is missing"):
         lip.LipNeXt.from_preset(tmp_path)
