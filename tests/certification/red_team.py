@@ -677,7 +677,32 @@ def vanishing_numbers():
     assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
 
 
+def folded_away():
+    """Factors inside wrappers, and weights that vanish where 2^-112 is multiplied into them."""
+    layers, count = keras.layers, 7
+    for wrap in (lambda layer: layer, layers.TimeDistributed):
+        factors = [wrap(layers.Rescaling(1 - k * 1e-3)) for k in range(1, count + 1)]
+        model = keras.Sequential(
+            [keras.Input((1, 1)), *factors, layers.Flatten(), layers.Dense(2, use_bias=False)]
+        )
+        model.layers[-1].kernel.assign([[1.0, 1 + 20 * U]])  # seven factors may turn these round
+        x = np.ones((1, 1, 1))
+        assert lip.certify(model, x, verbose=0, arithmetic="real").radii[0] > 0
+        assert lip.certify(model, x, verbose=0, arithmetic="float32").radii[0] == 0
+    down, up = ([layers.Rescaling(2.0**k) for _ in range(count)] for k in (-16, 16))
+    middle, last = layers.Dense(1, use_bias=False), layers.Dense(2)
+    model = keras.Sequential([keras.Input((1,)), *down, middle, *up, last])
+    middle.kernel.assign([[2.0**-20]])
+    last.set_weights([np.array([[1.0, 0.0]]), np.array([0.0, 1.0])])
+    x = np.full((1, 1), 2.0**30)
+    # Multiplied into the weight they leave 2^-132: a program that flushes it to 0 answers 1.
+    found = [lip.certify(model, x, verbose=0, arithmetic=a) for a in ("real", "float32")]
+    assert found[0].predictions[0] == 0 and found[0].radii[0] > 0
+    assert found[1].radii[0] == 0
+
+
 ALL = (
+    folded_away,
     order_of_large_sums,
     residual_branch,
     cancelling_constants,

@@ -428,6 +428,16 @@ def factors_as_written():
     return without_rounding(keras.layers.Rescaling)
 
 
+def wrapped_factors_alone():
+    """Factors counted where no wrapper hides them."""
+    return [(program, "_inner", lambda operation: operation)]
+
+
+def folded_weights_stay():
+    """Weights that factors were multiplied into are taken for normal numbers."""
+    return [(program, "_exponent", lambda operation, name: 0)]
+
+
 def nothing_vanishes():
     """No underflow in float32."""
     return float32(underflow=0.0, smallest=0.0)
@@ -512,6 +522,8 @@ MUTANTS = {
     means_of_exact_sums: red_team.pools_and_factors,
     roots_of_exact_sums: red_team.pools_and_factors,
     factors_as_written: red_team.pools_and_factors,
+    wrapped_factors_alone: red_team.folded_away,
+    folded_weights_stay: red_team.folded_away,
     nothing_vanishes: red_team.vanishing_numbers,
     nothing_overflows: red_team.vanishing_numbers,
     reach_rounded_inward: detectors.bends_ahead,
