@@ -184,6 +184,7 @@ def publish(name, data, folder):
         "clean_accuracy": certificate.clean_accuracy,
         "certified_accuracy": {f"{e:.4g}": v for e, v in certificate.certified_accuracy.items()},
         "attack": f"PGD, 50 steps, the first {min(ATTACKED, len(x))} images",
+        "attacked_samples": min(ATTACKED, len(x)),
         "attacked_accuracy": robust,
         "command": f"python benchmarks/presets.py --data DIR --check results/{name}.json",
         "training_seconds": record["seconds"],
@@ -208,18 +209,19 @@ def check(path, data):
         "certified_accuracy": {f"{e:.4g}": v for e, v in certificate.certified_accuracy.items()},
     }
     wrong = {key: (claimed[key], value) for key, value in found.items() if claimed[key] != value}
+    first = claimed["attacked_samples"]
     more = [
-        e for e, v in claimed["attacked_accuracy"].items() if v < _certified_first(certificate, e)
+        e for e, v in claimed["attacked_accuracy"].items() if v < _certified(certificate, e, first)
     ]
     print(f"{path}: {'as claimed' if not (wrong or more) else f'DIFFERS: {wrong} {more}'}")
     return not (wrong or more)
 
 
-def _certified_first(certificate, epsilon):
-    """Certified accuracy of the images that were attacked, at a radius as results name it."""
+def _certified(certificate, epsilon, count):
+    """Certified accuracy of the first `count` images, at a radius as results name it."""
     (radius,) = (e for e in certificate.epsilons if f"{e:.4g}" == epsilon)
     certain = certificate.correct & (certificate.radii > radius)
-    return float(certain[:ATTACKED].mean())
+    return float(certain[:count].mean())
 
 
 if __name__ == "__main__":
