@@ -27,8 +27,8 @@ import numpy as np
 from quickstart import EPSILONS, digits
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.installation import installing
+from keras_lipnext.twin import Float64Twin
 
 try:
     import foolbox

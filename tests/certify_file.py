@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.twin import Float64Twin
 
 if __name__ == "__main__":
     data = np.load(sys.argv[1])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data import small_lipnext
 
-from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.twin import Float64Twin
 
 # One source is enough: each backend reads and computes; tests/golden pins what all have to find.
 pytestmark = [pytest.mark.once, pytest.mark.slow]

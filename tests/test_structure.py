@@ -34,10 +34,13 @@ ROOMS = {
         *("activations", "arguments", "backend", "layers", "manifolds", "norms", "overrides"),
         "typing",
     },
+    "twin": {
+        *("activations", "arguments", "backend", "lipschitz", "norms", "overrides"),
+    },
     "report": {"installation", "lipschitz", "typing", "version"},
     "certification": {
         *("arguments", "backend", "batches", "distribution", "radius"),
-        *("activations", "norms", "overrides", "lipschitz", "report", "typing"),
+        *("norms", "lipschitz", "report", "twin", "typing"),
     },
     "lmi": {
         *("activations", "arguments", "backend", "installation", "layers", "lipschitz"),

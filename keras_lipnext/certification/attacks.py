@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_lipnext import backend
-from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext.twin import Float64Twin
 
 
 def pgd(

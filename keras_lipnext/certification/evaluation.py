@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification.comparison import own_answer
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.composites import check_composites, probes
 from keras_lipnext.lipschitz.model import (
     ask_rules,
@@ -33,6 +32,7 @@ from keras_lipnext.radius import (
     pairwise_distances_float64,
 )
 from keras_lipnext.report.provenance import policies
+from keras_lipnext.twin import Float64Twin
 
 
 class Evaluation:

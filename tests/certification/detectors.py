@@ -15,8 +15,8 @@ from random_nets import gradient_of
 import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification.evaluation import Evaluation
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import read
+from keras_lipnext.twin import Float64Twin
 
 kl, ll = keras.layers, lip.layers
 

@@ -11,9 +11,9 @@ from data import to_numpy
 import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification.evaluation import Evaluation
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import lipschitz_bound, read
 from keras_lipnext.radius import pairwise_distances_float64
+from keras_lipnext.twin import Float64Twin
 
 kl, ll = keras.layers, lip.layers
 

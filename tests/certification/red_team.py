@@ -16,9 +16,9 @@ from data import to_numpy
 import keras_lipnext as lip
 from keras_lipnext import backend
 from keras_lipnext.certification import evaluation
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.layers.sdp_diagonal import guard
 from keras_lipnext.lipschitz.model import read
+from keras_lipnext.twin import Float64Twin
 
 f32 = np.float32
 U = 2.0**-24

@@ -14,11 +14,11 @@ from red_team import ORDERS, U, f32
 
 import keras_lipnext as lip
 from keras_lipnext.certification import evaluation
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import measured, read
 from keras_lipnext.lipschitz.program import ARITHMETICS
 from keras_lipnext.norms.matrices import nonnegative_norm_bound
 from keras_lipnext.norms.roundoff import EVALUATION, PROGRAMS
+from keras_lipnext.twin import Float64Twin
 
 kl = keras.layers
 

@@ -7,8 +7,8 @@ from data import dense_model, in_one_program, small_lipnext, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import backend
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.radius import certified_radii_float64, pairwise_distances_float64
+from keras_lipnext.twin import Float64Twin
 
 
 @pytest.fixture(scope="module")

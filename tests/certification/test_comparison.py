@@ -6,8 +6,8 @@ import pytest
 from data import to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext import layers
-from keras_lipnext.certification import evaluation, float64
+from keras_lipnext import layers, twin
+from keras_lipnext.certification import evaluation
 
 kl = keras.layers
 
@@ -43,7 +43,7 @@ def test_an_attribute_that_no_configuration_shows(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_layer_that_differs_only_elsewhere_is_found(policy, monkeypatch):
     """By inputs of the library's own, in every precision: nothing looks at attributes here."""
-    monkeypatch.setattr(float64, "_check_attributes", lambda *arguments: None)
+    monkeypatch.setattr(twin, "_check_attributes", lambda *arguments: None)
     model, pool = pooled(policy)
     pool.pool_mode = "average"
     with pytest.raises(ValueError, match="own predictions are not those of its evaluation"):

@@ -8,8 +8,8 @@ import pytest
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.graph import trace
+from keras_lipnext.twin import Float64Twin
 
 
 def load(path):

@@ -10,7 +10,6 @@ import pytest
 from data import called, to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.graph import trace
 from keras_lipnext.lipschitz.model import (
     Certifiable,
@@ -22,6 +21,7 @@ from keras_lipnext.lipschitz.model import (
 from keras_lipnext.lipschitz.program import program_arithmetic
 from keras_lipnext.lipschitz.rounding import forward_errors, input_norms
 from keras_lipnext.lipschitz.rules.base import _LAYERS, Context
+from keras_lipnext.twin import Float64Twin
 
 kl = keras.layers
 needs_long = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")

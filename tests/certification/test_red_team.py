@@ -15,10 +15,10 @@ from data import small_lipnext, to_numpy
 from red_team import ORDERS, evaluated, f32, folded, steps_of
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.program import program_arithmetic
 from keras_lipnext.norms.roundoff import PROGRAMS
+from keras_lipnext.twin import Float64Twin
 
 kl = keras.layers
 BACKEND = keras.backend.backend()

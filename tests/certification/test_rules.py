@@ -9,10 +9,10 @@ from data import to_numpy
 from test_layer_rules import check, needs_long, samples, whole
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.graph import trace
 from keras_lipnext.lipschitz.model import step_bounds
 from keras_lipnext.lipschitz.rules.base import NominalContext
+from keras_lipnext.twin import Float64Twin
 
 kl, ops = keras.layers, keras.ops
 

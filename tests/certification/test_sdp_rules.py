@@ -7,12 +7,12 @@ import pytest
 from test_layer_rules import built, check, needs_long, norms, samples, whole
 
 import keras_lipnext as lip
-from keras_lipnext.certification.float64 import Float64Twin
 from keras_lipnext.lipschitz.graph import trace
 from keras_lipnext.lipschitz.model import lipschitz_bound
 from keras_lipnext.lipschitz.rules.base import Context
 from keras_lipnext.lipschitz.rules.sdp import _Form
 from keras_lipnext.norms.roundoff import gamma
+from keras_lipnext.twin import Float64Twin
 
 ll = lip.layers
 # Clipped entries beside others: the mean of all four is what an order of summation makes of it.

@@ -13,9 +13,9 @@ import red_team
 from data import to_numpy
 
 import keras_lipnext as lip
-from keras_lipnext import radius
+from keras_lipnext import radius, twin
 from keras_lipnext.backend import programs
-from keras_lipnext.certification import evaluation, float64
+from keras_lipnext.certification import evaluation
 from keras_lipnext.layers import shift_mixing, spatial_shift
 from keras_lipnext.lipschitz import model as lipschitz
 from keras_lipnext.lipschitz import program, rounding
@@ -153,12 +153,12 @@ def no_allowance():
 
 def float32_evaluation():
     """Logits of float32 arithmetic, with allowances of float64."""
-    real = float64.Float64Twin.__call__
+    real = twin.Float64Twin.__call__
 
     def call(self, x):
         return real(self, x).astype("float32").astype("float64")
 
-    return [(float64.Float64Twin, "__call__", call)]
+    return [(twin.Float64Twin, "__call__", call)]
 
 
 def biases_without_rounding():
@@ -362,14 +362,14 @@ def rounding_at_the_sample_in_balls():
 
 def norms_too_small():
     """The norms of values at the sample measured too small."""
-    real = float64.Float64Twin.__call__
+    real = twin.Float64Twin.__call__
 
     def call(self, x):
         logits = real(self, x)
         self.norms = self.norms and {i: 0.4 * v for i, v in self.norms.items()}
         return logits
 
-    return [(float64.Float64Twin, "__call__", call)]
+    return [(twin.Float64Twin, "__call__", call)]
 
 
 def head_of_exact_sums():

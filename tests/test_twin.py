@@ -9,10 +9,9 @@ from data import dense_model, small_lipnext, to_numpy
 from keras.src.backend.common import dtypes
 
 import keras_lipnext as lip
-from keras_lipnext import backend
-from keras_lipnext.certification import float64
-from keras_lipnext.certification.float64 import Float64Twin
+from keras_lipnext import backend, twin
 from keras_lipnext.lipschitz.rules import base as rules
+from keras_lipnext.twin import Float64Twin
 
 
 def numpy_lipnext(model, x):
@@ -339,7 +338,7 @@ needs_switch = pytest.mark.skipif(
 def test_a_table_switched_for_all_threads_would_give_false_radii(monkeypatch):
     """The mutant: neither the scope is the thread's own, nor are the results looked at."""
     switching_the_table(monkeypatch)
-    monkeypatch.setattr(float64, "_check_float64", lambda *arguments: None)
+    monkeypatch.setattr(twin, "_check_float64", lambda *arguments: None)
     radii, distances = certified_beside_another_thread(monkeypatch)
     assert (radii > distances * (1 + 1e-6)).sum() > 10
 
