@@ -32,6 +32,21 @@ def _slopes(activation: Any) -> tuple[float, float] | None:
     return (-math.inf, math.inf) if steep or type(activation) in ACTIVATION_LAYERS else None
 
 
+def check_monotone(layer: keras.layers.Layer) -> None:
+    """ValueError unless the slopes of a layer's activation are known to lie in [0, 1]."""
+    slopes = _slopes(layer.activation)
+    if slopes is None or slopes[0] < 0 or slopes[1] > 1:
+        refuse_activation(layer, "1-Lipschitz only with an activation whose slope lies in [0, 1]")
+
+
+def refuse_activation(layer: keras.layers.Layer, condition: str) -> NoReturn:
+    name = getattr(layer.activation, "__name__", layer.activation)
+    raise ValueError(
+        f"{title(layer)} is {condition}, such as {', '.join(SLOPES_IN_0_1)}. Received: "
+        f"activation={name!r}. Another one can follow as a layer of its own."
+    )
+
+
 @keras.saving.register_keras_serializable(NAMESPACE)
 class CentredOrthogonal(keras.initializers.Initializer):
     """Kernel of a convolution that is an orthogonal matrix at its centre and 0 elsewhere."""
@@ -107,16 +122,9 @@ class SDPLayer(keras.layers.Layer):
         """Of the linear layers: what is known not to be 1-Lipschitz is refused."""
         slopes = _slopes(self.activation)
         if slopes is not None and max(map(abs, slopes)) > 1:
-            self._refuse_activation(
-                "1-Lipschitz only with an activation whose slope lies in [-1, 1]"
+            refuse_activation(
+                self, "1-Lipschitz only with an activation whose slope lies in [-1, 1]"
             )
-
-    def _refuse_activation(self, condition: str) -> NoReturn:
-        name = getattr(self.activation, "__name__", self.activation)
-        raise ValueError(
-            f"{title(self)} is {condition}, such as {', '.join(SLOPES_IN_0_1)}. Received: "
-            f"activation={name!r}. Another one can follow as a layer of its own."
-        )
 
     def diagonal_form(
         self, kernel: Tensor | None = None, log_q: Tensor | None = None
@@ -162,11 +170,7 @@ class SDPResidual(SDPLayer):
     """
 
     def _check_activation(self) -> None:
-        slopes = _slopes(self.activation)
-        if slopes is None or slopes[0] < 0 or slopes[1] > 1:
-            self._refuse_activation(
-                "1-Lipschitz only with an activation whose slope lies in [0, 1]"
-            )
+        check_monotone(self)
 
     def residual_form(self) -> tuple[Tensor, Tensor, Tensor]:
         """(D, of the kernel's shape, R, R^-1), in float32 or float64."""

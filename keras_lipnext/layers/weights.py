@@ -34,9 +34,14 @@ def add_stiefel_kernel(
 
 
 def add_bias(
-    layer: keras.layers.Layer, shape: Shape, initializer: Callable[..., Tensor]
+    layer: keras.layers.Layer,
+    shape: Shape,
+    initializer: Callable[..., Tensor],
+    autocast: bool = True,
 ) -> keras.Variable:
-    return layer.add_weight(name="bias", shape=shape, initializer=initializer, aggregation="mean")
+    return layer.add_weight(
+        name="bias", shape=shape, initializer=initializer, aggregation="mean", autocast=autocast
+    )
 
 
 def serialize_optional(initializer: Any) -> Any:

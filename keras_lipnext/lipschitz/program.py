@@ -18,7 +18,7 @@ import re
 import keras
 import numpy as np
 
-from keras_lipnext import backend
+from keras_lipnext import backend, layers
 from keras_lipnext.lipschitz.composites import declared_composites
 from keras_lipnext.lipschitz.model import measured, required_rule
 from keras_lipnext.lipschitz.own_precision import types
@@ -97,7 +97,7 @@ def _check_float32(certifiable):
 
 _FACTORS = re.compile(
     "Rescaling|Normalization|BatchNormalization|Multiply|Divide|TrueDivide|Mean"
-    r"|Average|(Global|)AveragePooling\dD"
+    r"|Average|(Global|)AveragePooling\dD|Scale|Householder"
 )
 
 
@@ -119,6 +119,8 @@ def _factors(operation):
     operation = _inner(operation)
     if isinstance(operation, keras.layers.Rescaling):
         return np.asarray(operation.scale, "float64")
+    if isinstance(operation, layers.Scale):
+        return np.asarray(keras.ops.convert_to_numpy(operation.factor), "float64")
     if re.fullmatch(r"AveragePooling\dD", type(operation).__name__):
         return np.float64(math.prod(operation.pool_size))
     return np.float64(math.nan)

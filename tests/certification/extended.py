@@ -152,6 +152,35 @@ def max_min(layer, x):
     return np.concatenate([np.maximum(a, b), np.minimum(a, b)], axis=layer.axis)
 
 
+def group_sort(layer, x):
+    y = np.moveaxis(x, layer.axis, -1)
+    size = layer.group_size or y.shape[-1]
+    groups = y.reshape(*y.shape[:-1], size, -1)
+    ordered = np.sort(groups, axis=-2)[..., ::-1, :].reshape(y.shape)
+    return np.moveaxis(ordered, -1, layer.axis)
+
+
+def householder(layer, x):
+    """The published form: the identity on one side, the reflection matrix on the other."""
+    first, second = np.split(np.moveaxis(x, layer.axis, -1), 2, axis=-1)
+    angle = wide(layer.angle)
+    sine, cosine = np.sin(angle), np.cos(angle)
+    ahead = np.sin(angle / 2) * first - np.cos(angle / 2) * second > 0
+    first, second = (
+        np.where(ahead, first, cosine * first + sine * second),
+        np.where(ahead, second, sine * first - cosine * second),
+    )
+    return np.moveaxis(np.concatenate([first, second], axis=-1), -1, layer.axis)
+
+
+def sandwich_dense(layer, x):
+    kernel = wide(layer.kernel)
+    psi = np.exp(np.clip(wide(layer.log_psi), -20, 20))
+    root = np.sqrt(LONG(2))
+    hidden = activated(layer, with_bias(layer, root / psi * (x @ kernel[layer.units :])))
+    return root * (psi * hidden) @ kernel[: layer.units].T
+
+
 def windows(x, size, strides, padding, dilation=None, fill=0):
     """{tap: the entries under it}, over all positions; Keras' padding rules, channels last."""
     dilation = dilation or (1,) * len(size)
@@ -479,6 +508,10 @@ LAYERS = {
     "SDPConv2D": sdp_conv2d,
     "SDPResidualConv2D": sdp_residual_conv2d,
     "BetaAbs": beta_abs,
+    "GroupSort": group_sort,
+    "Householder": householder,
+    "SandwichDense": sandwich_dense,
+    "Scale": lambda layer, x: x * wide(layer.factor),
     "MaxMin": max_min,
     "L2Pool": lambda layer, x: np.sqrt((x**2).sum(axis=(1, 2)) + c(layer.epsilon)),
     "Conv1D": convolution,

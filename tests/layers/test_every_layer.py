@@ -10,6 +10,8 @@ from keras_lipnext import layers
 from keras_lipnext.layers import (
     BetaAbs,
     FullShiftMixing,
+    GroupSort,
+    Householder,
     L2Pool,
     LipNeXtBlock,
     MaxMin,
@@ -17,6 +19,8 @@ from keras_lipnext.layers import (
     OrthogonalDense,
     PatchEmbedding,
     PositionalBias,
+    SandwichDense,
+    Scale,
     SDPConv2D,
     SDPDense,
     SDPResidualConv2D,
@@ -51,6 +55,13 @@ def rows():
         yield Row(LipNeXtBlock, arguments, (2, 3, 4, 16), (2, 3, 4, 16), sizes=True)
     yield Row(MaxMin, {}, (3, 8), (3, 8))
     yield Row(MaxMin, {"axis": 1}, (2, 4, 3), (2, 4, 3), variant=True)
+    yield Row(GroupSort, {"group_size": 4}, (3, 8), (3, 8))
+    for size, axis in ((3, 1), (None, 1), (1, 2), (2, -1)):
+        arguments = {"group_size": size, "axis": axis}
+        yield Row(GroupSort, arguments, (2, 6, 4), (2, 6, 4), variant=True)
+    yield Row(Householder, {"angle_initializer": "random_normal"}, (3, 8), (3, 8))
+    yield Row(Householder, {"axis": 1}, (2, 4, 3), (2, 4, 3), variant=True)
+    yield Row(Scale, {"factor": -2.5}, (3, 2, 4), (3, 2, 4), nominal=None)
     for use_bias in (True, False):  # single logits, not the vector of them, are 1-Lipschitz
         arguments = {"units": 5, "use_bias": use_bias}
         yield Row(NormalizedDense, arguments, (4, 6), (4, 5), nominal=None, variant=not use_bias)
@@ -80,6 +91,13 @@ def sdp_rows():
     for bound, hidden in itertools.product([*BOUNDS, "orthogonal"], (3, None, 9)):
         arguments = {"hidden_units": hidden, "bound": bound, "use_bias": hidden != 3}
         yield Row(SDPResidualDense, arguments, (2, 3, 6), (2, 3, 6), variant=True)
+    yield Row(SandwichDense, {"units": 5}, (4, 6), (4, 5))
+    for units, activation in ((3, "tanh"), (9, "relu"), (6, "sigmoid")):
+        arguments = {"units": units, "activation": activation, "use_bias": units > 3}
+        # A sigmoid's slope is at most 1/4, which the constant does not heed.
+        reached = 0.2 if activation == "sigmoid" else 0.9
+        shapes = (2, 3, 6), (2, 3, units)
+        yield Row(SandwichDense, arguments, *shapes, reached=reached, variant=True)
     yield Row(SDPConv2D, {"filters": 4, "kernel_size": 3}, (3, 5, 4, 2), (3, 5, 4, 4))
     for bound, (size, strides, padding, sides) in itertools.product(
         BOUNDS,

@@ -19,7 +19,14 @@ from keras_lipnext.lipschitz.rounding import (
     scaled,
 )
 from keras_lipnext.lipschitz.rules.activations import INNER_SOFTMAX, activation_bound, activation_of
-from keras_lipnext.lipschitz.rules.base import COARSE, Bound, find_rule, library_rule, size
+from keras_lipnext.lipschitz.rules.base import (
+    COARSE,
+    Bound,
+    NominalContext,
+    find_rule,
+    library_rule,
+    size,
+)
 from keras_lipnext.lipschitz.rules.contractions import NoContraction, einsum_axes, matrices
 from keras_lipnext.norms.roundoff import ROUNDING
 
@@ -66,7 +73,7 @@ kl = keras.layers
 @library_rule(kl.Flatten, kl.Reshape, kl.Permute, converts=True)
 @library_rule(kl.ZeroPadding1D, kl.ZeroPadding2D, kl.Cropping1D, kl.Cropping2D, converts=True)
 @library_rule(kl.ZeroPadding3D, kl.Cropping3D)
-@library_rule(layers.BetaAbs, layers.MaxMin, layers.SpatialShift)
+@library_rule(layers.BetaAbs, layers.GroupSort, layers.MaxMin, layers.SpatialShift)
 def exact(layer, context):
     """Permutes, drops, repeats no entry, or changes signs: nothing is rounded."""
     return Bound(1.0)
@@ -99,6 +106,32 @@ def vanishing_squares(context):
 @library_rule(layers.PositionalBias)
 def positional_bias(layer, context):
     return added(context, layer.bias)
+
+
+@library_rule(layers.Scale)
+def scale(layer, context):
+    return scaled(context, layer.factor)
+
+
+@library_rule(layers.Householder)
+def householder(layer, context):
+    """z - 2 v min(v^T z, 0), v a unit vector whatever the angle: constant 1 in real arithmetic.
+
+    As computed, each entry of v is off by at most e, so v by 1.5 e: 2 v (v^T z) by less than
+    4 (1.5 e) |z| and second orders. The other operations, none more than six in a row, act on
+    numbers of size 2 |z| at most.
+    """
+    if isinstance(context, NominalContext):
+        return Bound(1.0)
+    rounding = context.arithmetic.rounding
+    angles = context.largest(layer.angle) / 2
+    # A function is off by 64 units of the larger of what it reads and answers.
+    unit_vector = 32 * rounding * max(1.0, angles)
+    if not unit_vector < 2.0**-8:
+        raise context.refusal(f"an angle of {2 * angles} radians is too large to reflect by")
+    relative = 8 * unit_vector + 24 * rounding + 2 * joining(context, context.summed)
+    underflow = 4 * context.arithmetic.underflow * size(context.output_shape)
+    return Bound(1.0, relative=relative, absolute=underflow, terms=context.summed + 2)
 
 
 @library_rule(layers.NormalizedDense, head=True)

@@ -10,6 +10,15 @@ g_i^2 <= g_i v_i, so g^T T^-1 g <= g^T T^-1 v, and
                      <= ||d||^2 + 4 (s^2 - 1) g^T T^-1 g,
 
 where 0 <= g^T T^-1 g <= v^T T^-1 v <= s^2 ||d||^2.
+
+The sandwich layer's h(x) = sqrt(2) A^T Psi sigma(sqrt(2) Psi^-1 B x + b) is s^2, s >= ||[A B]||.
+Proof: now v = sqrt(2) Psi^-1 B d, and with w = Psi g and t = ||B^T w||, g_i^2 <= g_i v_i times
+Psi_ii^2 says ||w||^2 <= sqrt(2) w^T B d <= sqrt(2) t ||d||. As A A^T <= s^2 I - B B^T,
+
+    ||h(x) - h(y)||^2 = 2 w^T A A^T w <= 2 s^2 ||w||^2 - 2 t^2
+                     <= 2 sqrt(2) s^2 t ||d|| - 2 t^2 <= s^4 ||d||^2,
+
+the largest over t, at t = s^2 ||d|| / sqrt(2).
 """
 
 import dataclasses
@@ -66,17 +75,88 @@ def sdp_residual(layer, context):
         form.hidden(layer.bias, activation, hidden),
         form.product(kernel, norm, taps * form.columns, context),
     ]
-    # Of the branch r <= r0 ||x|| + r1, and D likewise.
-    r0, r1, d0, d1 = 1.0, 0.0, 0.0, 0.0
-    for part in parts:
-        d0 = part.constant * d0 + part.relative * (r0 + d0)
-        d1 = part.constant * d1 + part.relative * (r1 + d1) + part.absolute
-        r0, r1 = part.constant * r0, part.constant * r1 + part.offset
+    r0, r1, d0, d1 = _passed(parts)
     rounding = context.arithmetic.rounding
     relative = 2 * d0 + 2 * rounding * (1 + 2 * (r0 + d0)) + joining(context, parts[2].terms)
     absolute = 2 * d1 + 4 * rounding * (r1 + d1)
     up = 1 + 2**-30  # the rounding of these lines
     return Bound(constant, 2 * r1 * up, relative * up, absolute * up, terms=parts[2].terms)
+
+
+@library_rule(layers.SandwichDense)
+def sandwich(layer, context):
+    activation = activation_of(layer, context)
+    least, largest = activation.slopes
+    if least < 0 or largest > 1:
+        raise context.refusal("its activation's slope leaves [0, 1]")
+    norm = context.norm(layer.kernel)
+    if isinstance(context, NominalContext):
+        return Bound(1.0)
+    kernel = context.array(layer.kernel)
+    outer, inner = kernel[: layer.units], kernel[layer.units :]
+    if norm == 0:
+        raise context.refusal(
+            "it has an all-zero kernel, which should be orthonormal: its weights were not loaded"
+        )
+    constant = norm * norm * (1 + 4 * ROUNDING)
+    sizes = math.sqrt(2) * np.exp(-np.clip(context.array(layer.log_psi), -Q_RANGE, Q_RANGE))
+    hidden = (*context.input_shape[:-1], layer.units)
+    parts = [
+        _folded(linear(_Sized(context, hidden), norm, inner, len(inner)), inner, sizes, context),
+        # The exponential is off as q of `_Form` is.
+        _hidden(context, sizes, 2**9 * context.arithmetic.unit, layer.bias, activation, hidden),
+        _folded(linear(context, norm, outer, layer.units), outer, sizes, context),
+    ]
+    r0, r1, d0, d1 = _passed(parts)
+    rounding = 2 * context.arithmetic.rounding  # of the factor 2, with room
+    relative, absolute = 2 * d0 + 2 * rounding * (r0 + d0), 2 * d1 + 2 * rounding * (r1 + d1)
+    up = 1 + 2**-30
+    return Bound(constant, 2 * r1 * up, relative * up, absolute * up, terms=layer.units)
+
+
+def _folded(bound, kernel, sizes, context):
+    """The `Bound` of a product where factors of these sizes, or 1 / sizes, may be in its weights."""
+    u = context.arithmetic
+    rounded = 16 * u.rounding * context.absolute_norm(kernel)
+    vanishing = u.underflow * kernel.size * float(sizes.max() + (1 / sizes).max())
+    return dataclasses.replace(bound, relative=bound.relative + 2 * rounded + vanishing)
+
+
+def _passed(parts):
+    """(r0, r1, d0, d1): behind these parts r <= r0 ||x|| + r1, and D <= d0 ||x|| + d1."""
+    r0, r1, d0, d1 = 1.0, 0.0, 0.0, 0.0
+    for part in parts:
+        d0 = part.constant * d0 + part.relative * (r0 + d0)
+        d1 = part.constant * d1 + part.relative * (r1 + d1) + part.absolute
+        r0, r1 = part.constant * r0, part.constant * r1 + part.offset
+    return r0, r1, d0, d1
+
+
+def _hidden(context, sizes, error, bias, activation, shape):
+    """`Bound` of a -> R^-1 sigma(R a + b), R diagonal, on a tensor of this shape.
+
+    Entry by entry; with beta = (|b| + |sigma(0)|) / R the values are at most |a| + beta. R and
+    R^-1 are each off by error / 2 and a few roundings, relatively, as R a is; an error of
+    R a + b passes sigma no larger and R^-1 takes its size away. The factor 2 is for second
+    orders.
+    """
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise context.refusal("the diagonal that divides its kernel is not finite")
+    values = 0.0 if bias is None else np.abs(context.array(bias))
+    beta = (values + activation.at_zero) / sizes
+    offset = context.offset_norm(beta, shape)
+    u = context.arithmetic
+    if not (sizes.max() <= u.limit and sizes.min() * u.limit >= 1):
+        context.check_program(
+            f"the diagonal that divides its kernel reaches from {sizes.min()} to {sizes.max()}"
+        )
+    relative = 2 * (error + (16 + activation.ulps / 2) * u.rounding)
+    underflow = u.underflow * size(shape) * (1 + float((1 / sizes).max()))
+    absolute = relative * offset + underflow
+    if u.program and activation.cancelling:
+        lost = context.offset_norm(activation.cancelling / sizes, shape)
+        absolute += relative * lost
+    return Bound(activation.constant, offset, relative, absolute)
 
 
 class _Sized:
@@ -183,28 +263,6 @@ class _Form:
         return dataclasses.replace(bound, relative=bound.relative + 2 * own)
 
     def hidden(self, bias, activation, shape):
-        """`Bound` of a -> R^-1 sigma(R a + b), R = T^(1/2), on a tensor of this shape.
-
-        Entry by entry; with beta = (|b| + |sigma(0)|) / R the values are at most |a| + beta. R and
-        R^-1 are each off by error / 2 and a few roundings, relatively, as R a is; an error of
-        R a + b passes sigma no larger and R^-1 takes its size away. The factor 2 is for second
-        orders.
-        """
+        """As `_hidden`, R = T^(1/2)."""
         sizes = self.scale / np.sqrt(self.inverse)
-        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-            raise self._context.refusal("the diagonal that divides its kernel is not finite")
-        values = 0.0 if bias is None else np.abs(self._context.array(bias))
-        beta = (values + activation.at_zero) / sizes
-        offset = self._context.offset_norm(beta, shape)
-        u = self._context.arithmetic
-        if not (sizes.max() <= u.limit and sizes.min() * u.limit >= 1):
-            self._context.check_program(
-                f"the diagonal that divides its kernel reaches from {sizes.min()} to {sizes.max()}"
-            )
-        relative = 2 * (self.error + (16 + activation.ulps / 2) * u.rounding)
-        underflow = u.underflow * size(shape) * (1 + float((1 / sizes).max()))
-        absolute = relative * offset + underflow
-        if u.program and activation.cancelling:
-            lost = self._context.offset_norm(activation.cancelling / sizes, shape)
-            absolute += relative * lost
-        return Bound(activation.constant, offset, relative, absolute)
+        return _hidden(self._context, sizes, self.error, bias, activation, shape)
