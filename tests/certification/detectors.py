@@ -353,6 +353,26 @@ def residual_reflection():
     slopes(model)
 
 
+def sandwiched_reflection():
+    """2 A^T Psi relu(Psi^-1 B x + b), every unit active, A = B and [A B] a little too large."""
+    inputs = keras.Input((6,))
+    layer = ll.SandwichDense(6)
+    model = keras.Model(inputs, ll.NormalizedDense(4)(layer(inputs)))
+    layer.bias.assign(np.full(6, 50.0))
+    layer.log_psi.assign(np.linspace(-0.5, 1, 6))
+    layer.kernel.assign(1.05 * np.sqrt(0.5) * np.concatenate([np.eye(6), np.eye(6)]))
+    slopes(model)
+
+
+def turned_pairs():
+    """Pairs of channels reflected by angles of all sizes, on both sides of each mirror."""
+    inputs = keras.Input((6,))
+    layer = ll.Householder(angle_initializer="random_normal")
+    model = keras.Model(inputs, ll.NormalizedDense(4)(layer(inputs)))
+    layer.angle.assign([0.3, 2.0, -9.0])
+    slopes(model)
+
+
 def bends_ahead():
     """A ReLU that wakes up one step away decides 1.2 steps away, and nothing does before.
 
@@ -385,6 +405,8 @@ ALL = (
     replicated_border,
     overlapping_windows,
     residual_reflection,
+    sandwiched_reflection,
+    turned_pairs,
     exact_arithmetic,
     cancelling_products,
     *red_team.ALL,

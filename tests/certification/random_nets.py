@@ -97,7 +97,10 @@ def on_vectors(x, choose):
         lambda: ll.OrthogonalDense(choose([2, 5, 16, 32]), activation=activation())(x),
         lambda: ll.SDPDense(choose([2, 5, 16]), choose(SDP_BOUNDS), choose(SLOPES))(x),
         lambda: ll.SDPResidualDense(choose([None, 3, 9]), choose(SDP_BOUNDS), choose(SLOPES))(x),
+        lambda: ll.SandwichDense(choose([2, 5, 16]), choose(SLOPES))(x),
         lambda: ll.BetaAbs(choose([0.5, 1.0]))(x),
+        lambda: ll.GroupSort(None)(x),
+        lambda: ll.Scale(choose([-2.5, 0.1]))(x),
         lambda: kl.Activation(activation())(x),
         lambda: kl.PReLU(alpha_initializer="random_normal")(x),
         lambda: kl.Rescaling(choose([-2.5, 0.1]), offset=0.7)(x),
@@ -117,7 +120,7 @@ def on_vectors(x, choose):
         arithmetic,
     ]
     if n % 2 == 0:
-        options.append(lambda: ll.MaxMin()(x))
+        options += [lambda: ll.MaxMin()(x), lambda: ll.Householder()(x)]
     return choose(options)()
 
 

@@ -253,6 +253,44 @@ def residual_form_counted_as_linear():
     return rule(lip.layers.SDPResidualDense, norm)
 
 
+def sandwich_taken_as_1():
+    """SandwichDense counted as 1-Lipschitz: [A B] taken to be on the manifold."""
+    return rule(
+        lip.layers.SandwichDense,
+        lambda layer, context: rules.Bound(1.0, offset=1e3, relative=1e-13),
+    )
+
+
+def sandwich_counted_once():
+    """SandwichDense counted as the norm of [A B], which it applies twice."""
+    return rule(
+        lip.layers.SandwichDense,
+        lambda layer, context: rules.Bound(context.norm(layer.kernel), offset=1e3, relative=1e-13),
+    )
+
+
+def psi_not_divided_by():
+    """The sandwich multiplied by Psi behind the activation, and not divided in front of it."""
+
+    def scales(self):
+        psi = keras.ops.exp(keras.ops.convert_to_tensor(self.log_psi))
+        return np.sqrt(2) * keras.ops.ones_like(psi), psi / np.sqrt(2)
+
+    return [(lip.layers.SandwichDense, "scales", scales)]
+
+
+def reflection_by_no_unit_vector():
+    """Householder's v of another length than 1: (sin t/2, -1)."""
+
+    def call(self, inputs):
+        sine = keras.ops.sin(keras.ops.convert_to_tensor(self.angle) / 2)
+        first, second = keras.ops.split(inputs, 2, axis=self.axis)
+        behind = 2 * keras.ops.minimum(sine * first - second, 0)
+        return keras.ops.concatenate([first - sine * behind, second + behind], axis=self.axis)
+
+    return [(lip.layers.Householder, "call", call)]
+
+
 def logits_half_bounded():
     """The head's error counted without what the body passes on to it."""
     real = rounding.head_allowances
@@ -502,6 +540,10 @@ MUTANTS = {
     full_mixing_counted_once: detectors.scaled_layer,
     residual_form_taken_as_1: detectors.residual_reflection,
     residual_form_counted_as_linear: detectors.residual_reflection,
+    sandwich_taken_as_1: detectors.sandwiched_reflection,
+    sandwich_counted_once: detectors.sandwiched_reflection,
+    psi_not_divided_by: detectors.sandwiched_reflection,
+    reflection_by_no_unit_vector: detectors.turned_pairs,
     logits_half_bounded: detectors.rounding_attack,
     head_products_without_rounding: detectors.cancelling_products,
     products_without_rounding: detectors.cancelling_products,

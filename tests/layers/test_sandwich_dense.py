@@ -34,7 +34,7 @@ def test_the_kernel_is_the_papers_condition():
 
 
 def steep(norm, seed=0):
-    """One unit and one input, of slope 2 A B = s^2 where the ReLU is linear, s the kernel's norm."""
+    """One unit, one input, of slope 2 A B = s^2 where the ReLU is linear, s the kernel's norm."""
     model = built(lambda: SandwichDense(1, "relu", use_bias=False), (1,), seed)
     model.layers[-1].kernel.assign(np.full((2, 1), norm / np.sqrt(2)))
     return model

@@ -28,6 +28,9 @@ def every_layer():
         layers.FullShiftMixing(padding="zero"),
         layers.BetaAbs(),
         layers.MaxMin(),
+        layers.GroupSort(4),
+        layers.Householder(),
+        layers.Scale(),
         layers.LipNeXtBlock(),
         layers.SDPConv2D(16, 3),
         layers.SDPResidualConv2D(16, 3),
@@ -35,6 +38,7 @@ def every_layer():
         layers.OrthogonalDense(16),
         layers.SDPDense(16),
         layers.SDPResidualDense(16),
+        layers.SandwichDense(16),
         layers.NormalizedDense(4),
     ):
         x = layer(x)

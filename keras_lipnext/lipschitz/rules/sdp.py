@@ -115,7 +115,7 @@ def sandwich(layer, context):
 
 
 def _folded(bound, kernel, sizes, context):
-    """The `Bound` of a product where factors of these sizes, or 1 / sizes, may be in its weights."""
+    """The `Bound` of a product into whose weights factors `sizes`, or 1 / sizes, may go."""
     u = context.arithmetic
     rounded = 16 * u.rounding * context.absolute_norm(kernel)
     vanishing = u.underflow * kernel.size * float(sizes.max() + (1 / sizes).max())
