@@ -71,7 +71,7 @@ def on_vectors(x, choose):
                 lambda: keras.ops.repeat(x, 2, axis=1),
                 lambda: keras.ops.tile(x, (1, 2)),
                 lambda: keras.ops.take(x, indices, axis=1),
-                lambda: keras.ops.pad(x, ((0, 0), (1, 1)), mode="reflect"),
+                lambda: keras.ops.pad(x, ((0, 0), (1, 1)), mode="reflect") if n > 1 else x,
                 lambda: keras.ops.pad(x, ((0, 0), (0, 2)), constant_values=-0.7),
                 lambda: keras.ops.sort(x, axis=1),
             ]

@@ -128,7 +128,9 @@ def householder(layer, context):
     # A function is off by 64 units of the larger of what it reads and answers.
     unit_vector = 32 * rounding * max(1.0, angles)
     if not unit_vector < 2.0**-8:
-        raise context.refusal(f"an angle of {2 * angles} radians is too large to reflect by")
+        reason = f"an angle of {2 * angles} radians is too large to reflect by"
+        context.check_program(reason)
+        raise context.refusal(reason)
     relative = 8 * unit_vector + 24 * rounding + 2 * joining(context, context.summed)
     underflow = 4 * context.arithmetic.underflow * size(context.output_shape)
     return Bound(1.0, relative=relative, absolute=underflow, terms=context.summed + 2)
