@@ -13,18 +13,20 @@ from keras_lipnext import (
     optimizers,
 )
 from keras_lipnext.certification import Certificate, certify, lipschitz_bound
-from keras_lipnext.models import CertifiableModel, LipNeXt, SLLNet
+from keras_lipnext.models import CertifiableModel, Conversion, LipNeXt, SLLNet, convert
 from keras_lipnext.version import __version__
 
 __all__ = [
     "CertifiableModel",
     "Certificate",
+    "Conversion",
     "LipNeXt",
     "SLLNet",
     "__version__",
     "callbacks",
     "certification",
     "certify",
+    "convert",
     "layers",
     "lipschitz_bound",
     "lmi",

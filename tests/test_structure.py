@@ -49,6 +49,7 @@ ROOMS = {
     "models": {
         *("arguments", "backend", "batches", "distribution", "manifolds"),
         *("layers", "optimizers", "losses", "metrics", "lipschitz", "report", "certification"),
+        "activations",
         *("installation", "typing", "version"),
     },
     "callbacks": {"arguments", "backend", "models", "typing"},
