@@ -17,7 +17,7 @@ from quickstart import digits
 
 import keras_lipnext as lip
 
-EPSILONS = (0.1, 0.25, 0.5)
+EPSILONS = (0.05, 0.1, 0.25, 0.5)
 
 
 def ordinary():
@@ -92,8 +92,9 @@ def plot(curves, path):
 
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, radii in curves.items():
-        certified = 100 * (1 - np.arange(len(radii) + 1) / len(radii))
-        axis.step(np.append(0.0, radii), certified, where="post", label=name)
+        epsilons = np.append(0.0, radii[radii > 0])
+        certified = 100 * np.arange(len(epsilons))[::-1] / len(radii)
+        axis.step(epsilons, certified, where="post", label=name)
     axis.set(xlabel="epsilon (l2)", ylabel="certified robust accuracy, %", ylim=(0, 102))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)

@@ -221,11 +221,11 @@ class _Converter:
             return self._dense(step, reads[0], scale)
         if kind is kl.Conv2D:
             return self._convolution(step, reads[0], scale)
-        if kind is kl.PReLU or kind in ACTIVATION_LAYERS or _is_activation(operation):
-            if self._activation != "keep" or kind is kl.PReLU:
-                made = self._nonlinear(reads[0], step)
-                self._note(step, made[1])
-                return made[0], scale
+        bends = kind in ACTIVATION_LAYERS or _is_activation(operation)
+        if kind is kl.PReLU or (bends and self._activation != "keep"):
+            value, became = self._nonlinear(reads[0], step)
+            self._note(step, became)
+            return value, scale
         if kind in (kl.MaxPooling2D, kl.AveragePooling2D):
             return self._pooling(step, reads[0], scale)
         if kind is kl.GlobalAveragePooling2D and not operation.keepdims:

@@ -115,6 +115,27 @@ def test_layer_zoo(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
+@on_torch
+def test_convert(tmp_path):
+    """The ordinary network is the more accurate one, and certified at no epsilon."""
+    text = run("convert.py", "--epochs", "5", "--output", str(tmp_path / "out"))
+    row = r"^\| [a-z ]+ \| ([0-9.]+) % \| ([0-9.]+) % \|.*\| ([0-9.]+) \|$"
+    rows = re.findall(row, text, flags=re.M)
+    plain, converted, trained = (list(map(float, row)) for row in rows)
+    assert plain[0] > 90 and plain[1] < 70 and plain[2] > 10
+    assert converted[2] < 1.001 and trained[2] < 1.001
+    assert trained[0] > 80 and trained[1] > 60
+    assert "dense_1 (Dense)" in text and "NormalizedDense" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "convert.md",
+        "convert.png",
+        "model.keras",
+    }
+    with Image.open(tmp_path / "out" / "convert.png") as image:
+        assert image.size == (900, 600)
+
+
 TRAINING = ("imagenet.py", "cifar10.py", "mnist.py")
 RECORDS = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
 
@@ -280,7 +301,8 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "script", ["quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", *TRAINING]
+    "script",
+    ["quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", "convert.py", *TRAINING],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what examples import
 def test_help(script, monkeypatch, capsys):
