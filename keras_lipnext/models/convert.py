@@ -29,11 +29,11 @@ ACTIVATIONS = {
     "keep": None,
 }
 DROPPED = {
-    kl.Dropout: "regularises training; at inference it does nothing",
-    kl.SpatialDropout1D: "regularises training; at inference it does nothing",
-    kl.SpatialDropout2D: "regularises training; at inference it does nothing",
-    kl.AlphaDropout: "regularises training; at inference it does nothing",
-    kl.GaussianDropout: "regularises training; at inference it does nothing",
+    kl.Dropout: "acts in training only",
+    kl.SpatialDropout1D: "acts in training only",
+    kl.SpatialDropout2D: "acts in training only",
+    kl.AlphaDropout: "acts in training only",
+    kl.GaussianDropout: "acts in training only",
     kl.BatchNormalization: "its factors are free to grow; norms are kept without it",
     kl.LayerNormalization: "it has no Lipschitz constant; norms are kept without it",
     kl.GroupNormalization: "it has no Lipschitz constant; norms are kept without it",
@@ -212,7 +212,7 @@ class _Converter:
             self._note(step, "", why="a softmax belongs into the loss: the model answers in logits")
             return reads[0], scale
         if step.inputs in self._folded:
-            self._note(step, "", "folded", "into the linear layer in front")
+            self._note(step, "", "folded", "into the layer in front")
             return reads[0], scale
         if kind in DROPPED:
             self._note(step, "", why=DROPPED[kind])
@@ -327,7 +327,7 @@ class _Converter:
             factor = factor * _array(norm.gamma)
         bias = (0.0 if bias is None else bias) - _array(norm.moving_mean)
         bias = bias * factor + (_array(norm.beta) if norm.center else 0.0)
-        return kernel * factor, bias, "with the batch normalisation behind it"
+        return kernel * factor, bias, "normalisation folded in"
 
     def _assign(self, made, kernel, bias, scale, how):
         """(what became of the weights, the scale of what the layer makes)."""
