@@ -160,7 +160,7 @@ def _is_head(step):
 
 
 def _by_positions(step):
-    """Whether a layer multiplies the last axis of its input alone: Dense, and 1 x 1 convolutions."""
+    """Whether a layer multiplies the last axis of its input alone: Dense, 1 x 1 convolutions."""
     layer, rank = step.operation, len(step.output_shapes[0])
     if len(layer.kernel.shape) == 2:
         return getattr(layer, "axis", -1) in (-1, rank - 1)

@@ -20,11 +20,12 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.lipschitz.composites import declared_composites
-from keras_lipnext.lipschitz.model import measured, required_rule, step_bounds
+from keras_lipnext.lipschitz.model import measured, required_rule
 from keras_lipnext.lipschitz.own_precision import types
 from keras_lipnext.lipschitz.rounding import FACTORS, MOST_FACTORS, forward_errors, of_rows
 from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS
-from keras_lipnext.lipschitz.rules.base import UnmeasuredContext, size
+from keras_lipnext.lipschitz.rules.base import Context, size
+from keras_lipnext.lipschitz.rules.layers import check_convolution
 from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
 
 ARITHMETICS = ("real", *PROGRAMS)
@@ -173,10 +174,11 @@ class Program:
             tuple(estimated(step, part) for part in parts)
             for step, parts in zip(certifiable.body.steps, bounds)
         ]
-        if head := certifiable.head:  # its rule may know why this program of it has no bound
-            context = UnmeasuredContext(head, shapes)
+        head = certifiable.head
+        if head and len(head.operation.kernel.shape) > 2:  # 1 x 1
+            context = Context(head, shapes)
             context.arithmetic = arithmetic
-            step_bounds(head, context)
+            check_convolution(context)
         homogeneous = [
             tuple(dataclasses.replace(part, offset=0.0, absolute=0.0) for part in parts)
             for parts in self._bounds

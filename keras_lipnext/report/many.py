@@ -12,7 +12,7 @@ from keras_lipnext.typing import Path
 
 @dataclasses.dataclass(frozen=True)
 class _ManyDecisions(Certificate):
-    """What the kinds share: everything that `Certificate` says, of decisions in place of samples."""
+    """What the kinds share: all that `Certificate` says, of decisions in place of samples."""
 
     def to_html(self, path: Path) -> None:
         """Not there: the page speaks of one decision a sample."""

@@ -64,8 +64,8 @@ def explanation(certificate):
     kept = "every perturbation of the input of l2 norm up to epsilon"
     if certificate.labels is None:
         return (
-            f"Certified at epsilon: the share of {certificate.unit}s whose prediction, right or wrong, provably "
-            f"stays the same under {kept}."
+            f"Certified at epsilon: the share of {certificate.unit}s whose prediction, right "
+            f"or wrong, provably stays the same under {kept}."
         )
     return (
         f"Certified robust accuracy (CRA) at epsilon: the share of {certificate.unit}s that are "
@@ -218,8 +218,8 @@ def promise(certificate):
     paragraphs = [
         f"Promised: the function the stored weights define, in real arithmetic, {_who(certificate)}"
         " for every perturbation of the input whose l2 norm is below the "
-        f"{certificate.unit}'s radius. {bound} Logits were evaluated in float64, and what rounding can have done to "
-        "them, E, is subtracted."
+        f"{certificate.unit}'s radius. {bound} Logits were evaluated in float64, and what rounding "
+        "can have done to them, E, is subtracted."
     ]
     if certificate.arithmetic != "real":
         paragraphs[0] += (
