@@ -19,7 +19,7 @@ from quickstart import digits
 import keras_lipnext as lip
 
 ll = lip.layers
-EPSILONS = (0.1, 0.25, 0.5)
+EPSILONS = (0.05, 0.1, 0.25)
 
 
 def load(folder):
@@ -54,8 +54,8 @@ def lipschitz(shape, width, depth):
     model = lip.CertifiableModel(inputs, ll.NormalizedDense(3)(x))
     schedule = lip.optimizers.cosine()
     model.compile(
-        lip.optimizers.ManifoldAdam(3e-3, schedule=schedule),
-        loss=lip.losses.EMMA(3 * EPSILONS[0], temperature=16.0),
+        lip.optimizers.ManifoldAdam(5e-3, schedule=schedule),
+        loss=lip.losses.EMMA(2 * EPSILONS[0], temperature=64.0),
         metrics=["accuracy"],
     )
     return model
