@@ -55,7 +55,7 @@ def lipschitz(shape, width, depth):
     schedule = lip.optimizers.cosine()
     model.compile(
         lip.optimizers.ManifoldAdam(5e-3, schedule=schedule),
-        loss=lip.losses.EMMA(2 * EPSILONS[0], temperature=64.0),
+        loss=lip.losses.EMMA(3 * EPSILONS[0], temperature=64.0),
         metrics=["accuracy"],
     )
     return model
@@ -107,7 +107,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="folder of fashion_mnist.npz; digits without")
-    parser.add_argument("--epochs", type=int, default=15, help="passes over the data (15)")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data (12)")
     parser.add_argument("--width", type=int, default=32, help="channels (32)")
     parser.add_argument("--depth", type=int, default=4, help="blocks, or convolutions (4)")
     parser.add_argument("--seed", type=int, default=0)

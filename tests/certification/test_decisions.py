@@ -302,7 +302,7 @@ def test_one_logit_decides_as_two_classes_do():
         np.testing.assert_allclose(one.radii, other.radii, rtol=1e-12)
     logits = np.abs(Float64Twin(model)(x)[:, 0])
     exact = logits / np.linalg.norm(kernel.astype("float64")) / one.body_constant
-    np.testing.assert_allclose(one.radii, exact, rtol=1e-3)
+    np.testing.assert_allclose(one.radii, exact, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Inputs range")
@@ -394,7 +394,19 @@ def test_reports(tmp_path):
         certificate.to_html(tmp_path / "c.html")
 
 
+def merely_missing(predictions, labels, kept):
+    """The IoU with what is not certified missing from its class, and in no other's union."""
+    return np.mean(
+        [
+            (kept & (predictions == c) & (labels == c)).sum()
+            / ((kept & (predictions == c)) | (labels == c)).sum()
+            for c in np.unique(labels)
+        ]
+    )
+
+
 MUTANTS = {
+    "merely_missing": lambda patch: patch.setitem(globals(), "least_mean_iou", merely_missing),
     "heads_of_unit_norm": lambda patch: patch.setattr(
         decisions, "pairwise_distances_float64", lambda k: np.full((k.shape[1],) * 2, 1e-2)
     ),
@@ -409,6 +421,7 @@ MUTANTS = {
     [
         ("heads_of_unit_norm", test_attacks_on_one_pixel_flip_it_beyond_and_not_inside_its_radius),
         ("heads_of_unit_norm", test_radii_in_float32_are_below_and_near),
+        ("merely_missing", test_iou_counts_what_is_not_certified_in_the_union_of_others),
         ("rounding_dropped", test_rounding_is_subtracted_at_each_position),
     ],
 )
