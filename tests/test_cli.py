@@ -198,7 +198,7 @@ def test_many_decisions(lipnext, refuses, tmp_path):
     assert re.search(r"mean IoU +100.00%", text)
     assert json.loads((tmp_path / "c.json").read_text())["positions"] == [4, 4]
     page = ["--report", tmp_path / "page.html"]
-    refuses(*words, *page, "--report writes a page on one decision a sample")
+    refuses([*words, *page], "--report writes a page on one decision a sample")
 
 
 def test_inspect(lipnext, tmp_path):
