@@ -114,6 +114,44 @@ def class_labels(y, classes):
     return labels
 
 
+def decision_labels(y, logits, task="multiclass", ignore=None):
+    """Labels in the shape of the predictions of a model with logits of this shape.
+
+    Args:
+        y: As `class_labels` takes them; with positions (batch, ...), or (batch, ..., 1), or one-hot
+            along a last axis. Of independent labels 0 or 1 each, in the shape of the logits.
+        logits: Shape of the model's output, batch axis included, None where unknown.
+        task: "multiclass" or "multilabel".
+        ignore: Label that is let pass, or None.
+    """
+    y = np.asarray(y)
+    *positions, classes = logits[1:]
+    if task == "multilabel":
+        if y.shape[-1:] != (classes,) or y.ndim != len(logits):
+            raise ValueError(
+                f"Independent labels are 0 or 1, in the shape of the logits, {logits}. Received: "
+                f"shape={y.shape}"
+            )
+        return class_labels(y.reshape(-1), 2).reshape(y.shape)
+    classes = max(classes, 2)
+    if not positions:
+        return class_labels(y, classes)
+    shape = y.shape[: len(positions) + 1]
+    fits = len(shape) == len(positions) + 1 and y.shape[len(shape) :] in ((), (1,), (classes,))
+    if not fits or any(n not in (None, m) for n, m in zip(positions, shape[1:])):
+        raise ValueError(
+            f"The model decides at each position of {tuple(positions)}: labels are integers of "
+            f"shape (n, *positions), or one-hot of shape (n, *positions, {classes}). Received: "
+            f"shape={y.shape}"
+        )
+    flat = y.reshape(-1, classes) if y.shape[len(shape) :] == (classes,) else y.reshape(-1)
+    left = np.zeros(len(flat), bool) if flat.ndim > 1 or ignore is None else flat == ignore
+    found = np.full(len(flat), -1 if ignore is None else ignore)
+    if not left.all():
+        found[~left] = class_labels(flat[~left], classes)
+    return found.reshape(shape)
+
+
 def check_numbers(x, dtype):
     """ValueError unless a batch holds real numbers that a model input of this dtype takes as such.
 

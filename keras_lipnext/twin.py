@@ -69,6 +69,7 @@ class Float64Twin:
             return answer
         shapes = self.shapes(x)
         logits, norms = answer[:, : -len(shapes)], answer[:, -len(shapes) :].T
+        logits = logits.reshape(len(logits), *shapes[self._output][1:])
         entries = (size(shape[1:]) for shape in shapes.values())
         # A sum of n squares, its root, and squares that underflow.
         self.norms = {
@@ -111,11 +112,11 @@ class Float64Twin:
         return self._values(x)[self._output]
 
     def _logits_and_norms(self, x):
-        """Logits, and behind them the norms of all values in order, (samples, classes + values)."""
+        """Logits, and behind them the norms of all values in order, (samples, logits + values)."""
         values = self._values(x)
-        flat = (keras.ops.reshape(v, (-1, size(v.shape[1:]))) for v in values.values())
-        norms = keras.ops.stack([keras.ops.norm(v, axis=-1) for v in flat], axis=-1)
-        return keras.ops.concatenate([values[self._output], norms], axis=-1)
+        flat = {i: keras.ops.reshape(v, (-1, size(v.shape[1:]))) for i, v in values.items()}
+        norms = keras.ops.stack([keras.ops.norm(v, axis=-1) for v in flat.values()], axis=-1)
+        return keras.ops.concatenate([flat[self._output], norms], axis=-1)
 
     def _values(self, x):
         """{index: value} of the graph."""

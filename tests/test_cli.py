@@ -184,6 +184,23 @@ def test_certify_without_labels(lipnext, tmp_path):
     assert "accuracy" not in out
 
 
+def test_many_decisions(lipnext, refuses, tmp_path):
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, lip.layers.NormalizedDense(2)(inputs))
+    model.save(tmp_path / "dense.keras")
+    x = np.random.default_rng(0).uniform(size=(3, 4, 4, 2)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(axis=-1)
+    y[:, 0] = -1
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    words = ["certify", tmp_path / "dense.keras", tmp_path / "data.npz"]
+    status, text, _ = lipnext(*words, "--ignore-class", "-1", "--json", tmp_path / "c.json")
+    assert status == 0
+    assert re.search(r"mean IoU +100.00%", text)
+    assert json.loads((tmp_path / "c.json").read_text())["positions"] == [4, 4]
+    page = ["--report", tmp_path / "page.html"]
+    refuses([*words, *page], "--report writes a page on one decision a sample")
+
+
 def test_inspect(lipnext, tmp_path):
     status, out, err = lipnext("inspect", "images.keras", "--json", tmp_path / "model.json")
     assert (status, err) == (0, "")

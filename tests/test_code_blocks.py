@@ -127,6 +127,8 @@ DOCSTRINGS = {name: text for name, text in documented().items() if "```python" i
 ANSWERS = {
     "callbacks.DivergenceError": "callbacks.StopOnDivergence",
     "certification.Certificate": "certification.certify",
+    "certification.DenseCertificate": "certification.certify",
+    "certification.LabelsCertificate": "certification.certify",
     "certification.LipschitzBound": "certification.lipschitz_bound",
     "lmi.LipschitzResult": "lmi.eclipse_fast",
     "lmi.TransformedNetwork": "lmi.loop_transformation",

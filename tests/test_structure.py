@@ -40,7 +40,7 @@ ROOMS = {
     },
     "report": {"installation", "lipschitz", "typing", "version"},
     "certification": {
-        *("arguments", "backend", "batches", "distribution", "radius"),
+        *("activations", "arguments", "backend", "batches", "distribution", "radius"),
         *("norms", "lipschitz", "report", "twin", "typing"),
     },
     "lmi": {

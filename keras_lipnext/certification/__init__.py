@@ -69,9 +69,12 @@ from keras_lipnext.lipschitz.bounds import LipschitzBound
 from keras_lipnext.lipschitz.model import lipschitz_bound
 from keras_lipnext.lipschitz.rules.base import lipschitz_rule
 from keras_lipnext.report.certificate import Certificate
+from keras_lipnext.report.many import DenseCertificate, LabelsCertificate
 
 __all__ = [
     "Certificate",
+    "DenseCertificate",
+    "LabelsCertificate",
     "LipschitzBound",
     "as_torch_module",
     "certify",

@@ -8,24 +8,21 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_lipnext.batches import check_batch, check_numbers, class_labels, numpy_batches
+from keras_lipnext.batches import check_batch, check_numbers, decision_labels, numpy_batches
+from keras_lipnext.certification.decisions import check_task
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.distribution import check_one_process
 from keras_lipnext.lipschitz.bounds import method_of
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.lipschitz.own_precision import as_certified, low_precision
+from keras_lipnext.lipschitz.own_precision import low_precision
 from keras_lipnext.report import text
 from keras_lipnext.report.certificate import Certificate
+from keras_lipnext.report.many import DenseCertificate, LabelsCertificate
 from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
 from keras_lipnext.typing import LipschitzMethod
 
 # The customary radii for colour images in [0, 1].
 EPSILONS = (36 / 255, 72 / 255, 108 / 255)
-
-ONE_LOGIT = (
-    ". A model of one logit w x + b decides as one whose last layer has two classes, the kernel "
-    "[0, w] and the bias [0, b]: certify that, or train NormalizedDense(2) from the start."
-)
 
 
 def certify(
@@ -38,6 +35,8 @@ def certify(
     expected_hash: str | None = None,
     lipschitz: LipschitzMethod = "product",
     arithmetic: str = "float64",
+    task: str = "multiclass",
+    ignore_class: int | None = None,
 ) -> Certificate:
     """Certifies a classifier's predictions against perturbations of bounded l2 norm.
 
@@ -52,6 +51,12 @@ def certify(
     of its own, proven likewise, that is taken where it is smaller. Ties have radius 0; inputs and
     logits that are NaN or infinite radius 0 and prediction -1, and are counted. Inputs are taken as
     real numbers, whatever the dtype of the model's input.
+
+    A model that answers at each position, with logits of shape (batch, height, width, classes) or
+    (batch, ..., classes), has a radius for each: no perturbation of the whole input that is below
+    it changes the prediction there, and so all positions hold together whose radii are above its
+    norm. One logit z, of a head of one vector w, predicts class 1 where z > 0, at the radius
+    (|z| - E) / (K ||w||). With `task="multilabel"` each logit is a decision of its own like that.
 
     The radii hold of the function in real arithmetic and, by default, of every program that
     evaluates it in float64, with its sums in any order; with `arithmetic="float32"` of those in
@@ -74,7 +79,8 @@ def certify(
             its end is left out: it keeps the order of the logits.
         x: Inputs: an array; or a data set that yields `inputs` or `(inputs, labels)` batches
             (tf.data.Dataset, torch DataLoader, keras PyDataset, iterable).
-        y: Labels for an array `x`, integers or one-hot. None certifies predictions only.
+        y: Labels for an array `x`, integers or one-hot, of each position or label where there are
+            several: (batch, height, width), (batch, labels). None certifies predictions only.
         epsilons: Radii for which to report certified robust accuracy, in units of the inputs.
         batch_size: Samples evaluated at once, for arrays.
         verbose: 0 for silence, "auto" or 1 for progress bars.
@@ -92,9 +98,14 @@ def certify(
             every float64 program; "float32": of that and of every float32 program. Inputs are
             rounded to the program's type first. docs/explanation/soundness.md says what is taken
             for granted.
+        task: What the last axis of the logits holds: "multiclass", the classes among which the
+            largest decides (of one logit: whether it is above 0); "multilabel", independent labels,
+            each of which is predicted where its logit is above 0. No shape tells them apart.
+        ignore_class: Label of positions that count nowhere, such as -1 or 255; None counts all.
 
     Returns:
-        `Certificate`.
+        `Certificate`: `certification.DenseCertificate` for a decision at each position, and
+        `certification.LabelsCertificate` for independent labels.
 
     Raises:
         ValueError: for a layer that has no known constant or that the method does not cover
@@ -118,14 +129,21 @@ def certify(
     check_one_process(model)
     certifiable = read(model)
     batches, total = numpy_batches(x, y, batch_size, certifiable.graph.input_shape)
+    check_task(task, model, certifiable)
     output_shape = tuple(model.outputs[0].shape)
-    classes = output_shape[-1]
-    if len(output_shape) != 2 or classes is None or classes < 2:
+    many = len(output_shape) > 2 or task == "multilabel"
+    if method is not None and (many or output_shape[-1] == 1):
         raise ValueError(
-            "The model must answer with logits of shape (batch, classes), two classes at least. "
-            f"Received: output_shape={output_shape}{ONE_LOGIT * (classes == 1)}"
+            f"{method.title} bounds models that answer with the logits of several classes, once a "
+            f"sample. Received: output_shape={output_shape}, task={task!r}: certify it by "
+            "lipschitz='product'."
         )
-    evaluation = Evaluation(certifiable, classes, verbose, arithmetic)
+    if ignore_class is not None and (len(output_shape) == 2 or task == "multilabel"):
+        raise ValueError(
+            "`ignore_class` is for the positions of a dense prediction. Received: "
+            f"ignore_class={ignore_class!r} for output_shape={output_shape}, task={task!r}"
+        )
+    evaluation = Evaluation(certifiable, output_shape[-1], verbose, arithmetic, task)
     check_hash(certifiable, expected_hash)
     if method is not None:
         evaluation.use(method, model)
@@ -136,17 +154,25 @@ def certify(
     for index, (inputs, batch_labels) in enumerate(batches):
         check_batch(inputs, batch_labels, certifiable.graph.input_shape)
         if batch_labels is not None:
-            labels.append(class_labels(batch_labels, classes))
+            labels.append(decision_labels(batch_labels, output_shape, task, ignore_class))
         padded = padded or certifiable.graph.input_shape[0] or len(inputs)
         check_numbers(inputs, certifiable.graph.input_dtype)
         found = evaluation(inputs, padded)
+        shape = found[0].shape
+        for known in [*predictions[:1], *labels[-1:]]:
+            if known.shape[1:] != shape[1:]:
+                raise ValueError(
+                    "All predictions of a certificate, and their labels, are of one shape: certify "
+                    f"images of each size by themselves. Received: predictions of shape {shape} "
+                    f"beside {known.shape}"
+                )
         # Answers of the program that is certified, or is counted: no radius where they are others.
         answers = own_precision or arithmetic == "float32"
         own = evaluation.own_answers(model, inputs) if answers or index == 0 else None
         if index == 0:
             evaluation.compare(model, inputs, own)
         if answers:
-            kept = as_certified(own, found[0])
+            kept = evaluation.kept(own, found[0])
             differing += int((~kept).sum())
             if arithmetic == "float32":
                 contradicted += int((found[1][~kept] > 0).sum())
@@ -173,7 +199,15 @@ def certify(
         warnings.warn(message, stacklevel=2)
     if contradicted:
         warnings.warn(text.contradicted_warning(contradicted), stacklevel=2)
-    return Certificate(
+    if labels and ignore_class is not None and all((y == ignore_class).all() for y in labels):
+        raise ValueError(f"All labels are ignore_class={ignore_class!r}: none is left to count.")
+    kind, more = Certificate, {}
+    if task == "multilabel":
+        kind = LabelsCertificate
+    elif many:
+        kind, more = DenseCertificate, {"ignore_class": ignore_class}
+    return kind(
+        **more,
         predictions=np.concatenate(predictions),
         radii=np.concatenate(radii),
         labels=np.concatenate(labels) if labels else None,

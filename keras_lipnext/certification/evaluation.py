@@ -1,4 +1,7 @@
-"""What `certify` computes of one batch: predictions, radii, and what rounding can have done."""
+"""What `certify` computes of one batch: predictions, radii, and what rounding can have done.
+
+The body is evaluated and bounded once for a batch; from its output follows each `Decision`.
+"""
 
 import contextlib
 import dataclasses
@@ -8,6 +11,7 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification.comparison import own_answer
+from keras_lipnext.certification.decisions import decisions_of
 from keras_lipnext.lipschitz.composites import check_composites, probes
 from keras_lipnext.lipschitz.model import (
     ask_rules,
@@ -16,21 +20,18 @@ from keras_lipnext.lipschitz.model import (
     check_same_shape,
     measured,
 )
-from keras_lipnext.lipschitz.own_precision import margins_apart, own_allowances
+from keras_lipnext.lipschitz.own_precision import as_certified, margins_apart, own_allowances
 from keras_lipnext.lipschitz.program import Program, program_arithmetic
 from keras_lipnext.lipschitz.rounding import (
     forward_errors,
     head_allowances,
     input_norms,
     logit_allowances,
+    of_rows,
 )
-from keras_lipnext.lipschitz.rules.base import Bound, Context, size
+from keras_lipnext.lipschitz.rules.base import Bound, size
 from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UP_STEP, gamma
-from keras_lipnext.radius import (
-    certified_radii_float64,
-    joint_norms_float64,
-    pairwise_distances_float64,
-)
+from keras_lipnext.radius import certified_radii_float64
 from keras_lipnext.report.provenance import policies
 from keras_lipnext.twin import Float64Twin
 
@@ -38,12 +39,18 @@ from keras_lipnext.twin import Float64Twin
 class Evaluation:
     """Predictions, radii and error allowances of batches of one model.
 
+    Args:
+        certifiable: `Certifiable`.
+        logits: How many it has.
+        verbose: 1 for a progress bar over the layers.
+        arithmetic, task: As for `certify`.
+
     Attributes:
         bound: `LipschitzBound` for the inputs seen; where sizes differ, the largest.
         weights_hash: Hash of the model before its weights were read.
     """
 
-    def __init__(self, certifiable, classes, verbose=0, arithmetic="real"):
+    def __init__(self, certifiable, logits, verbose=0, arithmetic="real", task="multiclass"):
         self._arithmetic = program_arithmetic(arithmetic, certifiable)
         unclear = ask_rules(certifiable.body)
         check_composites(certifiable.graph)
@@ -56,19 +63,12 @@ class Evaluation:
         except Exception as error:
             raise next(iter(unclear), error) from error
         self._by_size = {}
-        self._kernel = None
+        self._labels = task == "multilabel"
+        self._decisions = decisions_of(certifiable, logits, task)
         self._found = {}
         self._pair_constants = np.inf
         self._local_radii = None
         self.bound = None
-        head = certifiable.head
-        if head is None:
-            self._pairs = np.full((classes, classes), 2.0**0.5 * (1 + ROUNDING))
-        else:
-            self._kernel = Context(head).array(head.operation.kernel)
-            self._pairs = pairwise_distances_float64(self._kernel)
-            self._joint = joint_norms_float64(self._kernel)
-        self._head = None if head is None else (self._kernel, self._pairs, self._joint)
 
     def use(self, method, model):
         """Takes the constants that a `Method` proves, not the product of the layers'."""
@@ -78,7 +78,7 @@ class Evaluation:
             self._local_radii = method.local(model)
 
     def __call__(self, inputs, padded):
-        """(predictions, radii, allowances of the deciding class), shape (samples,) each.
+        """(predictions, radii, allowances of the deciding class), as `as_decided` shapes them.
 
         A batch of fewer than `padded` samples is filled up: another size would be compiled anew.
         """
@@ -86,40 +86,59 @@ class Evaluation:
         count = len(inputs)
         self._padded = padded
         full = self._full(inputs)
-        logits = self._twin(full)
+        answer = self._twin(full)
         found = self._twin.norms  # of this call: the next may be of other samples
         if inputs.shape[1:] not in self._by_size:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
-            self._check_independence(full, logits)
-        bound, bounds, program = self._by_size[inputs.shape[1:]]
-        self._logits = logits = logits[:count]
+            self._check_independence(full, answer)
+        self._answer = answer[:count]
+        self._deciding = []
         with np.errstate(all="ignore"):
-            errors = self.allowances(inputs, logits, bounds)
-            distances = bound.body_constant * self._pairs * (1 + ROUNDING)
-            distances = np.minimum(distances, self._pair_constants)
-            # A product that underflows is rounded in units that are no longer relative.
-            distances = np.where(self._pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
-            rates = 0.0
-            if program:
-                known = input_norms(inputs), self._norms(inputs, bounds, found)
-                constant, rates = program.errors(known[0], logits.argmax(axis=-1), known[1])
-                errors = (errors + constant) * UP_STEP
-                distances = np.where(distances > 0, (distances + rates) * UP_STEP, 0.0)
-            predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
-            candidates = [radii]
-            if self._local_radii:
-                local = self._local_radii(inputs, logits, errors, predictions, radii, rates)
-                candidates.append(local)
-            if program:
-                candidates = [np.minimum(c, self._arithmetic.limit**0.5) for c in candidates]
-                within = [program.within_range(known[0], c, known[1]) for c in candidates]
-                candidates = [np.where(w, c, 0.0) for w, c in zip(within, candidates)]
-            radii = np.maximum.reduce(candidates)
+            decided = [self._decided(decision, inputs, found) for decision in self._decisions]
+        predictions, radii, allowances = map(self.as_decided, zip(*decided))
         # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
         finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
-        predictions, radii = np.where(finite, predictions, -1), np.where(finite, radii, 0.0)
-        self._deciding = deciding
-        return predictions, radii, errors[np.arange(count), deciding]
+        finite = finite.reshape(count, *(1,) * (radii.ndim - 1))
+        return np.where(finite, predictions, -1), np.where(finite, radii, 0.0), allowances
+
+    def as_decided(self, parts):
+        """What was found of each decision's rows, as one array.
+
+        Its shape is (samples,), or (samples, ...) for decisions at each position, and with the
+        labels as last axis where they are independent.
+        """
+        shape = self._answer.shape[:-1] + ((len(parts),) if self._labels else ())
+        return np.stack(parts, axis=-1).reshape(shape)
+
+    def _decided(self, decision, inputs, found):
+        """(predictions, radii, allowances of the deciding class) of a decision's rows."""
+        bound, bounds, program = self._by_size[inputs.shape[1:]]
+        compared, logits = decision.compared, decision.rows(self._answer)
+        errors = self.allowances(inputs, logits, bounds, decision)
+        pairs = compared.distances
+        distances = bound.body_constant * pairs * (1 + ROUNDING)
+        distances = np.minimum(distances, self._pair_constants)
+        # A product that underflows is rounded in units that are no longer relative.
+        distances = np.where(pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
+        rates = 0.0
+        if program:
+            norms, known = input_norms(inputs), self._norms(inputs, bounds, found)
+            constant, rates = program.errors(norms, logits.argmax(axis=-1), compared, known)
+            errors = (errors + constant) * UP_STEP
+            distances = np.where(distances > 0, (distances + rates) * UP_STEP, 0.0)
+        predictions, radii, deciding = certified_radii_float64(logits, distances, errors)
+        candidates = [radii]
+        if self._local_radii:
+            local = self._local_radii(inputs, logits, errors, predictions, radii, rates)
+            candidates.append(local)
+        if program:
+            candidates = [np.minimum(c, self._arithmetic.limit**0.5) for c in candidates]
+            # Of all the positions of a sample, or of none: on the largest of their balls.
+            balls = [c.reshape(len(inputs), -1).max(axis=1, initial=0.0) for c in candidates]
+            within = [program.within_range(norms, ball, compared, known) for ball in balls]
+            candidates = [np.where(of_rows(w, len(c)), c, 0.0) for w, c in zip(within, candidates)]
+        self._deciding.append(deciding)
+        return predictions, np.maximum.reduce(candidates), errors[np.arange(len(errors)), deciding]
 
     def _full(self, inputs):
         """The batch filled up to the size that was compiled."""
@@ -142,28 +161,42 @@ class Evaluation:
         everything else: it would catch a layer that computes something else than its rule and its
         copy in float64 do.
         """
-        self._compare(inputs, self._logits, own)
+        self._compare(inputs, self._answer, own)
         made = probes(inputs.shape, self._certifiable.graph.input_dtype)
-        logits = self._twin(self._full(np.asarray(made, "float64")))
-        self._compare(made, logits, self.own_answers(model, made))
+        answer = self._twin(self._full(np.asarray(made, "float64")))
+        self._compare(made, answer, self.own_answers(model, made))
 
-    def _compare(self, inputs, logits, own):
-        inputs, logits = np.asarray(inputs, "float64"), logits[: len(inputs)]
+    def _compare(self, inputs, answer, own):
+        inputs, answer = np.asarray(inputs, "float64"), answer[: len(inputs)]
         with np.errstate(all="ignore"):
-            apart = margins_apart(*self._known(inputs), inputs, logits, own, self._head)
-        if apart.any():
+            apart = [
+                margins_apart(*self._known(inputs), inputs, d.rows(answer), d.rows(own), d.compared)
+                for d in self._decisions
+            ]
+        if any(found.any() for found in apart):
             raise ValueError(
                 "The model's own predictions are not those of its evaluation in float64, by far "
                 "more than rounding explains: a layer does something that its configuration does "
                 "not show. Build and load the model anew; if that does not help, report it."
             )
 
+    def kept(self, own, predictions):
+        """Which of its `own_answers` to the batch just evaluated are finite, and decide so."""
+        given = predictions.reshape(-1, len(self._decisions)).T
+        rows = (decision.rows(own) for decision in self._decisions)
+        return self.as_decided([as_certified(*pair) for pair in zip(rows, given)])
+
     def own_allowances(self, inputs):
         """What its own precision can do to the margins that decide, of the batch just evaluated."""
         inputs = np.asarray(inputs, "float64")
         with np.errstate(all="ignore"):
-            found = own_allowances(*self._known(inputs), inputs, self._logits, self._head)
-        return found[np.arange(len(inputs)), self._deciding]
+            found = [
+                own_allowances(*self._known(inputs), inputs, d.rows(self._answer), d.compared)
+                for d in self._decisions
+            ]
+        return self.as_decided(
+            [f[np.arange(len(f)), deciding] for f, deciding in zip(found, self._deciding)]
+        )
 
     def _known(self, inputs):
         """(the model, the bounds of its steps, shapes) for inputs of this size."""
@@ -176,14 +209,15 @@ class Evaluation:
         state = forward_errors(self._certifiable.body, bounds, input_norms(inputs))
         return {i: (found[i][: len(inputs)] + state[i][1]) * UP_STEP for i in state}
 
-    def allowances(self, inputs, logits, bounds=None):
-        """E_ij of each sample's predicted class i, shape (samples, classes)."""
-        body = self._certifiable.body
+    def allowances(self, inputs, logits, bounds=None, decision=None):
+        """E_ij of the predicted class i of each row of logits, shape (rows, classes)."""
+        body, compared = self._certifiable.body, (decision or self._decisions[0]).compared
         bounds = self._by_size[inputs.shape[1:]][1] if bounds is None else bounds
-        r, d = forward_errors(body, bounds, input_norms(inputs))[body.output]
-        if self._kernel is None:
+        state = forward_errors(body, bounds, input_norms(inputs))[body.output]
+        r, d = (of_rows(v, len(logits)) for v in state)
+        if compared.kernel is None:
             return logit_allowances(logits, d)
-        return head_allowances(logits, self._kernel, self._pairs, self._joint, r, d)
+        return head_allowances(logits, compared.kernel, compared.distances, compared.joint, r, d)
 
     def _bounds(self, shape, shapes):
         """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""
@@ -206,8 +240,7 @@ class Evaluation:
             def estimated(step, part):
                 return self._measured(step, part, shapes)
 
-            arguments = self._arithmetic, self._certifiable, shapes, self._pairs, estimated
-            program = Program(*arguments)
+            program = Program(self._arithmetic, self._certifiable, shapes, estimated)
         return bound, bounds, program
 
     def _check_independence(self, full, logits):

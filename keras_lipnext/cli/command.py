@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_lipnext import backend
 from keras_lipnext.certification.certify import EPSILONS, certify
+from keras_lipnext.certification.decisions import TASKS
 from keras_lipnext.cli.loading import import_modules, load_data, load_model, model_file
 from keras_lipnext.installation import installing
 from keras_lipnext.lipschitz.bounds import METHODS
@@ -107,6 +108,11 @@ def main(arguments=None):
 
 
 def _certify(model, certifiable, options):
+    if options.report and (options.task == "multilabel" or len(model.output_shape) > 2):
+        raise ValueError(
+            "--report writes a page on one decision a sample, and this model makes many: write "
+            "--json or --markdown."
+        )
     x, y, files = load_data(
         options.data,
         certifiable.graph.input_shape,
@@ -128,6 +134,8 @@ def _certify(model, certifiable, options):
             verbose,
             lipschitz=options.lipschitz,
             arithmetic=options.arithmetic,
+            task=options.task,
+            ignore_class=options.ignore_class,
         )
     certificate = dataclasses.replace(certificate, source=_source(options, files))
     declared = text.declared(certificate)
@@ -401,6 +409,15 @@ def _parser():
         choices=ARITHMETICS,
         default="float64",
         help="what the radii hold of: the function alone (real), or programs of this type, too",
+    )
+    command.add_argument(
+        "--task",
+        choices=TASKS,
+        default="multiclass",
+        help="what the outputs are: classes, or independent labels",
+    )
+    command.add_argument(
+        "--ignore-class", type=int, metavar="N", help="label of positions that do not count"
     )
     command.add_argument(
         "--samples", action="store_true", help="add each sample's prediction and radius to --json"

@@ -118,16 +118,16 @@ def _augmentation_note(graph):
 
 
 def _only_orders(step):
-    """Whether the step only turns logits into shares: softmax over the last axis of vectors."""
-    operation = step.operation
-    if len(step.input_shapes) != 1 or len(step.output_shapes[0]) != 2:
+    """Whether the step only turns logits into shares: softmax over the last axis."""
+    operation, rank = step.operation, len(step.output_shapes[0])
+    if len(step.input_shapes) != 1 or rank < 2:
         return False
     if unusual_arguments(operation, step.args, step.kwargs) or replaced(operation):
         return False
     rule = find_rule(step)
     if type(operation) is keras.layers.Activation or (rule and rule.head):
         return is_softmax(getattr(operation, "activation", None))
-    named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, 1)
+    named = step.kind in ("Softmax", "LogSoftmax") and operation.axis in (-1, rank - 1)
     return named and keras_private.is_keras_layer(operation)
 
 
@@ -140,19 +140,32 @@ def _stretch(step):
     stretching = (keras.activations.log_softmax, keras.ops.log_softmax)
     if step.kind != "LogSoftmax" and not any(function is f for f in stretching):
         return 1.0
-    return math.sqrt(size(step.output_shapes[0][1:])) * UP_PRODUCT
+    return math.sqrt(size(step.output_shapes[0][-1:])) * UP_PRODUCT
 
 
 def _is_head(step):
-    """Whether the step is a plain linear map of vectors, so that pairwise constants apply."""
+    """Whether the step is a plain linear map of each position's features to its logits.
+
+    So that pairwise constants apply: what is in front of it changes by no more at one position than
+    at all of them together.
+    """
     layer, rule = step.operation, find_rule(step)
-    if rule is None or not (rule.head and rule.proven) or len(step.output_shapes[0]) != 2:
+    if rule is None or not (rule.head and rule.proven) or not _by_positions(step):
         return False
     if unusual_arguments(layer, step.args, step.kwargs) or getattr(layer, "lora_enabled", False):
         return False
     activation = getattr(layer, "activation", keras.activations.linear)
     plain = activation is keras.activations.linear or is_softmax(activation)
     return plain and not getattr(layer, "quantization_mode", None)
+
+
+def _by_positions(step):
+    """Whether a layer multiplies the last axis of its input alone: Dense, 1 x 1 convolutions."""
+    layer, rank = step.operation, len(step.output_shapes[0])
+    if len(layer.kernel.shape) == 2:
+        return getattr(layer, "axis", -1) in (-1, rank - 1)
+    single = set(layer.kernel.shape[:-2]) == {1} and set(layer.strides) == {1}
+    return single and layer.groups == 1 and layer.data_format == "channels_last"
 
 
 def lipschitz_bound(
@@ -349,7 +362,7 @@ def bound_of(certifiable, bounds, joint=None):
     total, constants = _combined_along(certifiable.body, bounds, joint)
     head, whole = certifiable.head, total
     if head:
-        norm = spectral_norm_bound(Context(head).array(head.operation.kernel))
+        norm = spectral_norm_bound(Context(head).matrix(head.operation.kernel))
         # A head of zeros makes the model constant; a product that underflows is not 0.
         whole = max(total * norm * UP_PRODUCT, SMALLEST_DISTANCE) if norm else 0.0
     if certifiable.ending != 1:

@@ -18,6 +18,7 @@ from keras_lipnext.lipschitz.rounding import (
     head_allowances,
     input_norms,
     logit_allowances,
+    of_rows,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, size
 from keras_lipnext.norms.roundoff import ARITHMETIC, TF32, UNIT_ROUNDOFF
@@ -46,19 +47,20 @@ def low_precision(certifiable):
 
 
 def as_certified(own, predictions):
-    """Which of a model's own answers, shape (samples, classes), are finite and of these classes."""
+    """Which of a model's own answers, shape (rows, classes), are finite and of these classes."""
     return np.isfinite(own).all(axis=-1) & (own.argmax(axis=-1) == predictions)
 
 
-def own_allowances(certifiable, bounds, shapes, inputs, logits, head):
-    """What its own precision can do to the model's margins, shape (samples, classes).
+def own_allowances(certifiable, bounds, shapes, inputs, logits, compared):
+    """What its own precision can do to the model's margins, shape (rows, classes).
 
     Args:
         bounds: For each step of the body, the sequence of `Bound` of its parts.
         shapes: {index of a value of the graph: its shape}.
         inputs: Float64, shape (samples, ...).
-        logits: Float64, of the float64 evaluation, shape (samples, classes).
-        head: (kernel, distances, joint norms) for `head_allowances`, or None.
+        logits: Float64, of the float64 evaluation, shape (rows, classes): of each sample in turn,
+            as many.
+        compared: `Compared`, these logits.
     """
     body = certifiable.body
     coarse = [_coarser(step, parts, shapes) for step, parts in zip(body.steps, bounds)]
@@ -66,30 +68,32 @@ def own_allowances(certifiable, bounds, shapes, inputs, logits, head):
     # `predict` casts what it is given.
     unit, tiny = _arithmetic({keras.config.floatx(), certifiable.graph.input_dtype})
     given = 2 * unit * norms + tiny * math.sqrt(size(inputs.shape[1:]))
-    r, d = forward_errors(body, coarse, norms, given)[body.output]
+    r, d = (
+        of_rows(v, len(logits)) for v in forward_errors(body, coarse, norms, given)[body.output]
+    )
     last = certifiable.head or (body.steps[-1] if body.steps else None)
     unit, tiny = _arithmetic(types(last) if last else {keras.config.floatx()})
     scale = _slack(unit) / UNIT_ROUNDOFF
-    if head is None:
+    kernel, distances, joint = compared.kernel, compared.distances, compared.joint
+    if kernel is None:
         return logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
-    kernel, distances, joint = head
     exact = np.zeros_like(d)
     allowed = scale * head_allowances(logits, kernel, distances, joint, r + d, exact)
     allowed += distances[logits.argmax(axis=-1)] * d[:, None]
     return allowed + (tiny * size(kernel.shape) * (1 + np.abs(kernel).max()) * (1 + r + d))[:, None]
 
 
-def margins_apart(certifiable, bounds, shapes, inputs, logits, own, head):
+def margins_apart(certifiable, bounds, shapes, inputs, logits, own, compared):
     """Which own margins z_i - z_j differ from those in float64 by more than rounding explains.
 
     Args:
         own: The model's own answers, of the shape of the logits.
-        bounds, shapes, inputs, logits, head: As for `own_allowances`.
+        bounds, shapes, inputs, logits, compared: As for `own_allowances`.
 
     Returns:
-        Booleans, shape (samples, classes).
+        Booleans, shape (rows, classes).
     """
-    allowed = own_allowances(certifiable, bounds, shapes, inputs, logits, head)
+    allowed = own_allowances(certifiable, bounds, shapes, inputs, logits, compared)
     last = certifiable.head or (certifiable.body.steps[-1] if certifiable.body.steps else None)
     unit, _ = _arithmetic(types(last) if last else {keras.config.floatx()})
     values, own = logits, own.astype("float64")

@@ -22,9 +22,10 @@ from keras_lipnext import backend, layers
 from keras_lipnext.lipschitz.composites import declared_composites
 from keras_lipnext.lipschitz.model import measured, required_rule
 from keras_lipnext.lipschitz.own_precision import types
-from keras_lipnext.lipschitz.rounding import FACTORS, MOST_FACTORS, forward_errors
+from keras_lipnext.lipschitz.rounding import FACTORS, MOST_FACTORS, forward_errors, of_rows
 from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS
 from keras_lipnext.lipschitz.rules.base import Context, size
+from keras_lipnext.lipschitz.rules.layers import check_convolution
 from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
 
 ARITHMETICS = ("real", *PROGRAMS)
@@ -162,32 +163,24 @@ class Program:
         arithmetic: `Arithmetic` of the program.
         certifiable: `Certifiable`.
         shapes: {index of a value: its shape}.
-        distances: ||w_i - w_j||, or sqrt(2) without a head, rounded up, shape (classes, classes).
         estimated: Function of a step and a `Bound` whose offset was not stated: one with an
             estimate.
     """
 
-    def __init__(self, arithmetic, certifiable, shapes, distances, estimated):
+    def __init__(self, arithmetic, certifiable, shapes, estimated):
         self._arithmetic, self._body = arithmetic, certifiable.body
-        self._distances, self._shares = distances, len(certifiable.shares)
+        self._shares = len(certifiable.shares)
         self._entries = size(shapes[0][1:])
         bounds, _ = measured(certifiable.body, shapes, arithmetic=arithmetic)
         self._bounds = [
             tuple(estimated(step, part) for part in parts)
             for step, parts in zip(certifiable.body.steps, bounds)
         ]
-        # Of a linear head: its number of products, the norms of its weight vectors, their largest
-        # entry, its biases. Without one a logit's own rounding is in D.
-        self._terms, self._norms, self._largest, self._biases = 0, 1.0, 0.0, 0.0
-        if head := certifiable.head:
-            kernel = Context(head).array(head.operation.kernel)
-            self._terms, self._largest = len(kernel), np.abs(kernel).max()
-            norms = np.sqrt((kernel**2).sum(axis=0))
-            self._norms = norms * (1 + (len(kernel) + 16) * ROUNDING) + 2.0**-500
-            if head.operation.bias is not None:
-                # Not finite, they leave no logit finite and no radius.
-                biases = np.asarray(keras.ops.convert_to_numpy(head.operation.bias))
-                self._biases = np.abs(biases.astype("float64"))
+        head = certifiable.head
+        if head and len(head.operation.kernel.shape) > 2:  # 1 x 1
+            context = Context(head, shapes)
+            context.arithmetic = arithmetic
+            check_convolution(context)
         homogeneous = [
             tuple(dataclasses.replace(part, offset=0.0, absolute=0.0) for part in parts)
             for parts in self._bounds
@@ -195,30 +188,35 @@ class Program:
         one = np.ones(1)
         self._slopes = forward_errors(self._body, homogeneous, one, arithmetic.unit * one)
 
-    def errors(self, norms, predictions, values=None):
+    def errors(self, norms, predictions, compared, values=None):
         """(b, a): what is added to z_i - z_j of the predicted class i, and how fast it grows.
 
         Args:
             norms: Upper bounds of the norms of the inputs, shape (samples,).
-            predictions: Predicted classes, shape (samples,).
+            predictions: Predicted classes, shape (rows,): of each sample in turn, as many.
+            compared: `Compared`, the logits.
             values: {index of a value: upper bounds of its norms, shape (samples,)}; None if they
                 are to follow from the inputs'.
 
         Returns:
-            b_ij for i as predicted, shape (samples, classes); a_ij, shape (classes, classes).
+            b_ij for i as predicted, shape (rows, classes); a_ij, shape (classes, classes).
         """
         state = self._state(norms, values)[self._body.output]
+        state = [of_rows(v, len(predictions)) for v in state]
         slopes = self._slopes[self._body.output]
-        own, rates = self._own(*state), self._own(*slopes, constant=0.0)
+        own = self._own(compared, *state)
+        rates = self._own(compared, *slopes, constant=0.0)
         mine = own[np.arange(len(own)), predictions]
-        constant = self._distances[predictions] * state[1][:, None] + own + mine[:, None]
-        return constant * UP_STEP, (self._distances * slopes[1] + rates + rates.T) * UP_STEP
+        distances = compared.distances
+        constant = distances[predictions] * state[1][:, None] + own + mine[:, None]
+        return constant * UP_STEP, (distances * slopes[1] + rates + rates.T) * UP_STEP
 
-    def within_range(self, norms, radii, values=None):
+    def within_range(self, norms, radii, compared, values=None):
         """Whether nothing can overflow on balls of these radii, shape (samples,)."""
         if values is not None:
             values = {i: v + self._slopes[i][0] * radii for i, v in values.items()}
-        largest = self._own(*self._state(norms + radii, values)[self._body.output]).max(axis=1)
+        state = self._state(norms + radii, values)[self._body.output]
+        largest = self._own(compared, *state).max(axis=1)
         # Between several softmaxes differences are at most 1; see `_own`.
         return np.isfinite(largest) & ((self._shares < 2) | (largest <= 0.25))
 
@@ -228,8 +226,8 @@ class Program:
         given = np.where(norms <= u.limit, given, np.inf)
         return forward_errors(self._body, self._bounds, norms, given, values, u.limit)
 
-    def _own(self, r, d, constant=1.0):
-        """What each logit's own dot product and shares may be off by, shape (samples, classes).
+    def _own(self, compared, r, d, constant=1.0):
+        """What each logit's own dot product and shares may be off by, shape (rows, classes).
 
         Of features of norm r that are off by d; with `constant` 0, how fast that grows with them.
 
@@ -238,13 +236,17 @@ class Program:
         and differs from another by at least m / (2 n) if the logits do by m <= 1: where another
         softmax follows, what that may be off by counts 2 n times.
         """
-        u, classes = self._arithmetic, len(self._distances)
+        u, classes, kernel = self._arithmetic, len(compared.distances), compared.kernel
         norm = (r + d)[:, None]
-        sizes = self._norms * norm + constant * self._biases
+        norms = 1.0  # without a linear head a logit's own rounding is in D
+        if kernel is not None:
+            norms = np.sqrt((kernel**2).sum(axis=0))
+            norms = norms * (1 + (len(kernel) + 16) * ROUNDING) + 2.0**-500
+        sizes = norms * norm + constant * compared.biases
         own = np.zeros((len(r), classes))
-        if self._terms:
-            own = own + sum(u.products(self._terms)) * sizes
-            own += u.underflow * self._terms * (1 + self._largest) * (constant + norm)
+        if kernel is not None:
+            own = own + sum(u.products(len(kernel))) * sizes
+            own += u.underflow * len(kernel) * (1 + np.abs(kernel).max()) * (constant + norm)
             own[~((sizes <= u.limit**1.5) & (norm <= u.limit))] = np.inf  # it may overflow
         if self._shares:
             share = u.unit * (16 * sizes + constant * (512 + 8 * classes))

@@ -148,6 +148,29 @@ def combined(how, values):
     return np.sqrt(sum(x * x for x in ratios)) * scale * UP_STEP
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Logits z_k = w_k . f + b_k that are compared with one another, as certificates read them.
+
+    Attributes:
+        distances: ||w_i - w_j||, or what the constant of z_i - z_j is to the body's without a
+            linear head, rounded up, shape (logits, logits).
+        kernel: Shape (features, logits), float64; None without a linear head.
+        joint: || |w_i| + |w_j| ||, rounded up, shape (logits, logits), or None.
+        biases: |b_k|, or 0.
+    """
+
+    distances: np.ndarray
+    kernel: np.ndarray | None = None
+    joint: np.ndarray | None = None
+    biases: np.ndarray | float = 0.0
+
+
+def of_rows(values, rows):
+    """What is known of each sample, for each of the rows of logits that it has."""
+    return np.repeat(values, rows // max(len(values), 1), axis=0)
+
+
 def forward_errors(graph, bounds, norms, errors=None, values=None, limit=math.inf):
     """(r, D) of every value, arrays of shape (samples,).
 

@@ -27,9 +27,12 @@ class CertifiedLoss(keras.losses.Loss):
     of which `CertifiableModel.fit` keeps count; elsewhere, and in evaluation, it is constant.
 
     Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes):
-    one-hot, smoothed or mixed. With probabilities p, y is the most probable class and the
-    cross-entropy is taken against p. Of an integer outside the classes the loss is NaN;
-    `CertifiableModel` refuses it before a step is taken.
+    one-hot, smoothed or mixed. Of logits at each position, shape (batch, ..., classes), labels have
+    shape (batch, ...), (batch, ..., 1) or (batch, ..., classes), and each position has a loss.
+
+    With probabilities p, y is the most probable class and the cross-entropy is taken against p. Of
+    an integer outside the classes the loss is NaN; `CertifiableModel` refuses it before a step is
+    taken.
     """
 
     def __init__(
@@ -100,7 +103,12 @@ class CertifiedLoss(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self._distances is None:
             raise unbound(self, "loss.bind(head)")
-        classes = y_pred.shape[-1]
+        classes, rank = y_pred.shape[-1], len(y_pred.shape)
+        if rank > 2:
+            shares = are_shares(y_true.shape, classes, rank)
+            rows = ops.reshape(y_true, (-1, classes) if shares else (-1,))
+            losses = self.call(rows, ops.reshape(y_pred, (-1, classes)))
+            return ops.reshape(losses, ops.shape(y_pred)[:-1])
         if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
             raise ValueError(
                 "Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape "

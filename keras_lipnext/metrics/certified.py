@@ -84,9 +84,12 @@ class CertifiedMetric(keras.metrics.Mean):
         self._check_bound()
         y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true = ops.convert_to_tensor(y_true)
-        shares = are_shares(y_true.shape, y_pred.shape[-1])
-        labels = ops.argmax(y_true, axis=-1) if shares else ops.reshape(y_true, (-1,))
-        radii = certified_radii(y_pred, ops.cast(self._distances, self.dtype))
+        positions = ops.shape(y_pred)[:-1]  # the batch axis alone, of one decision a sample
+        shares = are_shares(y_true.shape, y_pred.shape[-1], len(y_pred.shape))
+        labels = ops.argmax(y_true, axis=-1) if shares else ops.reshape(y_true, positions)
+        rows = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
+        radii = certified_radii(rows, ops.cast(self._distances, self.dtype))
+        radii = ops.reshape(radii, positions)
         correct = ops.cast(labels, "int32") == ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         super().update_state(self.values(radii, correct), sample_weight=sample_weight)
 

@@ -5,16 +5,17 @@ from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.arguments import are_shares
-from keras_lipnext.batches import class_labels, to_numpy
+from keras_lipnext.batches import decision_labels, to_numpy
 
 
-def check_labels(y, classes):
+def check_labels(y, logits):
     """Raises for labels that are not of the classes.
 
     Args:
         y: Integers, shape (n,) or (n, 1), or probabilities, shape (n, classes); alone, or the only
             array in a list or dictionary. None and structures of several arrays are not looked at.
-        classes: Number of classes.
+        logits: Shape of the model's output, (None, classes), or (None, ..., classes) of a
+            prediction at each position.
 
     Raises:
         ValueError: saying which labels were received.
@@ -23,12 +24,12 @@ def check_labels(y, classes):
     if labels is None:
         return
     labels = to_numpy(backend.of_this_process(labels))
-    class_labels(labels, classes)
+    decision_labels(labels, logits)
     if labels.dtype.kind == "f" and not (labels >= 0).all():
         raise ValueError("Probabilities as labels are at least 0. Received: negative ones or NaN")
 
 
-def with_labels_checked(data, classes):
+def with_labels_checked(data, logits):
     """The batch of a step on TensorFlow, with labels that are there only once they are checked.
 
     As `check_labels`, in a program that runs in front of the step: XLA, which may compile the step,
@@ -38,7 +39,8 @@ def with_labels_checked(data, classes):
     labels = _only_array(y)
     if labels is None:
         return data
-    if are_shares(labels.shape, classes):
+    classes = logits[-1]
+    if are_shares(labels.shape, classes, len(logits)):
         valid, message = labels >= 0, "Probabilities as labels are at least 0."
     else:
         whole = ops.cast(labels, "int32")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Certificate:
             bounds. No radius allows for it. None for others.
     """
 
+    unit: ClassVar[str] = "sample"  # of which there is a prediction and a radius each
+
     predictions: np.ndarray
     radii: np.ndarray
     labels: np.ndarray | None
@@ -73,24 +75,29 @@ class Certificate:
     @property
     def unanswered(self) -> int:
         """Number of samples with prediction -1 and radius 0: an input or logit is not finite."""
-        return int((self.predictions < 0).sum())
+        return int((self.predictions < 0).reshape(len(self.predictions), -1).any(axis=1).sum())
+
+    def counted(self, values: np.ndarray) -> np.ndarray:
+        """Those of values, one a decision, that count: all of them, of one decision a sample."""
+        return values
 
     @property
     def clean_accuracy(self) -> float | None:
         """Share of samples classified correctly; None without labels."""
-        return None if self.correct is None else float(self.correct.mean())
+        return None if self.correct is None else float(self.counted(self.correct).mean())
 
     @property
     def certified_accuracy(self) -> dict[float, float] | None:
         """{epsilon: certified robust accuracy}; None without labels."""
         if self.labels is None:
             return None
-        return {e: float((self.correct & (self.radii > e)).mean()) for e in self.epsilons}
+        right, radii = self.counted(self.correct), self.counted(self.radii)
+        return {e: float((right & (radii > e)).mean()) for e in self.epsilons}
 
     @property
     def certified_share(self) -> dict[float, float]:
         """{epsilon: share of predictions, right or wrong, with radius > epsilon}."""
-        return {e: float((self.radii > e).mean()) for e in self.epsilons}
+        return {e: float((self.counted(self.radii) > e).mean()) for e in self.epsilons}
 
     @property
     def error_allowance(self) -> dict[str, float] | None:
@@ -113,12 +120,13 @@ class Certificate:
         (shares of the class by epsilon; of its predictions, right or wrong, without labels) and
         "median_radius". Class -1 holds predictions from inputs or logits that were not finite.
         """
-        groups = self.predictions if self.labels is None else self.labels
-        right = np.ones(len(groups), bool) if self.correct is None else self.correct
+        groups = self.counted(self.predictions if self.labels is None else self.labels)
+        right = np.ones(self.radii.shape, bool) if self.correct is None else self.correct
+        right = self.counted(right)
         rows = []
         for number in np.unique(groups):
             member = groups == number
-            radii, correct = self.radii[member], right[member]
+            radii, correct = self.counted(self.radii)[member], right[member]
             rows.append(
                 {
                     "class": int(number),
@@ -131,6 +139,10 @@ class Certificate:
                 }
             )
         return rows
+
+    def headlines(self) -> list[tuple[str, str]]:
+        """(quantity, value) pairs of the accuracies, as `print` shows them."""
+        return text.headlines(self)
 
     def to_dict(self, samples: bool = False) -> dict[str, Any]:
         """Everything in built-in types; the arrays with `samples`. Floats can be infinite or NaN.
@@ -147,8 +159,8 @@ class Certificate:
             "clean_accuracy": self.clean_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "certified_share": self.certified_share,
-            "mean_radius": float(self.radii.mean()),
-            "median_radius": float(np.median(self.radii)),
+            "mean_radius": float(self.counted(self.radii).mean()),
+            "median_radius": float(np.median(self.counted(self.radii))),
             "lipschitz_bound": float(self.lipschitz_bound),
             "constant": float(self.constant),
             "body_constant": float(self.body_constant),

@@ -17,8 +17,8 @@ def save(figure, target, format=None):
 
 def accuracy_curve(certificate):
     """Certified robust accuracy against epsilon, exactly: a step down at each radius."""
-    radii, labelled = certificate.radii, certificate.labels is not None
-    counted = radii[certificate.correct] if labelled else radii
+    radii, labelled = certificate.counted(certificate.radii), certificate.labels is not None
+    counted = radii[certificate.counted(certificate.correct)] if labelled else radii
     label = "certified robust accuracy" if labelled else "predictions certified"
     finite = counted[np.isfinite(counted)]
     shares = certificate.certified_accuracy or certificate.certified_share
@@ -65,7 +65,7 @@ def _labels(shares, clean, limit):
 
 def radius_histogram(certificate, bins=40):
     """How many samples have which radius; correct and wrong predictions told apart."""
-    radii = certificate.radii
+    radii = certificate.counted(certificate.radii)
     finite = np.isfinite(radii)
     limit = max([*radii[finite], *certificate.epsilons, 1e-12]) * 1.02
     edges = np.linspace(0, limit, bins + 1)
@@ -75,10 +75,8 @@ def radius_histogram(certificate, bins=40):
     if certificate.labels is None:
         parts = [("predictions", finite, solid)]
     else:
-        parts = [
-            ("correct", finite & certificate.correct, solid),
-            ("wrong", finite & ~certificate.correct, hatched),
-        ]
+        correct = certificate.counted(certificate.correct)
+        parts = [("correct", finite & correct, solid), ("wrong", finite & ~correct, hatched)]
     figure, axes = _figure()
     below = np.zeros(bins)
     for label, chosen, look in parts:
@@ -101,7 +99,7 @@ def radius_histogram(certificate, bins=40):
     infinite = len(radii) - finite.sum()
     axes.set(
         xlabel="certified radius: l2 norm, in units of the inputs",
-        ylabel="samples",
+        ylabel=f"{certificate.unit}s",
         xlim=(0, limit),
         ylim=(0, 1.05 * max(below.max(), 1)),
         title=f"not drawn: {infinite} with an infinite radius" if infinite else None,
@@ -109,12 +107,62 @@ def radius_histogram(certificate, bins=40):
     return _with_legend(figure)
 
 
-def _figure():
+def maps(certificate, epsilon, count=4):
+    """Samples in rows: input, labels, prediction, certified positions, radii.
+
+    Classes have colours of one palette; what is not certified at epsilon is white.
+    """
+    samples = certificate.extremes
+    if not samples or np.ndim(samples[0].radius) != 2:
+        raise ValueError(
+            "Maps are drawn of images, whose predictions have a height and a width. Received: "
+            f"{len(samples)} samples, predictions of shape {certificate.radii.shape}"
+        )
+    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    labelled = certificate.labels is not None
+    names = ["input", *(["label"] if labelled else []), "prediction"]
+    names += [f"certified at {epsilon:.3g}", "radius"]
+    figure = _blank(figsize=(1.45 * len(names) + 0.6, 1.45 * len(chosen) + 0.4))
+    axes = figure.subplots(len(chosen), len(names), squeeze=False)
+    ignored = getattr(certificate, "ignore_class", None)
+    most = max(
+        int(np.max(s.prediction if s.label is None else [s.prediction, s.label])) for s in samples
+    )
+    classes = {"cmap": "tab10" if most < 10 else "tab20", "vmin": -0.5}
+    classes |= {"vmax": 9.5 if most < 10 else 19.5, "interpolation": "nearest"}
+    finite = [s.radius[np.isfinite(s.radius)] for s in samples]
+    largest = max([float(r.max(initial=0.0)) for r in finite] + [1e-12])
+    for row, number in zip(axes, chosen):
+        sample = samples[number]
+        image = np.nan_to_num(np.asarray(sample.input, "float64"))
+        low, high = image.min(initial=0.0), max(image.max(initial=0.0), 1e-12)
+        shades = (image - low) / (high - low)
+        shades = shades if image.shape[-1] == 3 else shades.mean(axis=-1)
+        row[0].imshow(shades, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        parts = [sample.prediction, np.where(sample.radius > epsilon, sample.prediction, -1)]
+        if labelled:
+            parts = [np.where(sample.label == ignored, -1, sample.label), *parts]
+        for axis, values in zip(row[1:], parts):
+            axis.imshow(np.ma.masked_less(values, 0), **classes)
+        shown = row[-1].imshow(sample.radius, cmap="viridis", vmin=0, vmax=largest)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    for axis, name in zip(axes[0], names):
+        axis.set_title(name, fontsize="small")
+    figure.colorbar(shown, ax=axes[:, -1], shrink=0.8)
+    return figure
+
+
+def _blank(**settings):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"Figures need matplotlib: {installing('plot')}") from error
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    return Figure(layout="constrained", **settings)
+
+
+def _figure():
+    figure = _blank(figsize=_SIZE)
     axes = figure.subplots()
     axes.set_axisbelow(True)
     axes.grid(color="0.9")

@@ -137,19 +137,13 @@ class Extremes:
 
     def update(self, inputs, predictions, radii, labels):
         """Takes one batch."""
-        order = np.argsort(radii, kind="stable")
+        order = np.argsort(radii.reshape(len(radii), -1).mean(axis=1), kind="stable")
         for k in {*order[: self._count], *order[-self._count :]}:
-            label = None if labels is None else int(labels[k])
-            self._samples.append(
-                Sample(
-                    self._offset + int(k),
-                    np.array(inputs[k]),
-                    int(predictions[k]),
-                    label,
-                    float(radii[k]),
-                )
-            )
-        self._samples.sort(key=lambda s: (s.radius, s.index))
+            # Built-in numbers of one decision, arrays of many.
+            mine = [a if a is None else a[k].copy() for a in (predictions, labels, radii)]
+            mine = [a.item() if np.ndim(a) == 0 and a is not None else a for a in mine]
+            self._samples.append(Sample(self._offset + int(k), np.array(inputs[k]), *mine))
+        self._samples.sort(key=lambda s: (np.mean(s.radius), s.index))
         del self._samples[self._count : -self._count]
         self._offset += len(inputs)
         finite = np.isfinite(inputs)
@@ -171,10 +165,13 @@ class Extremes:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample: its place in the data, its input, prediction, label (or None) and radius."""
+    """One sample: its place in the data, its input, prediction, label (or None) and radius.
+
+    The last three are arrays of a sample of many decisions, and its order that of mean radii.
+    """
 
     index: int
     input: np.ndarray
-    prediction: int
-    label: int | None
-    radius: float
+    prediction: int | np.ndarray
+    label: int | np.ndarray | None
+    radius: float | np.ndarray

@@ -10,13 +10,8 @@ def rows(certificate):
     pairs = [("samples", str(len(certificate.radii)))]
     if certificate.unanswered:
         pairs.append(("samples without an answer, radius 0", str(certificate.unanswered)))
-    if certificate.labels is not None:
-        pairs.append(("clean accuracy", f"{certificate.clean_accuracy:.2%}"))
-        shares, name = certificate.certified_accuracy, "certified robust accuracy"
-    else:
-        shares, name = certificate.certified_share, "share of predictions certified"
-    pairs += [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
-    pairs.append(("median radius", f"{np.median(certificate.radii):.4g}"))
+    pairs += certificate.headlines()
+    pairs.append(("median radius", f"{np.median(certificate.counted(certificate.radii)):.4g}"))
     proof = "partly declared" if declared(certificate) else "proven"
     head = certificate.evidence.bound.head if certificate.evidence else None
     if certificate.constant == certificate.body_constant and not head:
@@ -44,6 +39,21 @@ def rows(certificate):
     return pairs
 
 
+def headlines(certificate, clean="clean accuracy", certified="certified robust accuracy"):
+    """(quantity, value) pairs of accuracies, or of shares that are certified without labels."""
+    if certificate.labels is None:
+        pairs, shares, certified = [], certificate.certified_share, "share of predictions certified"
+    else:
+        pairs = [(clean, f"{certificate.clean_accuracy:.2%}")]
+        shares = certificate.certified_accuracy
+    return pairs + at_epsilons(certified, shares)
+
+
+def at_epsilons(name, shares):
+    """(quantity, value) pairs of {epsilon: share}."""
+    return [(f"{name} at epsilon = {e:.4g}", f"{share:.2%}") for e, share in shares.items()]
+
+
 def _constant(value):
     """Ten digits."""
     return f"{value:#.10g}"
@@ -54,12 +64,12 @@ def explanation(certificate):
     kept = "every perturbation of the input of l2 norm up to epsilon"
     if certificate.labels is None:
         return (
-            "Certified at epsilon: the share of samples whose prediction, right or wrong, provably "
-            f"stays the same under {kept}."
+            f"Certified at epsilon: the share of {certificate.unit}s whose prediction, right "
+            f"or wrong, provably stays the same under {kept}."
         )
     return (
-        "Certified robust accuracy (CRA) at epsilon: the share of samples that are classified "
-        f"correctly and provably stay so under {kept}."
+        f"Certified robust accuracy (CRA) at epsilon: the share of {certificate.unit}s that are "
+        f"classified correctly and provably stay so under {kept}."
     )
 
 
@@ -207,9 +217,9 @@ def promise(certificate):
         )
     paragraphs = [
         f"Promised: the function the stored weights define, in real arithmetic, {_who(certificate)}"
-        " for every perturbation of the input whose l2 norm is below the sample's "
-        f"radius. {bound} Logits were evaluated in float64, and what rounding can have done to "
-        "them, E, is subtracted."
+        " for every perturbation of the input whose l2 norm is below the "
+        f"{certificate.unit}'s radius. {bound} Logits were evaluated in float64, and what rounding "
+        "can have done to them, E, is subtracted."
     ]
     if certificate.arithmetic != "real":
         paragraphs[0] += (
@@ -223,7 +233,8 @@ def promise(certificate):
         paragraphs.append(
             f"The model computes in {precision}: the certificate speaks of its stored weights in "
             f"real arithmetic, not of what {precision} execution predicts; the two differ on "
-            f"{certificate.low_precision_differences} of {len(certificate.radii)} samples. "
+            f"{certificate.low_precision_differences} of {certificate.radii.size} "
+            f"{certificate.unit}s. "
             f"The program in {precision} is not certified."
         )
     less = (

@@ -142,11 +142,9 @@ def test_bad_batch_size(batch_size):
 
 
 def test_not_a_classifier():
-    model = keras.Sequential([keras.Input((4, 4, 3)), lip.layers.OrthogonalDense(3)])
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.ops.sum(inputs, axis=-1))
     with pytest.raises(ValueError, match=r"logits of shape \(batch, classes\).*Received"):
-        lip.certify(model, np.zeros((1, 4, 4, 3)), verbose=0)
-    model = keras.Sequential([keras.Input((4,)), lip.layers.NormalizedDense(1)])
-    with pytest.raises(ValueError, match=r"two classes at least"):
         lip.certify(model, np.zeros((1, 4)), verbose=0)
 
 

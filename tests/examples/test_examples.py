@@ -104,6 +104,26 @@ def test_attacks_stay_above_the_certificate(tmp_path):
 
 @pytest.mark.slow
 @on_torch
+def test_segmentation(tmp_path):
+    """Certified pixels beyond what the same network, trained plainly, comes to."""
+    size = ["--epochs", "3", "--width", "16", "--depth", "2", "--output", str(tmp_path / "out")]
+    text = run("segmentation.py", *size)
+    rows = re.findall(r"^\| (LipNeXt blocks|plain) \| (.*) \|$", text, flags=re.M)
+    shares = {name: [float(s) for s in re.findall(r"([0-9.]+) %", row)] for name, row in rows}
+    ours, plain = shares["LipNeXt blocks"], shares["plain"]
+    assert ours[0] > 70
+    assert all(a > b for a, b in zip(ours[2:5], plain[2:5]))
+    assert all(a >= b for a, b in zip(ours[5:], plain[5:]))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "segmentation.png",
+        "certified_accuracy.png",
+        "segmentation.md",
+        "model.keras",
+    }
+
+
+@pytest.mark.slow
+@on_torch
 def test_layer_zoo(tmp_path):
     size = ["--epochs", "2", "--width", "64", "--depth", "2", "--output", str(tmp_path / "out")]
     text = run("layer_zoo.py", *size)

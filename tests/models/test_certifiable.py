@@ -188,8 +188,39 @@ def test_the_head_must_be_linear():
     with pytest.raises(ValueError, match=r"ends in a linear head.*\(MaxMin\).*Softmax belongs"):
         lip.CertifiableModel(inputs, lip.layers.MaxMin()(inputs))
     images = keras.Input((4, 4, 6))
-    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):
-        lip.CertifiableModel(images, lip.layers.NormalizedDense(3)(images))
+    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 6\)"):
+        lip.CertifiableModel(images, lip.layers.BetaAbs(0.5)(images))
+
+
+def test_a_prediction_at_each_position():
+    """Loss and metric are those of the positions as samples; the certificate's, but for K."""
+    inputs = keras.Input((3, 4, 6))
+    x = lip.layers.BetaAbs(0.5)(lip.layers.OrthogonalDense(6)(inputs))
+    model = lip.CertifiableModel(inputs, lip.layers.NormalizedDense(3)(x))
+    flat_input = keras.Input((6,))
+    z = lip.layers.BetaAbs(0.5)(lip.layers.OrthogonalDense(6)(flat_input))
+    flat = lip.CertifiableModel(flat_input, lip.layers.NormalizedDense(3)(z))
+    flat.set_weights(model.get_weights())
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(size=(8, 3, 4, 6)).astype("float32"), rng.integers(0, 3, (8, 3, 4))
+    logs = []
+    for network, inputs, labels in (
+        (model, x, y),
+        (model, x, y[..., None]),
+        (model, x, np.eye(3, dtype="float32")[y]),
+        (flat, x.reshape(-1, 6), y.ravel()),
+    ):
+        metric = lip.metrics.CertifiedAccuracy(0.05)
+        network.compile("sgd", lip.losses.EMMA(0.1, ramp=0), metrics=[metric])
+        logs.append(network.evaluate(inputs, labels, batch_size=96, return_dict=True, verbose=0))
+    for found in logs[:3]:
+        assert found == pytest.approx(logs[3], rel=1e-5)
+    certificate = model.certify(x, y, epsilons=(0.05,), verbose=0)
+    assert certificate.certified_accuracy[0.05] == pytest.approx(logs[0]["certified_accuracy"])
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"]).all()
+    y[0, 0, 0] = 3
+    with pytest.raises(ValueError, match="3 classes: labels are whole numbers"):
+        model.fit(x, y, verbose=0)
 
 
 def test_unknown_arguments_are_named():
@@ -739,5 +770,4 @@ def test_one_logit():
     model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
     x, y = vectors()
     assert np.isfinite(model.fit(x, y % 2, verbose=0).history["loss"]).all()
-    with pytest.raises(ValueError, match=r"one logit.*two classes, the kernel \[0, w\]"):
-        model.certify(x, verbose=0)
+    assert model.certify(x, y % 2, verbose=0).predictions.shape == (len(x),)

@@ -61,8 +61,9 @@ class Rule:
     Attributes:
         function: `rule(layer, context)`.
         proven: Whether it comes with the library.
-        head: The class is a linear map of vectors by `kernel`, shape (inputs, outputs), with an
-            activation at most: as the last layer of a model it has pairwise constants.
+        head: The class is a linear map by `kernel`, shape (inputs, outputs), or a convolution, with
+            an activation at most: as the last layer of a model it has pairwise constants, where it
+            acts on each position alone.
         converts: It turns whole numbers into floating point ones before it computes, or only
             rearranges them.
         identity: It returns its input at inference.
@@ -227,6 +228,11 @@ class Context:
         if not exact:
             raise self.refusal(f"float64 does not hold its values of dtype {array.dtype}")
         return wide
+
+    def matrix(self, kernel):
+        """The stored values of a head's kernel, shape (features, logits), of a 1 x 1 kernel too."""
+        values = self.array(kernel)
+        return values.reshape(values.shape[-2:])
 
     def equal_sides(self):
         """Whether sides that are unknown may be taken to be equal: only the data can tell."""

@@ -215,7 +215,7 @@ def einsum_dense(layer, context):
     yield from _bias_and_activation(layer, context, blocks.shape[1])
 
 
-@library_rule(kl.Conv1D, kl.Conv2D, kl.Conv3D)
+@library_rule(kl.Conv1D, kl.Conv2D, kl.Conv3D, head=True)
 def convolution(layer, context):
     _check_plain(layer, context)
     check_convolution(context)
