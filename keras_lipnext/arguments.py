@@ -49,9 +49,9 @@ def share(name: str, value: float) -> float:
     return value
 
 
-def are_shares(shape: Sequence[int], classes: int) -> bool:
+def are_shares(shape: Sequence[int], classes: int, rank: int = 2) -> bool:
     """Whether labels of this shape are rows of shares of the classes, one-hot ones included.
 
-    Of one class there are none: shape (n, 1) holds integers.
+    Of one class there are none: shape (n, 1) holds integers. `rank` is that of the logits.
     """
-    return len(shape) == 2 and shape[1] == classes > 1
+    return len(shape) == rank and shape[-1] == classes > 1

@@ -146,7 +146,9 @@ def _stretch(step):
 def _is_head(step):
     """Whether the step is a plain linear map of vectors, so that pairwise constants apply."""
     layer, rule = step.operation, find_rule(step)
-    if rule is None or not (rule.head and rule.proven) or len(step.output_shapes[0]) != 2:
+    if rule is None or not (rule.head and rule.proven) or len(step.output_shapes[0]) < 2:
+        return False
+    if getattr(layer, "axis", -1) not in (-1, len(step.output_shapes[0]) - 1):
         return False
     if unusual_arguments(layer, step.args, step.kwargs) or getattr(layer, "lora_enabled", False):
         return False

@@ -97,7 +97,8 @@ class CertifiableModel(keras.Model):
 
     Args:
         inputs: `keras.Input`.
-        outputs: Symbolic logits, shape (batch, classes), made by the head.
+        outputs: Symbolic logits, shape (batch, classes), or (batch, ..., classes) of dense outputs,
+            made by the head.
         name: Name of the model.
 
     Raises:
@@ -115,7 +116,8 @@ class CertifiableModel(keras.Model):
             last = keras_private.node_of(self.outputs[0]).operation
             raise ValueError(
                 "A CertifiableModel ends in a linear head that makes logits of shape (batch, "
-                "classes), keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
+                "classes), or of each position (batch, ..., classes), "
+                "keras_lipnext.layers.NormalizedDense(classes). Received: last layer "
                 f"'{last.name}' ({type(last).__name__}), output shape {self.output_shape}. "
                 "Softmax belongs into the loss."
             )
@@ -311,7 +313,7 @@ class CertifiableModel(keras.Model):
 
         def step_on_checked(data):
             if self._certifies_labels():
-                check = functools.partial(with_labels_checked, classes=self.output_shape[-1])
+                check = functools.partial(with_labels_checked, output_shape=self.output_shape)
                 data = self.distribute_strategy.run(check, args=(data,))
             return step_func(data)
 
@@ -348,7 +350,7 @@ class CertifiableModel(keras.Model):
 
     def _check_labels(self, y):
         if self._certifies_labels():
-            check_labels(y, self.output_shape[-1])
+            check_labels(y, self.output_shape)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains, as `keras.Model.fit`, keeping count of the progress for the losses' ramps.
