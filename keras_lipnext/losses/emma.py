@@ -48,8 +48,8 @@ class CertifiedLoss(keras.losses.Loss):
     `CertifiableModel` refuses it before a step is taken.
 
     Of dense outputs, logits of shape (batch, ..., classes), each position is a sample: its labels
-    have shape (batch, ...), (batch, ..., 1) or (batch, ..., classes), and so have sample weights
-    (batch, ...).
+    have shape (batch, ...), (batch, ..., 1) or (batch, ..., classes). Sample weights are of
+    samples, shape (batch,), or of positions, (batch, ...).
     """
 
     def __init__(
@@ -116,6 +116,14 @@ class CertifiedLoss(keras.losses.Loss):
         raise NotImplementedError(
             f"{type(self).__name__} must define `demanded_share(d, margin)`: see CertifiedLoss."
         )
+
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        missing = 0 if sample_weight is None else len(y_pred.shape) - 1 - len(sample_weight.shape)
+        if missing > 0:  # of images: Keras would take them for weights of the last positions
+            sample_weight = ops.reshape(sample_weight, (*sample_weight.shape, *[1] * missing))
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self._distances is None:
