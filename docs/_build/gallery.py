@@ -23,6 +23,7 @@ EXAMPLES = {
     "custom_model": ("torch", [], ""),
     "attack": ("jax", ["--samples", "60", "--steps", "20"], "robust_accuracy.png"),
     "layer_zoo": ("torch", [], "layer_zoo.png"),
+    "time_series": ("torch", [], "time_series.png"),
     "mnist": ("tensorflow", ["--smoke", "--epochs", "6"], None),
     "cifar10": ("torch", ["--smoke", "--epochs", "6"], None),
     "imagenet": ("jax", ["--smoke"], None),
