@@ -48,14 +48,14 @@ def files(root, count):
 
 def passes(source, side, batch):
     """{augmentation: one pass through the training images}."""
-    import _pipeline
+    from image_training import pipeline
 
-    crop = functools.partial(_pipeline.random_resized_crop, size=side)
-    prepare = functools.partial(_pipeline.central_crop, size=side)
+    crop = functools.partial(pipeline.random_resized_crop, size=side)
+    prepare = functools.partial(pipeline.central_crop, size=side)
 
     def one(name):
-        augment = _pipeline.augmentation(name, crop, prepare)
-        batches = _pipeline.training(source, batch, augment, seed=0, epoch=_pipeline.Epoch())
+        augment = pipeline.augmentation(name, crop, prepare)
+        batches = pipeline.training(source, batch, augment, seed=0, epoch=pipeline.Epoch())
         return lambda: [None for _ in batches]
 
     return {name: one(name) for name in AUGMENTATIONS}
@@ -98,7 +98,7 @@ def measure(arguments, source, size, side, batch):
 
 def measure_all(arguments):
     import keras
-    from _sources import Folders
+    from image_training.sources import Folders
 
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)

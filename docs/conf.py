@@ -17,6 +17,7 @@ python_maximum_signature_line_length = 72
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+html_domain_indices = False
 html_title = "keras_lipnext"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

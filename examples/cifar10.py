@@ -3,13 +3,14 @@
     KERAS_BACKEND=jax python examples/cifar10.py --smoke          (a minute, needs no data)
     KERAS_BACKEND=jax python examples/cifar10.py                  (Keras downloads the images)
     KERAS_BACKEND=jax python examples/cifar10.py --data FILE      (an .npz: train_images, ...)
+    KERAS_BACKEND=jax python examples/cifar10.py --generated FILE (an .npz: images, labels)
 
     pip install -e '.[jax,plot]'                                  (or torch, or tensorflow)
 
 An archive holds uint8 arrays train_images (n, 32, 32, 3), train_labels (n,), test_images,
 test_labels; or JPEG files one after the other, train_bytes, and where they begin, train_offsets.
-Killed and started again with the same arguments, it goes on with the epoch it was in. Writes
-log.csv, best.keras, model.keras, certificate.html and certificate.json to a folder.
+Started again with the same arguments, it goes on with the epoch in which it was killed. Writes to a
+folder: log.csv, best.keras, model.keras, certificate.html, certificate.json.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pathlib
 
 import keras
 import numpy as np
+from image_training import generated
 
 import keras_lipnext as lip
 
@@ -108,14 +110,12 @@ def main(arguments):
         ),
         lip.callbacks.BackupAndRestore(folder / "backup", seed=arguments.seed),
     ]
-    model.fit(
-        *train,
-        batch_size=arguments.batch_size,
-        epochs=arguments.epochs,
-        validation_data=held_out,
-        callbacks=callbacks,
-        verbose=2,
-    )
+    batches = {"x": train[0], "y": train[1], "batch_size": arguments.batch_size}
+    if arguments.generated:
+        made, share = generated.load(arguments.generated, arguments.labeller), arguments.share
+        batches = {"x": generated.Mixed(train, made, share, arguments.batch_size)}
+    settings = {"epochs": arguments.epochs, "validation_data": held_out, "callbacks": callbacks}
+    model.fit(**batches, **settings, verbose=2)
     model.save(folder / "model.keras")
 
     certificate = model.certify(*test, epsilons=EPSILONS)
@@ -132,6 +132,9 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--data", help="an .npz file; without, Keras downloads the images")
     add("--smoke", action="store_true", help="a small network, few images made up, 3 epochs")
+    add("--generated", help="an .npz file of generated images, mixed into each batch")
+    add("--generated-share", dest="share", type=float, default=0.75, help="of each batch (0.75)")
+    add("--labeller", help="a model file or preset that labels generated images without labels")
     add("--epochs", type=int, default=100, help="passes over the data (100)")
     add("--depth", type=int, default=8, help="number of blocks (8)")
     add("--width", type=int, default=256, help="number of channels (256)")
@@ -142,7 +145,6 @@ if __name__ == "__main__":
     add("--learning-rate", type=float, default=0.014, help="radians a step (0.014)")
     add("--seed", type=int, default=0, help="of weights, shuffling, augmentation (0)")
     add("--output", default="runs/cifar10", help="folder (runs/cifar10)")
-    small = {"epochs": 3, "depth": 2, "width": 64, "batch_size": 32}
     if parser.parse_known_args()[0].smoke:
-        parser.set_defaults(**small)
+        parser.set_defaults(epochs=3, depth=2, width=64, batch_size=32)
     main(parser.parse_args())

@@ -22,9 +22,7 @@ interruption, it goes on with the epoch that was interrupted.
 
 import functools
 
-import _recipe
-import _smoke
-import _sources
+from image_training import recipe, smoke, sources
 
 SMOKE = {
     "size": None,
@@ -40,21 +38,21 @@ SMOKE = {
 
 
 def main(arguments):
-    with _sources.opened(arguments, make=_smoke.class_folders) as source:
-        import _pipeline
+    with sources.opened(arguments, make=smoke.class_folders) as source:
+        from image_training import pipeline
 
         side = arguments.image_size
-        _recipe.run(
+        recipe.run(
             arguments,
             source,
             input_shape=(side, side, 3),
-            crop=functools.partial(_pipeline.random_resized_crop, size=side),
-            prepare=functools.partial(_pipeline.central_crop, size=side),
+            crop=functools.partial(pipeline.random_resized_crop, size=side),
+            prepare=functools.partial(pipeline.central_crop, size=side),
         )
 
 
 if __name__ == "__main__":
-    parser = _recipe.parser(
+    parser = recipe.parser(
         __doc__,
         "imagenet",
         dataset="imagenet2012",
@@ -68,4 +66,4 @@ if __name__ == "__main__":
         epsilons=[36 / 255, 72 / 255, 108 / 255],
     )
     parser.add_argument("--image-size", type=int, default=224, help="in pixels (224)")
-    main(_recipe.parse(parser, SMOKE))
+    main(recipe.parse(parser, SMOKE))

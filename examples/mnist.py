@@ -13,7 +13,7 @@ train_labels (n,), test_images, test_labels. What is written, and how to go on a
 interruption, is as in imagenet.py.
 """
 
-import _recipe
+from image_training import recipe
 
 SMOKE = {
     "depth": 2,
@@ -24,7 +24,7 @@ SMOKE = {
 
 
 if __name__ == "__main__":
-    parser = _recipe.parser(
+    parser = recipe.parser(
         __doc__,
         "mnist",
         dataset="mnist",
@@ -41,5 +41,5 @@ if __name__ == "__main__":
         learning_rate=0.008,
         epsilons=[0.1, 0.3, 0.5],
     )
-    arguments = _recipe.parse(parser, SMOKE)
-    _recipe.run_small(arguments, side=28, channels=1, padding=2, flip=False)
+    arguments = recipe.parse(parser, SMOKE)
+    recipe.run_small(arguments, side=28, channels=1, padding=2, flip=False)

@@ -4,7 +4,8 @@
     python examples/torch_ddp.py           # one process: the same result
 
 `torchrun` starts processes on several machines, too. Each works on its part of every batch;
-DistributedDataParallel averages the gradients, and the same optimizer takes the same step in each.
+DistributedDataParallel averages the gradients, and the optimizer's steps along the manifold are
+shared: each process takes those of some of the matrices, and sends the others its results.
 Process 0 writes the model. On GPUs by NCCL, on CPUs by gloo.
 """
 
@@ -38,6 +39,8 @@ def train(arguments, process, processes):
     )
     forward = torch.nn.parallel.DistributedDataParallel(model) if processes > 1 else model
     variables, optimizer = model.trainable_variables, model.optimizer
+    if processes > 1:
+        optimizer.share_steps()
     (x, y), _ = digits()
     for step, batch in enumerate(batches(arguments.batch_size, arguments.steps, arguments.seed)):
         mine = np.array_split(batch, processes)[process]

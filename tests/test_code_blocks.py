@@ -97,8 +97,8 @@ def check_command(words, where):
             (script,) = [a for a in arguments if a.endswith(".py")]
             flags = {a for a in arguments[arguments.index(script) :] if a.startswith("--")}
             text = (ROOT / script).read_text()
-            if "_recipe" in text:
-                text += (ROOT / "examples" / "_recipe.py").read_text()
+            if "image_training" in text:
+                text += (ROOT / "examples" / "image_training" / "recipe.py").read_text()
             assert flags <= set(re.findall(r"--[\w-]+", text)), where
         case ["git", *_] | ["cd", _] | []:
             pass

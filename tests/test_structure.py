@@ -1,6 +1,7 @@
 """The house's rules that a reader relies on, checked on the source."""
 
 import ast
+import functools
 import graphlib
 import pathlib
 
@@ -151,6 +152,15 @@ def defined(path):
 
 
 PRIVATE = "backend/keras_private.py"
+
+
+@functools.cache
+def own_names():
+    """(names that this package defines outside of PRIVATE, names that PRIVATE reads or sets)."""
+    ours = {name for file in modules() if file != PACKAGE / PRIVATE for name in defined(file)}
+    return ours, {name for _, name in attributes(PACKAGE / PRIVATE)}
+
+
 OF_OTHERS = {"sys": {"_getframe"}, "torch": {"_foreach_copy_"}}
 
 
@@ -161,8 +171,7 @@ def test_one_file_knows_private_names_of_keras(path):
     assert not any(name.startswith("keras.src") for name in imported(path))
     strings = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
     assert not any("keras.src" in n.value for n in strings if isinstance(n.value, str))
-    ours = {name for file in modules() if file != PACKAGE / PRIVATE for name in defined(file)}
-    theirs = {name for _, name in attributes(PACKAGE / PRIVATE)}
+    ours, theirs = own_names()
     for owner, name in attributes(path):
         if name.startswith("_") and not name.startswith("__"):
             known = name in OF_OTHERS.get(owner, ()) or owner == "super()"

@@ -25,18 +25,26 @@ from keras_lipnext.backend.precision import (
     reduced_float32,
 )
 from keras_lipnext.backend.programs import compiled, one_program
-from keras_lipnext.backend.sharding import devices_of, sharding_of
+from keras_lipnext.backend.sharding import (
+    check_process_group,
+    devices_of,
+    in_shares,
+    processes_of,
+    sharding_of,
+)
 from keras_lipnext.backend.torch_module import torch_module
 
 __all__ = [
     "assign_stacked",
     "call_in_float64",
     "check_each",
+    "check_process_group",
     "compiled",
     "devices_of",
     "float64_scope",
     "gradient",
     "has_value",
+    "in_shares",
     "indirect_convolutions",
     "inference_scope",
     "matmul",
@@ -44,6 +52,7 @@ __all__ = [
     "on_cpu",
     "one_program",
     "processes",
+    "processes_of",
     "reduced_float32",
     "replicas",
     "rows",

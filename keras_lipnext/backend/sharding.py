@@ -1,4 +1,4 @@
-"""Stacks of matrices on several devices (JAX): each device steps whole matrices of its own."""
+"""Stacks of matrices on several devices (JAX) or processes (PyTorch): each steps some, whole."""
 
 import keras
 import numpy as np
@@ -67,3 +67,52 @@ def _layouts(sharding):
 def _laid_out(tensor, sharding):
     # Keras constrains tensors inside jit and moves those outside.
     return keras.distribution.distribute_tensor(tensor, sharding)
+
+
+def check_process_group():
+    """Raises unless this is PyTorch and one of the processes of `torch.distributed`."""
+    if keras.backend.backend() != "torch":
+        raise ValueError(
+            "Processes share steps on PyTorch alone: on JAX keras.distribution deals the matrices "
+            f"out to devices by itself. Received: KERAS_BACKEND={keras.backend.backend()}"
+        )
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        raise ValueError(
+            "Processes that share steps need torch.distributed.init_process_group first: start "
+            "them by torchrun, see examples/torch_ddp.py."
+        )
+
+
+def processes_of(group):
+    """Number of processes of a group of `torch.distributed`, None for all of them."""
+    from torch import distributed
+
+    return distributed.get_world_size(group)
+
+
+def in_shares(function, stacks, group):
+    """What `function` makes of stacks, computed by each process for its share of the members.
+
+    Args:
+        function: Of stacks of as many members; returns a list of such stacks. Members do not mix.
+        stacks: Tensors of the same first dimension, equal in all processes.
+        group: Of `torch.distributed`, None for all processes.
+
+    Returns:
+        List of stacks, the same bits in all processes.
+    """
+    import torch
+    from torch import distributed
+
+    count, processes = len(stacks[0]), processes_of(group)
+    share = -(-count // processes)
+    mine = (torch.arange(share) + share * distributed.get_rank(group)) % count
+    results = function(*(stack[mine.to(stack.device)] for stack in stacks))
+    gathered = []
+    for result in results:
+        parts = [torch.empty_like(result) for _ in range(processes)]
+        distributed.all_gather(parts, result.contiguous(), group=group)
+        gathered.append(torch.cat(parts)[:count])
+    return gathered

@@ -40,8 +40,8 @@ class BackupAndRestore(Resuming, keras.callbacks.BackupAndRestore):
     `keras.utils.PyDataset` that orders itself in `on_epoch_begin`. Not where it follows from what
     happened before: a generator, `tf.data`'s own `shuffle`, arrays with `steps_per_epoch`, a
     `PyDataset` of several workers without `shuffle=False`; and on TensorFlow, arrays without
-    `shuffle=False`. (For `tf.data` see examples/_pipeline.py.) These, too, continue with the right
-    weights.
+    `shuffle=False`. (For `tf.data` see examples/image_training/pipeline.py.) These, too, continue
+    with the right weights.
 
     The callbacks beside it in the list go on, too: what has changed in their attributes since
     training began is kept with each epoch, if it is None, a number, text, a NumPy array, a variable

@@ -106,6 +106,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
         self.precision = precision
         self.schedule = schedule
         self._progress: Callable[[], Tensor] | None = None
+        # (group of processes,) that share the steps of matrices.
+        self._sharing: tuple[Any] | None = None
 
     def bind(self, progress: Callable[[], Tensor]) -> Self:
         """Tells `schedule` where the training stands; `CertifiableModel.compile` does it.
@@ -115,6 +117,33 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
                 negative number while no `fit` runs, where the schedule does not act.
         """
         self._progress = progress
+        return self
+
+    def share_steps(self, group: Any = None) -> Self:
+        """Has each process take the steps of its share of the matrices (PyTorch).
+
+        For processes that hold the same weights and gradients, as `DistributedDataParallel` leaves
+        them: each computes what is costly, the step along the manifold, for 1 / processes of the
+        matrices of one shape, and gets the others' results, points and moments. Without it each
+        takes all steps. Call it in all processes, and then the optimizer in all of them, too.
+        It is not saved with the optimizer.
+
+        Example:
+
+        ```python title="Not run: needs processes started by torchrun"
+        torch.distributed.init_process_group("nccl")
+        forward = torch.nn.parallel.DistributedDataParallel(model)
+        model.optimizer.share_steps()
+        ```
+
+        Args:
+            group: Process group of `torch.distributed`, None for all processes.
+
+        Raises:
+            ValueError: on JAX and TensorFlow, or before `init_process_group`.
+        """
+        backend.check_process_group()
+        self._sharing = (group,)
         return self
 
     def _scheduled(self, schedule: keras.optimizers.schedules.LearningRateSchedule) -> Tensor:
@@ -195,6 +224,8 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             entries = STACK_ENTRIES if backend.on_cpu() else ACCELERATOR_STACK_ENTRIES
             count = max(1, entries // max(1, math.prod(shape)))
             count *= backend.devices_of(sharding)
+            if self._sharing:
+                count *= backend.processes_of(*self._sharing)
             for first in range(0, len(members), count):
                 self._step(members[first : first + count], learning_rate)
 
@@ -213,7 +244,7 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             rate = ops.cast(self.decay, "float32")
             if marked:
                 rate = rate * ops.cast(learning_rate, "float32")
-                new, state = self._step_on_manifold(x, gradient, rate, state)
+                new, state = self._manifold_steps(x, gradient, rate, state)
             else:
                 rate = rate * ops.cast(self._euclidean_rate(learning_rate), "float32")
                 gradient = ops.cast(gradient, x.dtype)
@@ -239,6 +270,20 @@ class ManifoldOptimizer(keras.optimizers.Optimizer):
             f"{type(self).__name__} must define `manifold_step(x, gradient, learning_rate, "
             "moments)`: see ManifoldOptimizer."
         )
+
+    def _manifold_steps(
+        self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`_step_on_manifold`, which processes share if they are to."""
+        if not self._sharing or len(x) == 1:
+            return self._step_on_manifold(x, gradient, learning_rate, moments)
+
+        def stepped(x: Tensor, gradient: Tensor, *moments: Tensor) -> list[Tensor]:
+            new, found = self._step_on_manifold(x, gradient, learning_rate, list(moments))
+            return [new, *found]
+
+        new, *found = backend.in_shares(stepped, (x, gradient, *moments), *self._sharing)
+        return new, found
 
     def _step_on_manifold(
         self, x: Tensor, gradient: Tensor, learning_rate: Tensor, moments: list[Tensor]

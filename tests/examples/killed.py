@@ -13,8 +13,8 @@ script = pathlib.Path(sys.argv[1])
 sys.path.insert(0, str(script.parent))
 sys.argv = sys.argv[1:]
 
-import _recipe  # noqa: E402
 import keras  # noqa: E402
+from image_training import recipe  # noqa: E402
 
 
 class Kill(keras.callbacks.Callback):
@@ -28,6 +28,6 @@ class Kill(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-own = _recipe.callbacks
-_recipe.callbacks = lambda *arguments: [*own(*arguments), Kill()]
+own = recipe.callbacks
+recipe.callbacks = lambda *arguments: [*own(*arguments), Kill()]
 runpy.run_path(str(script), run_name="__main__")

@@ -19,6 +19,8 @@ import pytest
 from data import to_numpy, virtual_devices
 from PIL import Image
 
+import keras_lipnext as lip
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Of examples that share their recipe, or whose parts have tests of their own on every backend, each
@@ -183,6 +185,71 @@ def test_cifar10_smoke(tmp_path):
     check_records(tmp_path / "out", text, epochs=3)
     assert "Certified on 160 test images" in text
     assert len((ROOT / "examples" / "cifar10.py").read_text().splitlines()) <= 150
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_cifar10_with_generated_images(tmp_path):
+    import cifar10
+
+    images, labels = cifar10.made_up(300, 7)
+    np.savez(tmp_path / "made.npz", images=images, labels=labels)
+    given = ["--generated", str(tmp_path / "made.npz"), "--output", str(tmp_path / "out")]
+    text = run("cifar10.py", "--smoke", *given)
+    check_records(tmp_path / "out", text, epochs=3)
+    # 456 real images in batches of 8 real and 24 generated ones.
+    assert "57/57" in text and "Certified on 160 test images" in text
+
+
+@pytest.mark.once
+def test_generated_images_are_mixed_in(tmp_path):
+    """Each real image once an epoch, the share asked for, other orders in other epochs."""
+    from image_training import generated
+
+    real = np.full((40, 2, 2, 3), 0.5, "float32"), np.arange(40)
+    made = np.full((5, 2, 2, 3), 255, "uint8"), 100 + np.arange(5)
+    np.random.seed(0)
+    batches = generated.Mixed(real, made, 0.75, 16)
+    epochs = []
+    for _ in range(2):
+        batches.on_epoch_begin()
+        x, y = (np.stack(parts) for parts in zip(*(batches[i] for i in range(len(batches)))))
+        assert x.shape == (10, 16, 2, 2, 3) and x.dtype == "float32"
+        assert (x[:, :4] == 0.5).all() and (x[:, 4:] == 1).all()
+        assert sorted(y[:, :4].ravel()) == list(range(40))
+        assert np.array_equal(np.bincount(y[:, 4:].ravel())[100:], [24] * 5)
+        epochs.append(y)
+    assert not np.array_equal(*epochs)
+    np.random.seed(0)
+    again = generated.Mixed(real, made, 0.75, 16)
+    again.on_epoch_begin()
+    assert np.array_equal(again[0][1], epochs[0][0])
+    for share in (0.0, 1.0, 0.01):
+        with pytest.raises(SystemExit, match="needs real and generated images"):
+            generated.Mixed(real, made, share, 16)
+    with pytest.raises(SystemExit, match="must have the shape"):
+        generated.Mixed(real, (made[0][:, :1], made[1]), 0.75, 16)
+
+
+@pytest.mark.once
+def test_generated_images_are_labelled_by_a_model(tmp_path):
+    from image_training import generated
+
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), "uint8")
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(30)[:, None])
+    np.savez(tmp_path / "bare.npz", images=images)
+    np.savez(tmp_path / "floats.npz", images=images / 255)
+    assert np.array_equal(generated.load(tmp_path / "labelled.npz")[1], np.arange(30))
+    model = lip.LipNeXt.from_preset("digits_tiny")
+    answers = np.argmax(model.predict(images.astype("float32") / 255, verbose=0), axis=-1)
+    found = generated.load(tmp_path / "bare.npz", "digits_tiny")
+    assert np.array_equal(found[0], images) and np.array_equal(found[1], answers)
+    model.save(tmp_path / "model.keras")
+    saved = generated.load(tmp_path / "labelled.npz", str(tmp_path / "model.keras"))
+    assert np.array_equal(saved[1], answers)
+    for name, message in (("bare", "--labeller"), ("floats", "of uint8")):
+        with pytest.raises(SystemExit, match=message):
+            generated.load(tmp_path / f"{name}.npz")
 
 
 @pytest.mark.once

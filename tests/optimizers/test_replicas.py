@@ -1,6 +1,12 @@
+import pathlib
+import subprocess
+import sys
+
 import keras
 import pytest
 from data import output_of, virtual_devices
+
+import keras_lipnext as lip
 
 
 @pytest.mark.slow
@@ -18,3 +24,21 @@ def test_eight_devices_take_the_same_steps_in_an_eighth_of_the_memory():
     assert "shards are small" in text
     # XLA's warning that it gives every device all parts on the way from one layout to another.
     assert "full rematerialization" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed")
+def test_two_processes_take_the_steps_of_half_of_the_matrices_each():
+    script = pathlib.Path(__file__).with_name("shared_steps.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, script], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "two processes share the steps" in done.stdout
+
+
+def test_steps_are_shared_by_processes_of_pytorch_alone():
+    optimizer = lip.optimizers.ManifoldMuon(0.01)
+    with pytest.raises(ValueError, match=r"init_process_group first|keras\.distribution"):
+        optimizer.share_steps()

@@ -156,7 +156,7 @@ def augmentation(name, crop, prepare, flip=True, strength=0.1):
     """The function of (encoded image, seed) that `training` takes.
 
     Args:
-        name: One of `_recipe.AUGMENTATIONS`: "none" is `prepare`; "basic" crops and flips;
+        name: One of `recipe.AUGMENTATIONS`: "none" is `prepare`; "basic" crops and flips;
             "randaugment" adds Keras' RandAugment, "keras-cv" that of keras-cv.
         crop: Function of (encoded image, seed).
         prepare: Function of an encoded image.

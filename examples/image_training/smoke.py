@@ -24,7 +24,8 @@ def images(count, classes, height, width, channels, generator):
 def class_folders(root, classes=4):
     """Writes JPEG files of two sizes to `root/train/CLASS` and `root/val/CLASS`."""
     import numpy as np
-    from _pipeline import tf
+
+    from image_training.pipeline import tf
 
     generator = np.random.default_rng(0)
     for part, count in (("train", TRAIN), ("val", TEST)):

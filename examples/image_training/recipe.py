@@ -193,19 +193,18 @@ def summary(arguments, source, network, steps, parts):
 
 def run_small(arguments, side, channels, padding, flip=True):
     """`run` on images that are small, all of one size, and shifted by up to `padding` pixels."""
-    import _smoke
-    import _sources
+    from image_training import smoke, sources
 
-    make = functools.partial(_smoke.archive, side=side, channels=channels)
-    with _sources.opened(arguments, make) as source:
-        import _pipeline
+    make = functools.partial(smoke.archive, side=side, channels=channels)
+    with sources.opened(arguments, make) as source:
+        from image_training import pipeline
 
         run(
             arguments,
             source,
             input_shape=(side, side, channels),
-            crop=functools.partial(_pipeline.random_shift, padding=padding, channels=channels),
-            prepare=functools.partial(_pipeline.whole, channels=channels),
+            crop=functools.partial(pipeline.random_shift, padding=padding, channels=channels),
+            prepare=functools.partial(pipeline.whole, channels=channels),
             flip=flip,
         )
 
@@ -214,27 +213,26 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
     """Trains, certifies on the test images, once, and writes everything to `--output`.
 
     Args:
-        source: As in _sources.py.
+        source: As in sources.py.
         input_shape: Of the images that enter the model.
-        crop, prepare, flip: As in `_pipeline.augmentation`.
+        crop, prepare, flip: As in `pipeline.augmentation`.
     """
-    import _pipeline
     import keras
+
+    from image_training import pipeline
 
     keras.utils.set_random_seed(arguments.seed)
     parts = distribute(arguments)
     folder, seen = pathlib.Path(arguments.output), sys.stdout.isatty()
     folder.mkdir(parents=True, exist_ok=True)
-    augment = _pipeline.augmentation(
-        arguments.augmentation, crop, prepare, flip, arguments.strength
-    )
-    epoch, size = _pipeline.Epoch(), arguments.batch_size
-    train = _pipeline.training(source, size, augment, arguments.seed, epoch)
+    augment = pipeline.augmentation(arguments.augmentation, crop, prepare, flip, arguments.strength)
+    epoch, size = pipeline.Epoch(), arguments.batch_size
+    train = pipeline.training(source, size, augment, arguments.seed, epoch)
     # The last batch, too, is split into equal parts: up to parts - 1 images are left out.
     held_out = source.count("validation") // parts * parts
     if not held_out:
         raise SystemExit(f"Too few training images to hold some out for each of {parts} devices")
-    validation = _pipeline.evaluation(source, size, prepare, held_out, "validation")
+    validation = pipeline.evaluation(source, size, prepare, held_out, "validation")
     network = {
         "size": arguments.size,
         "depth": arguments.depth,
@@ -256,7 +254,7 @@ def run(arguments, source, input_shape, crop, prepare, flip=True):
         verbose=1 if seen else 2,
     )
     model.save(folder / "model.keras")
-    chosen = _pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)
+    chosen = pipeline.evaluation(source, min(size, 256), prepare, arguments.certify_images)
     certificate = model.certify(chosen, epsilons=arguments.epsilons, verbose=int(seen))
     print(f"\nCertified on {len(certificate.radii)} test images:\n{certificate}")
     certificate.to_html(folder / "certificate.html")
