@@ -110,9 +110,7 @@ def plot(rows, certificate, labels, survived, path):
     axes = figure.add_subplot(grid[:, 1])
     right = np.where(certificate.predictions == labels, certificate.radii, 0.0)
     epsilons = np.linspace(0, 1.05 * right.max(), 200)
-    axes.plot(
-        epsilons, [100 * (right > e).mean() for e in epsilons], color=DARK, label="certified"
-    )
+    axes.plot(epsilons, [100 * (right > e).mean() for e in epsilons], color=DARK, label="certified")
     axes.plot(
         list(survived), [100 * s for s in survived.values()], "o", color=BEYOND, label="after PGD"
     )

@@ -3,8 +3,8 @@
 `keras.distribution` is the engine: `DataParallel` repeats the model on each device, `ModelParallel`
 splits its matrices by a layout map. It does something on JAX only.
 
-Activations of shape (batch, height, width, channels), or of series or volumes, lie along the model's axis of the mesh by
-their channels. `mine` being the channels of a device, it computes
+Activations of shape (batch, height, width, channels), or of series or volumes, lie along the
+model's axis of the mesh by their channels. `mine` being the channels of a device, it computes
 
     stem     patches @ kernel[:, mine]
     mixing   sum over devices of x[mine] @ kernel[mine], the few channels to shift, and from these
@@ -157,8 +157,9 @@ def lipnext_layout_map(
     """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
 
     Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
-    the model's axis of the mesh, and is repeated along the data's; what has no layout is on each. `width`, and a neck's
-    `neck_width`, must be multiples of the number of parts.
+    the model's axis of the mesh, and is repeated along the data's; what has no layout is on each
+    device. `width`, a neck's `neck_width` and with output="dense" its number of units, must be
+    multiples of the number of parts.
 
     Example:
 

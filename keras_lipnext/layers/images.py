@@ -11,7 +11,6 @@ from keras import ops
 from keras_lipnext.arguments import title
 from keras_lipnext.typing import Shape, Tensor
 
-
 # Names of a sample's spatial axes, by their number.
 SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 NAMES = {1: "series", 2: "images", 3: "volumes"}

@@ -120,9 +120,12 @@ class CertifiedLoss(keras.losses.Loss):
     def __call__(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
-        missing = 0 if sample_weight is None else len(y_pred.shape) - 1 - len(sample_weight.shape)
-        if missing > 0:  # of images: Keras would take them for weights of the last positions
-            sample_weight = ops.reshape(sample_weight, (*sample_weight.shape, *[1] * missing))
+        if sample_weight is not None:
+            sample_weight = ops.convert_to_tensor(sample_weight)
+            missing = len(y_pred.shape) - 1 - len(sample_weight.shape)
+            if missing > 0:  # of images: Keras would take them for weights of the last positions
+                shape = (*ops.shape(sample_weight), *[1] * missing)
+                sample_weight = ops.reshape(sample_weight, shape)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

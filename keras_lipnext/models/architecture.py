@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -62,7 +62,8 @@ class Architecture:
     dtype: Any
     image: tuple = dataclasses.field(init=False)
 
-    spatial = (2,)  # numbers of spatial axes that inputs of the model may have
+    # Numbers of spatial axes that inputs of the model may have.
+    spatial: ClassVar[tuple[int, ...]] = (2,)
 
     def __post_init__(self):
         _check_positive(epsilon=self.epsilon)
@@ -130,7 +131,7 @@ class LipNeXtArchitecture(Architecture):
     entries: int = dataclasses.field(init=False)
     map: tuple = dataclasses.field(init=False)
 
-    spatial = tuple(SPATIAL)
+    spatial: ClassVar[tuple[int, ...]] = tuple(SPATIAL)
 
     def __post_init__(self):
         if self.input_shape is None:

@@ -1,8 +1,9 @@
 """What training a LipNeXt takes, from formulas, without building it.
 
 With C channels, T positions, m columns of a block's mixing kernel (4 * shift_ratio * C of images, 2
-of series, 6 of volumes, or C in the full form), p patches' entries, K classes, L blocks and n images on a device, and for the layers of
-the neck and the head N kernels of a x b, each applied to q vectors of an image:
+of series, 6 of volumes, or C in the full form), p patches' entries, K classes, L blocks and n
+images on a device, and for the layers of the neck and the head N kernels of a x b, each applied to
+q vectors of an image:
 
     parameters      p C + L (T + C m + C^2 + C) + N (a b + b)
     FLOPs, forward  2 T p C + L (2 T (2 C m + C^2) + 5 T C + 2 T m) + 2 T C [pool] + 2 N q a b

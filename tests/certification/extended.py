@@ -133,7 +133,9 @@ def spatial_shift(layer, x):
 def shift_mixing(layer, x):
     kernel = wide(layer.kernel)
     rows = x @ kernel
-    return x + (shifted(rows, kernel.shape[1] // (2 * (x.ndim - 2)), layer.padding) - rows) @ kernel.T
+    return (
+        x + (shifted(rows, kernel.shape[1] // (2 * (x.ndim - 2)), layer.padding) - rows) @ kernel.T
+    )
 
 
 def full_shift_mixing(layer, x):

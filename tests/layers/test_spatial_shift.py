@@ -56,7 +56,9 @@ def test_unknown_spatial_sizes(padding):
 
 @pytest.mark.parametrize("ratio", [0, -1 / 8, 0.6])
 def test_bad_ratio(ratio):
-    with pytest.raises(ValueError, match=r"in \(0, 1/2\].*\(0, 1/4\].*\(0, 1/6\]. Received: ratio="):
+    with pytest.raises(
+        ValueError, match=r"in \(0, 1/2\].*\(0, 1/4\].*\(0, 1/6\]. Received: ratio="
+    ):
         SpatialShift(ratio)
 
 

@@ -117,7 +117,9 @@ def test_weights_of_dense_outputs_are_of_samples_or_of_positions(head):
     np.testing.assert_allclose(to_numpy(loss(y, z, sample_weight=weight)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (2, 20), (2, 4, 5, 3), (2, 5, 4), (40,), (2, 4, 5, 5, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 4), (2, 20), (2, 4, 5, 3), (2, 5, 4), (40,), (2, 4, 5, 5, 1)]
+)
 def test_labels_of_dense_outputs_that_do_not_fit(shape, head):
     logits, _ = samples()
     loss = EMMA(0.5).bind(head)
