@@ -188,8 +188,8 @@ def test_the_head_must_be_linear():
     with pytest.raises(ValueError, match=r"ends in a linear head.*\(MaxMin\).*Softmax belongs"):
         lip.CertifiableModel(inputs, lip.layers.MaxMin()(inputs))
     images = keras.Input((4, 4, 6))
-    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 3\)"):
-        lip.CertifiableModel(images, lip.layers.NormalizedDense(3)(images))
+    with pytest.raises(ValueError, match=r"output shape \(None, 4, 4, 6\)"):
+        lip.CertifiableModel(images, lip.layers.BetaAbs(0.5)(images))
 
 
 def test_unknown_arguments_are_named():
