@@ -95,7 +95,7 @@ def test_it_learns_masks(tmp_path):
     model = dense(num_classes=2, epsilon=0.1, width=32)
     with pytest.raises(ValueError, match=r"2 classes: labels are whole numbers from 0 to 1"):
         model.fit(x, y + 1, verbose=0)
-    with pytest.raises(ValueError, match=r"integers, shape \(n, 8, 8\).*shape=\(256, 64\)"):
+    with pytest.raises(ValueError, match=r"Received: shape=\(256, 64\)"):
         model.fit(x, y.reshape(256, 64), verbose=0)
     model.fit(x, y, epochs=20, batch_size=32, verbose=0)
     scores = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
