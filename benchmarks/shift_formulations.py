@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext.layers import spatial_shift
-from keras_lipnext.layers.spatial_shift import DIRECTIONS
+
+DIRECTIONS = spatial_shift.directions(2)
 
 
 def groups(rows):

@@ -3,8 +3,8 @@
 `keras.distribution` is the engine: `DataParallel` repeats the model on each device, `ModelParallel`
 splits its matrices by a layout map. It does something on JAX only.
 
-Activations of shape (batch, height, width, channels) lie along the model's axis of the mesh by
-their channels. `mine` being the channels of a device, it computes
+Activations of shape (batch, height, width, channels), or of series or volumes, lie along the
+model's axis of the mesh by their channels. `mine` being the channels of a device, it computes
 
     stem     patches @ kernel[:, mine]
     mixing   sum over devices of x[mine] @ kernel[mine], the few channels to shift, and from these
@@ -157,8 +157,9 @@ def lipnext_layout_map(
     """How `keras.distribution.ModelParallel` splits a LipNeXt's matrices. JAX only.
 
     Each matrix, and the optimizer's moments with it, lies in equal parts on the devices along
-    the model's axis of the mesh, and is repeated along the data's. `width`, and a neck's
-    `neck_width`, must be multiples of the number of parts.
+    the model's axis of the mesh, and is repeated along the data's; what has no layout is on each
+    device. `width`, a neck's `neck_width` and with output="dense" its number of units, must be
+    multiples of the number of parts.
 
     Example:
 
@@ -204,7 +205,6 @@ def lipnext_layout_map(
         )
     layouts = keras.distribution.LayoutMap(device_mesh)
     layouts["patch_embedding/kernel"] = (None, model)
-    layouts[r"block_\d+/positional_bias/bias"] = (None, None, None)
     layouts[r"block_\d+/mixing/kernel"] = (model, None)
     layouts[r"block_\d+/dense/kernel"] = (None, model)
     layouts[r"block_\d+/dense/bias"] = (model,)

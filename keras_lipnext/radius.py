@@ -117,12 +117,12 @@ def certified_radii(logits, distances):
     """Radius of each sample, in the backend's tensors; for metrics.
 
     Args:
-        logits: Shape (batch, classes).
+        logits: Shape (batch, ..., classes).
         distances: `K ||w_i - w_j||`, shape (classes, classes).
 
     Returns:
-        Shape (batch,): at least 0; 0 where the largest logit is tied, or belongs to a class with
-        the same weight vector as another, or a logit is not finite.
+        Shape (batch, ...): at least 0; 0 where the largest logit is tied, or belongs to a class
+        with the same weight vector as another, or a logit is not finite.
     """
     predictions = ops.argmax(logits, axis=-1)
     margins = ops.max(logits, axis=-1, keepdims=True) - logits

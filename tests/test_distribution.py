@@ -60,7 +60,8 @@ def check_keys(model):
     matched = {v.path: [k for k in layouts if re.fullmatch(k, v.path)] for v in model.weights}
     for v in model.weights:
         keys = matched[v.path]
-        assert len(keys) == 1 or (len(v.shape) < 2 and not keys), (v.path, keys)
+        repeated = len(v.shape) < 2 or "positional_bias" in v.path  # of as many axes as the input
+        assert len(keys) == 1 or (repeated and not keys), (v.path, keys)
         if keys:
             assert len(layouts[v.path].axes) == len(v.shape)
         if len(v.shape) == 2:

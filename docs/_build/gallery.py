@@ -24,6 +24,7 @@ EXAMPLES = {
     "attack": ("jax", ["--samples", "60", "--steps", "20"], "robust_accuracy.png"),
     "layer_zoo": ("torch", [], "layer_zoo.png"),
     "convert": ("torch", [], "convert.png"),
+    "time_series": ("torch", [], "time_series.png"),
     "segmentation": ("torch", [], "segmentation.png"),
     "mnist": ("tensorflow", ["--smoke", "--epochs", "6"], None),
     "cifar10": ("torch", ["--smoke", "--epochs", "6"], None),

@@ -27,14 +27,16 @@ class FullShiftMixing(ShiftMixing):
     ```
 
     Args:
-        ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
+        ratio: Share of the channels that moves in each direction, of which each spatial axis has
+            two: in (0, 1/2] for series, (0, 1/4] for images, (0, 1/6] for volumes.
         padding: "circular" or "zero".
         kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws
             a random orthogonal matrix.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4; the batch and spatial sizes may be None.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first; batch and spatial sizes may be None.
 
     Output shape:
         The input's.
@@ -53,7 +55,7 @@ class FullShiftMixing(ShiftMixing):
         axis = channel_axis(self.data_format)
         kernel = ops.convert_to_tensor(self.kernel)
         rotated = matmul(inputs, kernel, axis)
-        shifted = shift_groups(rotated, self.group, self.padding, self.data_format)
+        shifted = shift_groups(rotated, self.moving, self.padding, self.data_format)
         return matmul(shifted, ops.transpose(kernel), axis)
 
     def reduced(self) -> ShiftMixing:
@@ -73,7 +75,7 @@ class FullShiftMixing(ShiftMixing):
                 "before `reduced()`."
             )
         layer = ShiftMixing.from_config(self.get_config())
-        layer.build([self.input_spec.axes.get(axis) for axis in range(4)])
+        layer.build([self.input_spec.axes.get(axis) for axis in range(self.input_spec.ndim)])
         columns = ops.convert_to_tensor(self.kernel)[:, : layer.kernel.shape[1]]
         layer.kernel.assign(ops.copy(columns))  # JAX would share a slice of all columns
         return layer

@@ -1,4 +1,9 @@
-"""What the layers share: where the channels of an image are, its sizes, products along an axis."""
+"""What the layers share: which axes of a sample are what, its sizes, products along an axis.
+
+Samples are series, images or volumes: of one, two or three spatial axes, and channels.
+"""
+
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -6,27 +11,40 @@ from keras import ops
 from keras_lipnext.arguments import title
 from keras_lipnext.typing import Shape, Tensor
 
+# Names of a sample's spatial axes, by their number.
+SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+NAMES = {1: "series", 2: "images", 3: "volumes"}
+
 
 def channel_axis(data_format: str) -> int:
     return -1 if data_format == "channels_last" else 1
 
 
-def spatial_axes(data_format: str) -> tuple[int, int]:
-    return (1, 2) if data_format == "channels_last" else (2, 3)
+def spatial_axes(data_format: str, rank: int) -> tuple[int, ...]:
+    """The axes of a batch of this rank that are neither samples nor channels."""
+    first = 1 if data_format == "channels_last" else 2
+    return tuple(range(first, first + rank - 2))
 
 
-def image_sizes(
-    layer: keras.layers.Layer, input_shape: Shape
-) -> tuple[int | None, int | None, int]:
-    """(height, width, channels) of a rank 4 shape; raises for another rank or unknown channels."""
-    if len(input_shape) != 4:
-        raise ValueError(
-            f"{title(layer)} expects images of rank 4, (batch, height, "
-            f"width, channels) or, for data_format='channels_first', (batch, channels, height, "
-            f"width). Received: input_shape={tuple(input_shape)}"
+def sides_of(
+    layer: keras.layers.Layer, input_shape: Shape, spatial: Sequence[int] = (1, 2, 3)
+) -> tuple[int | None, ...]:
+    """The sizes of the spatial axes; raises unless they are as many as one of `spatial`."""
+    if len(input_shape) - 2 not in spatial:
+        taken = ", or ".join(
+            f"{NAMES[n]} of rank {n + 2}, ({', '.join(('batch', *SPATIAL[n], 'channels'))})"
+            for n in spatial
         )
-    height, width = (input_shape[a] for a in spatial_axes(layer.data_format))
-    return height, width, channels_of(layer, input_shape, channel_axis(layer.data_format))
+        raise ValueError(
+            f"{title(layer)} expects {taken}; with data_format='channels_first' channels are the "
+            f"second axis. Received: input_shape={tuple(input_shape)}"
+        )
+    return tuple(input_shape[a] for a in spatial_axes(layer.data_format, len(input_shape)))
+
+
+def channels_along(layer: keras.layers.Layer, input_shape: Shape) -> int:
+    """Number of channels by the layer's data format; raises if they are unknown."""
+    return channels_of(layer, input_shape, channel_axis(layer.data_format))
 
 
 def channels_of(layer: keras.layers.Layer, input_shape: Shape, axis: int) -> int:

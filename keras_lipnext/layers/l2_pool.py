@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext.arguments import number, resolve_data_format
-from keras_lipnext.layers.images import channel_axis, image_sizes, spatial_axes
+from keras_lipnext.layers.images import channel_axis, channels_along, sides_of, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype
 from keras_lipnext.typing import Config, DType, Shape, Tensor
 
@@ -13,9 +13,9 @@ from keras_lipnext.typing import Config, DType, Shape, Tensor
 class L2Pool(keras.layers.Layer):
     """Global L2 pooling: the norm of each channel over all positions.
 
-    `output[c] = sqrt(sum_hw x[h, w, c]^2 + epsilon)`: 1-Lipschitz for every epsilon >= 0; a
-    positive one keeps the gradient finite at zero. Under a mixed precision policy it computes and
-    answers in float32.
+    `output[c] = sqrt(sum_p x[p, c]^2 + epsilon)`, p running over all positions: 1-Lipschitz for
+    every epsilon >= 0; a positive one keeps the gradient finite at zero. Under a mixed precision
+    policy it computes and answers in float32.
 
     Example:
 
@@ -28,7 +28,8 @@ class L2Pool(keras.layers.Layer):
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4; the batch and spatial sizes may be None.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first; batch and spatial sizes may be None.
 
     Output shape:
         (batch, channels).
@@ -54,10 +55,12 @@ class L2Pool(keras.layers.Layer):
         self.data_format = resolve_data_format(data_format)
 
     def build(self, input_shape: Shape) -> None:
-        image_sizes(self, input_shape)
+        sides_of(self, input_shape)
+        channels_along(self, input_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
-        energy = ops.sum(ops.square(inputs), axis=spatial_axes(self.data_format))
+        axes = spatial_axes(self.data_format, len(inputs.shape))
+        energy = ops.sum(ops.square(inputs), axis=axes)
         return ops.sqrt(energy + self.epsilon)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -5,7 +5,7 @@ import keras
 from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.layers.beta_abs import BetaAbs
 from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
-from keras_lipnext.layers.images import channel_axis, image_sizes
+from keras_lipnext.layers.images import channel_axis, channels_along, sides_of
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
@@ -31,7 +31,8 @@ class LipNeXtBlock(keras.layers.Layer):
     ```
 
     Args:
-        shift_ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
+        shift_ratio: Share of the channels that moves in each direction, of which each spatial axis
+            has two: in (0, 1/2] for series, (0, 1/4] for images, (0, 1/6] for volumes.
         beta: Share of the channels that the activation rectifies, in [0, 1].
         padding: "circular" or "zero".
         mixing: "reduced" for `ShiftMixing`, which stores and multiplies with the rows of R that
@@ -39,7 +40,8 @@ class LipNeXtBlock(keras.layers.Layer):
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4 of known height and width.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first, of known spatial sizes.
 
     Output shape:
         The input's.
@@ -99,7 +101,8 @@ class LipNeXtBlock(keras.layers.Layer):
         return self.parts
 
     def build(self, input_shape: Shape) -> None:
-        _, _, channels = image_sizes(self, input_shape)
+        sides_of(self, input_shape)
+        channels = channels_along(self, input_shape)
         self.dense = OrthogonalDense(
             channels, axis=self._axis, name="dense", dtype=self.dtype_policy
         )

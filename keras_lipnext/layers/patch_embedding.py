@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_lipnext.arguments import positive_integer, resolve_data_format, title
-from keras_lipnext.layers.images import image_sizes, matmul
+from keras_lipnext.layers.images import NAMES, SPATIAL, channels_along, matmul, sides_of
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
 from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
@@ -13,8 +13,9 @@ from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 class PatchEmbedding(keras.layers.Layer):
     """Isometric stem: non-overlapping patches, flattened and multiplied by an orthonormal matrix.
 
-    Space-to-depth rearranges the entries; the kernel, of shape (patch_size^2 * channels, units)
-    with units >= patch_size^2 * channels, has orthonormal rows. Both preserve norms exactly.
+    Space-to-depth rearranges the entries; the kernel, of shape (entries, units) with units >=
+    entries, has orthonormal rows. Both preserve norms exactly. A patch of an image has patch_size^2
+    * channels entries, of a series patch_size * channels, of a volume patch_size^3 * channels.
 
     Example:
 
@@ -24,21 +25,23 @@ class PatchEmbedding(keras.layers.Layer):
     ```
 
     Args:
-        patch_size: Positive integer, side of a patch in pixels.
-        units: Positive integer, at least patch_size^2 * channels.
+        patch_size: Positive integer, side of a patch, in pixels or positions.
+        units: Positive integer, at least the number of entries of a patch.
         kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws
             a random orthonormal matrix.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4; the batch and spatial sizes may be None. The height and width must be
-        multiples of `patch_size`.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first; batch and spatial sizes may be None.
+        Spatial sizes must be multiples of `patch_size`.
 
     Output shape:
-        (batch, height / patch_size, width / patch_size, units), or channels first.
+        (batch, height / patch_size, width / patch_size, units) of images, or channels first, and
+        likewise of series and volumes.
 
     Raises:
-        ValueError: if `units` is too small to be an isometry or the patches do not tile the image.
+        ValueError: if `units` is too small to be an isometry or the patches do not tile the input.
     """
 
     def __init__(
@@ -56,23 +59,25 @@ class PatchEmbedding(keras.layers.Layer):
         self.data_format = resolve_data_format(data_format)
 
     def entries(self, input_shape: Shape) -> int:
-        """Numbers in a patch of such images; an error if they cannot be embedded."""
-        height, width, channels = image_sizes(self, input_shape)
-        p = self.patch_size
-        if self.units < p * p * channels:
+        """Numbers in a patch of such inputs; an error if they cannot be embedded."""
+        sides, channels = sides_of(self, input_shape), channels_along(self, input_shape)
+        p, n = self.patch_size, len(sides)
+        if self.units < p**n * channels:
+            power = f"^{n}" if n > 1 else ""
             raise ValueError(
-                f"{title(self)} is an isometry only if units >= patch_size^2 "
-                f"* channels = {p * p * channels}. Received: units={self.units}, patch_size={p}, "
+                f"{title(self)} is an isometry only if units >= patch_size{power} "
+                f"* channels = {p**n * channels}. Received: units={self.units}, patch_size={p}, "
                 f"channels={channels}. Use more units or smaller patches."
             )
-        for name, size in (("height", height), ("width", width)):
+        for name, size in zip(SPATIAL[n], sides):
             if size is not None and size % p:
+                unit = "pixels" if n == 2 else "positions"
                 raise ValueError(
-                    f"{title(self)} tiles the image with patches of "
-                    f"{p} x {p} pixels. Received: {name}={size}, not a multiple of {p}; pad or "
-                    "crop the images, or choose another patch_size."
+                    f"{title(self)} tiles {NAMES[n]} with patches of "
+                    f"{' x '.join([str(p)] * n)} {unit}. Received: {name}={size}, not a multiple "
+                    f"of {p}; pad or crop the {NAMES[n]}, or choose another patch_size."
                 )
-        return p * p * channels
+        return p**n * channels
 
     def build(self, input_shape: Shape) -> None:
         self.kernel = add_stiefel_kernel(
@@ -80,21 +85,20 @@ class PatchEmbedding(keras.layers.Layer):
         )
 
     def call(self, inputs: Tensor) -> Tensor:
-        first = self.data_format == "channels_first"
-        x = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
-        p = self.patch_size
-        batch, height, width, channels = ops.shape(x)
-        rows, columns = height // p, width // p
+        first, p, n = self.data_format == "channels_first", self.patch_size, len(inputs.shape) - 2
+        x = ops.transpose(inputs, (0, *range(2, n + 2), 1)) if first else inputs
+        batch, *sides, channels = ops.shape(x)
+        tokens = [side // p for side in sides]
         # The true batch size, not -1: patches that do not tile must fail, not mix images.
-        x = ops.reshape(x, (batch, rows, p, columns, p, channels))
-        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        x = ops.reshape(x, (batch, rows, columns, p * p * channels))
+        x = ops.reshape(x, (batch, *(m for count in tokens for m in (count, p)), channels))
+        ends = [2 * axis + 1 for axis in range(n)]
+        x = ops.transpose(x, (0, *ends, *(axis + 1 for axis in ends), 2 * n + 1))
+        x = ops.reshape(x, (batch, *tokens, p**n * channels))
         x = matmul(x, self.kernel, -1)
-        return ops.transpose(x, (0, 3, 1, 2)) if first else x
+        return ops.transpose(x, (0, n + 1, *range(1, n + 1))) if first else x
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        height, width, _ = image_sizes(self, input_shape)
-        tokens = tuple(n and n // self.patch_size for n in (height, width))
+        tokens = tuple(n and n // self.patch_size for n in sides_of(self, input_shape))
         if self.data_format == "channels_first":
             return (input_shape[0], self.units, *tokens)
         return (input_shape[0], *tokens, self.units)

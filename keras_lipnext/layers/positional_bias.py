@@ -3,7 +3,7 @@ from typing import Any
 import keras
 
 from keras_lipnext.arguments import resolve_data_format, title
-from keras_lipnext.layers.images import image_sizes, spatial_axes
+from keras_lipnext.layers.images import SPATIAL, channels_along, sides_of, spatial_axes
 from keras_lipnext.layers.weights import NAMESPACE, add_bias
 from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
@@ -25,13 +25,14 @@ class PositionalBias(keras.layers.Layer):
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4 of known height and width.
+        Series, images or volumes, of rank 3, 4 or 5, of known spatial sizes; the batch's may be
+        None.
 
     Output shape:
         The input's.
 
     Raises:
-        ValueError: for another rank or an unknown height or width.
+        ValueError: for another rank or an unknown spatial size.
 
     Reference:
         LipNeXt (Hu et al., ICLR 2026), arXiv 2601.18513.
@@ -45,17 +46,17 @@ class PositionalBias(keras.layers.Layer):
         self.data_format = resolve_data_format(data_format)
 
     def build(self, input_shape: Shape) -> None:
-        height, width, _ = image_sizes(self, input_shape)
-        if height is None or width is None:
+        sides, rank = sides_of(self, input_shape), len(input_shape)
+        if None in sides:
             raise ValueError(
                 f"{title(self)} holds one value a position and needs a known "
-                f"height and width. Received: input_shape={tuple(input_shape)}"
+                f"{' and '.join(SPATIAL[len(sides)])}. Received: input_shape={tuple(input_shape)}"
             )
+        channels_along(self, input_shape)
         last = self.data_format == "channels_last"
-        shape = (height, width, 1) if last else (1, height, width)
-        self.bias = add_bias(self, shape, self.initializer)
-        sizes = dict(zip(spatial_axes(self.data_format), (height, width)))
-        self.input_spec = keras.layers.InputSpec(ndim=4, axes=sizes)
+        self.bias = add_bias(self, (*sides, 1) if last else (1, *sides), self.initializer)
+        sizes = dict(zip(spatial_axes(self.data_format, rank), sides))
+        self.input_spec = keras.layers.InputSpec(ndim=rank, axes=sizes)
 
     def call(self, inputs: Tensor) -> Tensor:
         return inputs + self.bias

@@ -10,7 +10,7 @@ from keras import ops
 from keras_lipnext.activations import ACTIVATION_LAYERS, FUNCTIONS, NO_CONSTANT, of_function
 from keras_lipnext.arguments import positive_integer, resolve_data_format, title
 from keras_lipnext.layers import sdp_diagonal
-from keras_lipnext.layers.images import channel_axis, image_sizes
+from keras_lipnext.layers.images import channel_axis, channels_along, sides_of
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel
 from keras_lipnext.typing import Activation, Config, Initializer, Shape, Tensor
 
@@ -210,7 +210,8 @@ class SDPConvolution(SDPLayer):
         self.data_format = resolve_data_format(data_format)
 
     def _check_image(self, input_shape: Shape) -> int:
-        _, _, channels = image_sizes(self, input_shape)
+        sides_of(self, input_shape, spatial=(2,))
+        channels = channels_along(self, input_shape)
         axis = channel_axis(self.data_format)
         self.input_spec = keras.layers.InputSpec(ndim=4, axes={axis: channels})
         return channels

@@ -100,7 +100,7 @@ class SDPConv2D(SDPConvolution):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         shape = list(input_shape)
-        for axis, stride in zip(spatial_axes(self.data_format), self.strides):
+        for axis, stride in zip(spatial_axes(self.data_format, 4), self.strides):
             size = shape[axis]
             shape[axis] = size and -(-size // stride)
         shape[channel_axis(self.data_format)] = self.filters

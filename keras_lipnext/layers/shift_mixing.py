@@ -3,8 +3,13 @@ from typing import Any
 import keras
 
 from keras_lipnext.arguments import resolve_data_format
-from keras_lipnext.layers.images import channel_axis, image_sizes, matmul
-from keras_lipnext.layers.spatial_shift import check_shift, group_size, shift_changes
+from keras_lipnext.layers.images import channel_axis, matmul
+from keras_lipnext.layers.spatial_shift import (
+    check_shift,
+    moving_channels,
+    shift_changes,
+    shifted_channels,
+)
 from keras_lipnext.layers.weights import NAMESPACE, add_stiefel_kernel, serialize_optional
 from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 
@@ -13,14 +18,15 @@ from keras_lipnext.typing import Config, Initializer, Shape, Tensor
 class ShiftMixing(keras.layers.Layer):
     """Spatial shift in a learned orthogonal basis, `R^T S R`, at the cost of the moving rows.
 
-    Only the `4 * ratio * channels` rows `R_s` of the orthogonal `R` whose channels move enter the
-    function, because the others stay and `R^T R = I`:
+    Only the rows `R_s` of the orthogonal `R` whose channels move enter the function, `4 * ratio *
+    channels` of them for images, because the others stay and `R^T R = I`:
 
         R^T S R x = x + R_s^T (S_s - I) R_s x      exactly.
 
     So the layer stores `kernel = R_s^T`, of shape (channels, 4 * ratio * channels) with orthonormal
-    columns, and costs 8 * ratio instead of 2 products of channels x channels. It is an isometry
-    for circular padding and 1-Lipschitz for zero padding.
+    columns, and costs 8 * ratio instead of 2 products of channels x channels; of series half of
+    that, of volumes half more. It is an isometry for circular padding and 1-Lipschitz for zero
+    padding.
 
     Example:
 
@@ -30,14 +36,16 @@ class ShiftMixing(keras.layers.Layer):
     ```
 
     Args:
-        ratio: Share of the channels that moves in each of four directions, in (0, 1/4].
+        ratio: Share of the channels that moves in each direction, of which each spatial axis has
+            two: in (0, 1/2] for series, (0, 1/4] for images, (0, 1/6] for volumes.
         padding: "circular" or "zero".
         kernel_initializer: Keras initializer, whose draw is projected on the manifold. None draws
             a random orthonormal matrix.
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4; the batch and spatial sizes may be None.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first; batch and spatial sizes may be None.
 
     Output shape:
         The input's.
@@ -65,17 +73,15 @@ class ShiftMixing(keras.layers.Layer):
         self.data_format = resolve_data_format(data_format)
 
     def build(self, input_shape: Shape) -> None:
-        _, _, channels = image_sizes(self, input_shape)
-        self.group = group_size(self, channels)
-        axes = {channel_axis(self.data_format) % 4: channels}
-        self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
+        channels = shifted_channels(self, input_shape)
+        self.moving = moving_channels(self, channels, len(input_shape) - 2)
         self.kernel = add_stiefel_kernel(
             self, self._kernel_shape(channels), self.kernel_initializer
         )
 
     def _kernel_shape(self, channels: int) -> tuple[int, int]:
         """Shape of the kernel for this many channels: of R^T, the columns that move."""
-        return channels, 4 * self.group
+        return channels, self.moving
 
     def call(self, inputs: Tensor) -> Tensor:
         axis = channel_axis(self.data_format)

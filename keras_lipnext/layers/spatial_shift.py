@@ -5,33 +5,61 @@ import keras
 from keras import ops
 
 from keras_lipnext.arguments import number, resolve_data_format, title
-from keras_lipnext.layers.images import along, channel_axis, image_sizes, spatial_axes
+from keras_lipnext.layers.images import (
+    NAMES,
+    along,
+    channel_axis,
+    channels_along,
+    sides_of,
+    spatial_axes,
+)
 from keras_lipnext.layers.weights import NAMESPACE
 from keras_lipnext.typing import Config, Shape, Tensor
 
-# Direction of each of the four groups: (index of the spatial axis, step).
-DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))  # up, down, left, right
+
+def directions(spatial: int) -> tuple[tuple[int, int], ...]:
+    """(index of the spatial axis, step) of each group: for two axes up, down, left, right."""
+    return tuple((axis, step) for axis in range(spatial) for step in (-1, 1))
 
 
-def group_size(layer: keras.layers.Layer, channels: int) -> int:
-    """Channels that move in one direction: `ratio * channels`, which must be whole."""
+def moving_channels(layer: keras.layers.Layer, channels: int, spatial: int) -> int:
+    """Channels that move in any direction, two along each axis, `ratio * channels` in each."""
+    count = 2 * spatial
+    if layer.ratio * count > 1:
+        raise ValueError(
+            f"`ratio`, the share of the channels that moves in each of {count} directions, must be "
+            f"in (0, 1/{count}] for {NAMES[spatial]}. Received: ratio={layer.ratio!r} in "
+            f"{title(layer)}"
+        )
     size = layer.ratio * channels
     if abs(size - round(size)) > 1e-6 or round(size) < 1:
         step = round(1 / layer.ratio)
         raise ValueError(
             f"{title(layer)} moves ratio * channels channels in each "
-            f"of four directions, which must be a whole number of at least 1. Received: "
+            f"of {count} directions, which must be a whole number of at least 1. Received: "
             f"ratio={layer.ratio}, channels={channels}. With this ratio, multiples of {step} "
             "channels work."
         )
-    return round(size)
+    return count * round(size)
+
+
+def shifted_channels(layer: keras.layers.Layer, input_shape: Shape) -> int:
+    """Number of channels of what is shifted, which the layer then expects of its inputs.
+
+    As an attribute: in a traced call sizes may be tensors.
+    """
+    sides_of(layer, input_shape)
+    channels, rank = channels_along(layer, input_shape), len(input_shape)
+    axes = {channel_axis(layer.data_format) % rank: channels}
+    layer.input_spec = keras.layers.InputSpec(ndim=rank, axes=axes)
+    return channels
 
 
 def check_shift(ratio: float, padding: str) -> None:
-    if not 0 < number("ratio", ratio) <= 0.25:
+    if not 0 < number("ratio", ratio) <= 0.5:
         raise ValueError(
-            "`ratio`, the share of the channels that moves in each of four directions, must be "
-            f"in (0, 1/4]. Received: ratio={ratio!r}"
+            "`ratio`, the share of the channels that moves in each direction, must be in (0, 1/2], "
+            f"and for images in (0, 1/4], for volumes in (0, 1/6]. Received: ratio={ratio!r}"
         )
     if padding not in ("circular", "zero"):
         raise ValueError(
@@ -40,32 +68,35 @@ def check_shift(ratio: float, padding: str) -> None:
         )
 
 
-def shift_groups(x: Tensor, group: int, padding: str, data_format: str) -> Tensor:
-    """Moves channels [0, g) up, [g, 2g) down, [2g, 3g) left, [3g, 4g) right; the others stay."""
-    axis = channel_axis(data_format)
+def shift_groups(x: Tensor, moving: int, padding: str, data_format: str) -> Tensor:
+    """Moves the first channels, as many in each direction; of an image [0, g) up, [g, 2g) down,
+    [2g, 3g) left, [3g, 4g) right. The others stay.
+    """
+    axis, rank = channel_axis(data_format), len(x.shape)
     # A split at given places is one at data-dependent places to `torch.export`.
-    before = (slice(None),) * (axis % 4)
-    moving = ops.split(x[(*before, slice(4 * group))], 4, axis=axis)
-    rest = x[(*before, slice(4 * group, None))]
-    return ops.concatenate([*_moved(moving, padding, data_format), rest], axis=axis)
+    before = (slice(None),) * (axis % rank)
+    parts = ops.split(x[(*before, slice(moving))], 2 * (rank - 2), axis=axis)
+    rest = x[(*before, slice(moving, None))]
+    return ops.concatenate([*_moved(parts, padding, data_format), rest], axis=axis)
 
 
 def shift_changes(x: Tensor, padding: str, data_format: str) -> Tensor:
-    """(S - I) x, where all channels move: up, down, left, right, a quarter each.
+    """(S - I) x, where all channels move: as many in each direction.
 
     Subtracted before the groups are joined, it fuses better on JAX (benchmarks/shifts.py).
     """
     axis = channel_axis(data_format)
-    moving = ops.split(x, 4, axis=axis)
-    moved = _moved(moving, padding, data_format)
-    return ops.concatenate([after - part for after, part in zip(moved, moving)], axis=axis)
+    parts = ops.split(x, 2 * (len(x.shape) - 2), axis=axis)
+    moved = _moved(parts, padding, data_format)
+    return ops.concatenate([after - part for after, part in zip(moved, parts)], axis=axis)
 
 
 def _moved(parts: Sequence[Tensor], padding: str, data_format: str) -> list[Tensor]:
-    """Each of the four groups, moved its way."""
-    spatial = spatial_axes(data_format)
+    """Each of the groups, moved its way."""
+    axes = spatial_axes(data_format, len(parts[0].shape))
     move = _roll if padding == "circular" else _slide
-    return [move(part, spatial[i], step) for part, (i, step) in zip(parts, DIRECTIONS)]
+    steps = directions(len(axes))
+    return [move(part, axes[i], step) for part, (i, step) in zip(parts, steps, strict=True)]
 
 
 def _roll(x: Tensor, axis: int, step: int) -> Tensor:
@@ -80,16 +111,17 @@ def _slide(x: Tensor, axis: int, step: int) -> Tensor:
     """
     size = ops.shape(x)[axis]
     kept = ops.not_equal(ops.arange(size), 0 if step > 0 else size - 1)
-    return _roll(x, axis, step) * along(ops.cast(kept, x.dtype), axis, 4)
+    return _roll(x, axis, step) * along(ops.cast(kept, x.dtype), axis, len(x.shape))
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
 class SpatialShift(keras.layers.Layer):
-    """Moves four groups of `ratio * channels` channels by one pixel: up, down, left, right.
+    """Moves groups of `ratio * channels` channels by one position, two along each spatial axis.
 
-    The remaining channels stay. A circular shift permutes the entries of the input: an isometry.
-    Zero padding drops a border row or column and is 1-Lipschitz. It has no weights. Among circular
-    depthwise convolutions with unit stride only shifts (up to sign) preserve norms.
+    For an image these are four: up, down, left, right; for a series two, for a volume six. The
+    remaining channels stay. A circular shift permutes the entries of the input: an isometry. Zero
+    padding drops a border position, row or plane and is 1-Lipschitz. It has no weights. Among
+    circular depthwise convolutions with unit stride only shifts (up to sign) preserve norms.
 
     Example:
 
@@ -99,13 +131,15 @@ class SpatialShift(keras.layers.Layer):
     ```
 
     Args:
-        ratio: Share of the channels that moves in each direction, in (0, 1/4]; `ratio * channels`
-            must be a whole number.
+        ratio: Share of the channels that moves in each direction, of which each spatial axis has
+            two: in (0, 1/2] for series, (0, 1/4] for images, (0, 1/6] for volumes. `ratio *
+            channels` must be a whole number.
         padding: "circular" or "zero".
         data_format: "channels_last", "channels_first" or None (`keras.config.image_data_format()`).
 
     Input shape:
-        Images of rank 4; the batch and spatial sizes may be None.
+        Series (batch, length, channels), images (batch, height, width, channels) or volumes (batch,
+        depth, height, width, channels), or channels first; batch and spatial sizes may be None.
 
     Output shape:
         The input's.
@@ -131,14 +165,11 @@ class SpatialShift(keras.layers.Layer):
         self.data_format = resolve_data_format(data_format)
 
     def build(self, input_shape: Shape) -> None:
-        _, _, channels = image_sizes(self, input_shape)
-        # In a traced call sizes may be tensors.
-        self.group = group_size(self, channels)
-        axes = {channel_axis(self.data_format) % 4: channels}
-        self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
+        channels = shifted_channels(self, input_shape)
+        self.moving = moving_channels(self, channels, len(input_shape) - 2)
 
     def call(self, inputs: Tensor) -> Tensor:
-        return shift_groups(inputs, self.group, self.padding, self.data_format)
+        return shift_groups(inputs, self.moving, self.padding, self.data_format)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

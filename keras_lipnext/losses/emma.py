@@ -9,6 +9,22 @@ from keras_lipnext.radius import check_head, head_distances, of_one_head, unboun
 from keras_lipnext.typing import Config, Tensor
 
 
+def check_labels_shape(y_true: Tensor, y_pred: Tensor) -> None:
+    """Raises for labels whose shape is not that of the logits' positions, or of the logits."""
+    shape, (*positions, classes) = tuple(y_true.shape), y_pred.shape
+    rest = shape if len(shape) == len(positions) else shape[:-1]
+    if (
+        len(shape) - len(positions) not in (0, 1)
+        or (len(shape) > len(positions) and shape[-1] not in (1, classes))
+        or any(None not in (n, m) and n != m for n, m in zip(rest[1:], positions[1:]))
+    ):
+        places = "".join(f", {n}" for n in positions[1:])
+        raise ValueError(
+            f"Labels are integers, shape (batch{places or ','}) or (batch{places}, 1), or "
+            f"probabilities, shape (batch{places}, {classes}). Received: y_true of shape {shape}"
+        )
+
+
 class CertifiedLoss(keras.losses.Loss):
     """Cross-entropy of logits from which the certificate's margin has been taken.
 
@@ -16,7 +32,7 @@ class CertifiedLoss(keras.losses.Loss):
 
         loss = cross_entropy(temperature * (d_j + e_j * epsilon * D_j), y) / temperature
 
-    Subclasses define `demanded_share(d, margin)`, which returns `e_j` in [0, 1], shape (batch,
+    Subclasses define `demanded_share(d, margin)`, which returns `e_j` in [0, 1], shape (batch, ...,
     classes), for the differences `d` and the margins `epsilon * D_j`.
 
     The constants come from the model: `CertifiableModel.compile` binds the loss to its head. In
@@ -27,12 +43,13 @@ class CertifiedLoss(keras.losses.Loss):
     of which `CertifiableModel.fit` keeps count; elsewhere, and in evaluation, it is constant.
 
     Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes):
-    one-hot, smoothed or mixed. Of logits at each position, shape (batch, ..., classes), labels have
-    shape (batch, ...), (batch, ..., 1) or (batch, ..., classes), and each position has a loss.
+    one-hot, smoothed or mixed. With probabilities p, y is the most probable class and the
+    cross-entropy is taken against p. Of an integer outside the classes the loss is NaN;
+    `CertifiableModel` refuses it before a step is taken.
 
-    With probabilities p, y is the most probable class and the cross-entropy is taken against p. Of
-    an integer outside the classes the loss is NaN; `CertifiableModel` refuses it before a step is
-    taken.
+    Of dense outputs, logits of shape (batch, ..., classes), each position is a sample: its labels
+    have shape (batch, ...), (batch, ..., 1) or (batch, ..., classes). Sample weights are of
+    samples, shape (batch,), or of positions, (batch, ...).
     """
 
     def __init__(
@@ -90,40 +107,42 @@ class CertifiedLoss(keras.losses.Loss):
         return start + (self.epsilon - start) * done
 
     def demanded_share(self, d: Tensor, margin: Tensor) -> Tensor:
-        """The share `e_j` of each margin that is demanded, in [0, 1], shape (batch, classes).
+        """The share `e_j` of each margin that is demanded, in [0, 1], shape (batch, ..., classes).
 
         Args:
-            d: Differences of logits, z_j - z_y, shape (batch, classes).
+            d: Differences of logits, z_j - z_y, shape (batch, ..., classes).
             margin: epsilon * D_j, of the same shape.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define `demanded_share(d, margin)`: see CertifiedLoss."
         )
 
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        if sample_weight is not None:
+            sample_weight = ops.convert_to_tensor(sample_weight)
+            missing = len(y_pred.shape) - 1 - len(sample_weight.shape)
+            if missing > 0:  # of images: Keras would take them for weights of the last positions
+                shape = (*ops.shape(sample_weight), *[1] * missing)
+                sample_weight = ops.reshape(sample_weight, shape)
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self._distances is None:
             raise unbound(self, "loss.bind(head)")
         classes, rank = y_pred.shape[-1], len(y_pred.shape)
-        if rank > 2:
-            shares = are_shares(y_true.shape, classes, rank)
-            rows = ops.reshape(y_true, (-1, classes) if shares else (-1,))
-            losses = self.call(rows, ops.reshape(y_pred, (-1, classes)))
-            return ops.reshape(losses, ops.shape(y_pred)[:-1])
-        if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
-            raise ValueError(
-                "Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape "
-                f"(batch, {classes}). Received: y_true of shape {tuple(y_true.shape)}"
-            )
-        if are_shares(y_true.shape, classes):
+        check_labels_shape(y_true, y_pred)
+        if are_shares(y_true.shape, classes, rank):
             probabilities = ops.cast(y_true, y_pred.dtype)
             labels = ops.argmax(y_true, axis=-1)
         else:
-            integers = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+            integers = ops.cast(ops.reshape(y_true, ops.shape(y_pred)[:-1]), "int32")
             labels = ops.clip(integers, 0, classes - 1)
             probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
             # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a
             # division: a NaN that stands ready for it would stop those who search for NaNs.
-            inside = ops.cast(integers == labels, y_pred.dtype)[:, None]
+            inside = ops.cast(integers == labels, y_pred.dtype)[..., None]
             probabilities = probabilities / inside
         labelled = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(labelled * y_pred, axis=-1, keepdims=True)
@@ -171,7 +190,8 @@ class EMMA(CertifiedLoss):
         y_true: Integers, shape (batch,) or (batch, 1), or probabilities, shape (batch, classes).
             With probabilities p (label smoothing, MixUp, CutMix), y is the most probable class
             and the cross-entropy is taken against p.
-        y_pred: Logits, shape (batch, classes).
+        y_pred: Logits, shape (batch, classes); (batch, ..., classes) of dense outputs, whose labels
+            have shape (batch, ...), (batch, ..., 1) or (batch, ..., classes).
 
     Raises:
         ValueError: if called unbound, see `bind`.

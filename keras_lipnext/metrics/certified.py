@@ -12,6 +12,8 @@ from keras_lipnext.typing import Config, DType, Tensor
 class CertifiedMetric(keras.metrics.Mean):
     """Weighted mean, over samples, of a quantity derived from the certified radius.
 
+    Of dense outputs, logits of shape (batch, ..., classes), each position is a sample.
+
     The pairwise constants come from the model: `CertifiableModel.compile` binds copies of its
     metrics, so that models can share them, and keeps their constants those of the weights that
     made the predictions. In other models call `metric.bind(head)` before `compile`, with `head` the
@@ -19,8 +21,8 @@ class CertifiedMetric(keras.metrics.Mean):
     last reset, which Keras does when an epoch or an evaluation begins.
 
     They are computed in float32: a figure to watch, not a certificate; `keras_lipnext.certify`
-    proves. Subclasses define `values(radii, correct)`, the quantity averaged, shape (batch,), and
-    return their arguments in `get_config`.
+    proves. Subclasses define `values(radii, correct)`, the quantity averaged, shape (batch, ...),
+    and return their arguments in `get_config`.
     """
 
     def __init__(self, name: str, dtype: DType = None) -> None:
@@ -64,11 +66,11 @@ class CertifiedMetric(keras.metrics.Mean):
             self._distances.assign(ops.cast(distances, self._distances.dtype))
 
     def values(self, radii: Tensor, correct: Tensor) -> Tensor:
-        """The quantity that is averaged, shape (batch,).
+        """The quantity that is averaged, shape (batch, ...).
 
         Args:
-            radii: Certified radii, shape (batch,).
-            correct: Booleans, shape (batch,), whether the prediction is right.
+            radii: Certified radii, shape (batch, ...).
+            correct: Booleans, shape (batch, ...), whether the prediction is right.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define `values(radii, correct)`: see CertifiedMetric."
@@ -84,12 +86,10 @@ class CertifiedMetric(keras.metrics.Mean):
         self._check_bound()
         y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true = ops.convert_to_tensor(y_true)
-        positions = ops.shape(y_pred)[:-1]  # the batch axis alone, of one decision a sample
         shares = are_shares(y_true.shape, y_pred.shape[-1], len(y_pred.shape))
+        positions = ops.shape(y_pred)[:-1]
         labels = ops.argmax(y_true, axis=-1) if shares else ops.reshape(y_true, positions)
-        rows = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
-        radii = certified_radii(rows, ops.cast(self._distances, self.dtype))
-        radii = ops.reshape(radii, positions)
+        radii = certified_radii(y_pred, ops.cast(self._distances, self.dtype))
         correct = ops.cast(labels, "int32") == ops.cast(ops.argmax(y_pred, axis=-1), "int32")
         super().update_state(self.values(radii, correct), sample_weight=sample_weight)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from keras_lipnext.arguments import (
     positive_integer,
     resolve_data_format,
 )
+from keras_lipnext.layers.images import NAMES, SPATIAL
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models import necks
@@ -25,6 +26,11 @@ from keras_lipnext.report.text import range_warning
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 SIZED_TEMPERATURE = 128.0
 NECKS = ("pool", "patches")
+OUTPUTS = ("classes", "dense")
+# Most positions of the blocks' map along an axis, by the number of axes, where no patch size is
+# given; a mask has details that a class has not.
+POSITIONS = {1: 32, 2: 14, 3: 7}
+FINER = 4
 # Units of "patches" in widths of the blocks, as in trials on held-out training images, 256 of 128;
 # and at most, so that the projection of a wide network's patches does not outgrow its blocks.
 PATCHES_WIDTH, PATCHES_WIDEST = 2, 2048
@@ -40,7 +46,7 @@ class Architecture:
         input_shape: As given, a tuple.
         data_format: Resolved.
         dtype: The `keras.DTypePolicy`.
-        image: (height, width, channels) of that input shape.
+        image: (*sides, channels) of that input shape: (height, width, channels) of images.
 
     Raises:
         ValueError: for arguments that no model has.
@@ -56,6 +62,9 @@ class Architecture:
     dtype: Any
     image: tuple = dataclasses.field(init=False)
 
+    # Numbers of spatial axes that inputs of the model may have.
+    spatial: ClassVar[tuple[int, ...]] = (2,)
+
     def __post_init__(self):
         _check_positive(epsilon=self.epsilon)
         for name in ("temperature", "learning_rate"):
@@ -66,7 +75,7 @@ class Architecture:
         self._resolve(
             data_format=data_format,
             dtype=keras.dtype_policies.get(self.dtype or keras.config.dtype_policy()),
-            image=image_sizes(self.input_shape, data_format),
+            image=image_sizes(self.input_shape, data_format, self.spatial),
             input_shape=tuple(self.input_shape),
         )
 
@@ -79,12 +88,16 @@ class Architecture:
         names = [field.name for field in dataclasses.fields(self) if field.init]
         return {**{name: getattr(self, name) for name in names}, "dtype": self.dtype.name}
 
+    @property
+    def pooled(self):
+        """Number of positions of an input whose evidence makes one vector of logits."""
+        return math.prod(self.image[:-1])
+
     def compile(self, model, optimizer):
         """Compiles a model of it as builders do: EMMA with its ramp, certified accuracy."""
         if self.dtype.name == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        height, width, _ = self.image
-        temperature = self.temperature or max(1.0, SIZED_TEMPERATURE / math.sqrt(height * width))
+        temperature = self.temperature or max(1.0, SIZED_TEMPERATURE / math.sqrt(self.pooled))
         model.compile(
             optimizer,
             loss=EMMA(3 * self.epsilon, temperature=temperature),
@@ -98,7 +111,8 @@ class LipNeXtArchitecture(Architecture):
 
     Attributes:
         entries: Numbers in a patch of an image.
-        map: (height, width) of the blocks' feature map, in positions.
+        map: (height, width) of the blocks' feature map, in positions; of series and volumes
+            likewise.
     """
 
     patch_size: Any
@@ -108,13 +122,16 @@ class LipNeXtArchitecture(Architecture):
     beta: float
     padding: str
     mixing: str
-    neck: str
+    output: str
+    neck: Any
     neck_width: Any
     neck_patch_size: Any
     dense_depth: Any
     remat: bool
     entries: int = dataclasses.field(init=False)
     map: tuple = dataclasses.field(init=False)
+
+    spatial: ClassVar[tuple[int, ...]] = tuple(SPATIAL)
 
     def __post_init__(self):
         if self.input_shape is None:
@@ -123,22 +140,36 @@ class LipNeXtArchitecture(Architecture):
         super().__post_init__()
         if not isinstance(self.remat, bool):
             raise ValueError(f"`remat` must be True or False. Received: remat={self.remat!r}")
+        if self.output not in OUTPUTS:
+            raise ValueError(
+                "`output` must be 'classes' (logits of the whole input) or 'dense' (logits of each "
+                f"of its positions). Received: output={self.output!r}"
+            )
         sizes = _lipnext_sizes(self.size, self.depth, self.width, self.shift_ratio)
         whole = {name: positive_integer(name, sizes[name]) for name in ("depth", "width")}
         self._resolve(**{**sizes, **whole})
         patch_size = self.patch_size
         if patch_size is None:
-            patch_size = default_patch_size(*self.image, self.width)
+            finer = FINER if self.output == "dense" else 1
+            patch_size = default_patch_size(self.image[:-1], self.image[-1], self.width, finer)
         self._resolve(patch_size=positive_integer("patch_size", patch_size))
         # Without weights: it refuses what the model's own would.
         stem = layers.PatchEmbedding(
             patch_size, self.width, data_format=self.data_format, name="patch_embedding"
         )
         entries = stem.entries((None, *self.input_shape))
-        self._resolve(entries=entries, map=tuple(n // patch_size for n in self.image[:2]))
+        self._resolve(entries=entries, map=tuple(n // patch_size for n in self.image[:-1]))
         self._resolve_neck()
 
+    @property
+    def pooled(self):
+        return 1 if self.output == "dense" else super().pooled
+
     def _resolve_neck(self):
+        if self.output == "dense":
+            self._resolve_dense()
+            return
+        self._resolve(neck="pool" if self.neck is None else self.neck)
         if self.neck not in NECKS:
             raise ValueError(
                 "`neck` must be 'pool' (L2 pooling, the paper's form) or 'patches' (orthogonal "
@@ -167,20 +198,38 @@ class LipNeXtArchitecture(Architecture):
         if patches:
             side = self.neck_patch_size
             if side is None:
-                side = necks.default_patch_size(*self.map, self.width, self.neck_width)
+                side = necks.default_patch_size(self.map, self.width, self.neck_width)
             side = positive_integer("neck_patch_size", side)
-            rows, columns = self.map
-            if rows % side or columns % side:
-                common = math.gcd(rows, columns)
-                fitting = [s for s in range(1, common + 1) if common % s == 0]
+            if any(n % side for n in self.map):
                 raise ValueError(
-                    f"The neck tiles the blocks' feature map with patches of {side} x {side} "
-                    f"positions. Received: neck_patch_size={side}, a map of {rows} x {columns} "
-                    f"(images of {self.image[0]} x {self.image[1]}, patch_size="
-                    f"{self.patch_size}). Choose one of {', '.join(map(str, fitting))}, or "
-                    "another `patch_size`."
+                    "The neck tiles the blocks' feature map with patches of "
+                    f"{by([side] * len(self.map))} positions. Received: neck_patch_size={side}, a "
+                    f"map of {by(self.map)} ({NAMES[len(self.map)]} of {by(self.image[:-1])}, "
+                    f"patch_size={self.patch_size}). Choose one of "
+                    f"{', '.join(map(str, common_divisors(self.map)))}, or another `patch_size`."
                 )
             self._resolve(neck_patch_size=side)
+
+    def _resolve_dense(self):
+        for name in ("neck", "neck_patch_size"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is of output='classes', which makes one vector of an input's "
+                    f"positions: leave it out. Received: output='dense', "
+                    f"{name}={getattr(self, name)!r}"
+                )
+        depth = 0 if self.dense_depth is None else self.dense_depth
+        self._resolve(dense_depth=non_negative_integer("dense_depth", depth))
+        units = self.neck_width
+        if units is None:  # nothing is lost, and the classes' weight vectors can all be far apart
+            pixels = self.patch_size ** len(self.map)
+            units = max(-(-self.width // pixels), self.num_classes)
+        self._resolve(neck_width=positive_integer("neck_width", units))
+
+
+def by(sizes):
+    """As errors say sizes: "8 x 8"."""
+    return " x ".join(map(str, sizes))
 
 
 def _check_positive(**values):
@@ -220,17 +269,21 @@ def check_classes(num_classes):
         raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
 
 
-def image_sizes(input_shape, data_format):
-    """(height, width, channels) of images of this shape."""
-    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
+def image_sizes(input_shape, data_format, spatial):
+    """(*sides, channels) of inputs of this shape, of as many sides as one of `spatial`."""
+    if not isinstance(input_shape, (tuple, list)) or len(input_shape) - 1 not in spatial:
+        last = ", ".join(f"({', '.join(SPATIAL[n])}, channels)" for n in spatial)
+        first = ", ".join(f"(channels, {', '.join(SPATIAL[n])})" for n in spatial)
+        of = f" of {', '.join(NAMES[n] for n in spatial)}" if len(spatial) > 1 else ""
         raise ValueError(
-            "`input_shape` is (height, width, channels), or (channels, height, width) with "
-            f"data_format='channels_first'. Received: input_shape={input_shape!r}"
+            f"`input_shape` is {last}, or {first} with data_format='channels_first'{of}. Received: "
+            f"input_shape={input_shape!r}"
         )
     if None in input_shape:
+        names = ", ".join(SPATIAL[len(input_shape) - 1])
         raise ValueError(
-            "The model needs a known height, width and number of channels of its images. "
-            f"Received: input_shape={input_shape}"
+            f"The model needs a known {names} and number of channels of its "
+            f"{NAMES[len(input_shape) - 1]}. Received: input_shape={input_shape}"
         )
     first, *others = input_shape
     last = others[-1]
@@ -239,10 +292,10 @@ def image_sizes(input_shape, data_format):
         if data_format == "channels_last":
             likely, moved = "channels_first", (*others, first)
         else:
-            likely, moved = "channels_last", (last, first, others[0])
+            likely, moved = "channels_last", (last, first, *others[:-1])
         warnings.warn(
             f"`input_shape={tuple(input_shape)}` looks like {likely}: as {data_format} these are "
-            f"images of {ends[1]} channels. Pass data_format='{likely}', or "
+            f"{NAMES[len(others)]} of {ends[1]} channels. Pass data_format='{likely}', or "
             f"input_shape={moved}.",
             stacklevel=5,  # above the constructors: where the model is asked for
         )
@@ -262,17 +315,25 @@ def _lipnext_sizes(size, depth, width, shift_ratio):
     return with_sizes(SIZES[size], overriding)
 
 
-def default_patch_size(height, width, channels, units):
-    """Smallest side >= 2 that leaves at most 14 x 14 patches, else the largest that fits."""
-    divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
-    fitting = [p for p in divisors if p * p * channels <= units]
-    few = [p for p in fitting if p >= 2 and max(height, width) <= 14 * p]
+def default_patch_size(sides, channels, units, finer=1):
+    """Smallest side >= 2 that leaves few patches, 14 x 14 of images, else the largest that fits.
+
+    With `finer` that many times as many along an axis are few.
+    """
+    most, n = finer * POSITIONS[len(sides)], len(sides)
+    fitting = [p for p in common_divisors(sides) if p**n * channels <= units]
+    few = [p for p in fitting if p >= 2 and max(sides) <= most * p]
     if not fitting:
         raise ValueError(
-            f"`width` must be at least the images' number of channels, {channels}. Received: "
+            f"`width` must be at least the {NAMES[n]}' number of channels, {channels}. Received: "
             f"width={units}"
         )
     return few[0] if few else fitting[-1]
+
+
+def common_divisors(sizes):
+    common = math.gcd(*sizes)
+    return [p for p in range(1, common + 1) if common % p == 0]
 
 
 def with_sizes(preset, overriding):

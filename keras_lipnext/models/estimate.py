@@ -1,8 +1,9 @@
 """What training a LipNeXt takes, from formulas, without building it.
 
-With C channels, T positions, m columns of a block's mixing kernel (4 * shift_ratio * C, or C in the
-full form), p patches' entries, K classes, L blocks and n images on a device, and for the layers of
-the neck and the head N kernels of a x b, each applied to q vectors of an image:
+With C channels, T positions, m columns of a block's mixing kernel (4 * shift_ratio * C of images, 2
+of series, 6 of volumes, or C in the full form), p patches' entries, K classes, L blocks and n
+images on a device, and for the layers of the neck and the head N kernels of a x b, each applied to
+q vectors of an image:
 
     parameters      p C + L (T + C m + C^2 + C) + N (a b + b)
     FLOPs, forward  2 T p C + L (2 T (2 C m + C^2) + 5 T C + 2 T m) + 2 T C [pool] + 2 N q a b
@@ -29,7 +30,7 @@ import math
 
 from keras_lipnext import layers
 from keras_lipnext.arguments import positive_integer
-from keras_lipnext.layers.spatial_shift import group_size
+from keras_lipnext.layers.spatial_shift import moving_channels
 from keras_lipnext.manifolds.polar import MUCH_TALLER
 from keras_lipnext.models import necks
 
@@ -46,6 +47,8 @@ USABLE = 0.9  # share of a card's memory that a program can have for its arrays
 # Products in a step of ManifoldMuon: of d x d matrices, drift removal included, of rectangular ones
 # and of those that are much taller, with all rows, and of the smaller side alone.
 SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 9.25, 16, 8, 12
+# Tensors of the logits' size that the loss of dense outputs keeps.
+LOSS_TENSORS = 8
 # Matrices of the size of a stack that are in use at once in an optimizer's step.
 OPTIMIZER_TEMPORARIES = 6
 
@@ -145,12 +148,12 @@ def estimate(batch, devices, architecture):
     block = layers.LipNeXtBlock(
         architecture.shift_ratio, architecture.beta, architecture.padding, mixing, dtype=policy
     )
-    moving = 4 * group_size(block.mixing, c)
+    moving = moving_channels(block.mixing, c, len(architecture.map))
     m = moving if mixing == "reduced" else c
     n = batch // devices
 
     dense = necks.kernels(architecture)
-    (features, classes), _ = dense.pop("head")
+    (features, classes), heads = dense.pop("head")
     # (rows, columns, number) of the matrices on the manifold.
     shapes = [(entries, c, 1), (c, m, blocks), (c, c, blocks)]
     shapes += [(*shape, 1) for shape, _ in dense.values()]
@@ -162,7 +165,7 @@ def estimate(batch, devices, architecture):
     stem = 2 * t * entries * c
     of_blocks = blocks * (2 * t * (2 * c * m + c * c) + 5 * t * c + 2 * t * m)
     pooled = architecture.neck == "pool"
-    top = 2 * t * c * pooled + 2 * features * classes
+    top = 2 * t * c * pooled + 2 * heads * features * classes
     top += sum(2 * count * a * b for (a, b), count in dense.values())
     forward = stem + of_blocks + top
     backward = stem + 2 * (of_blocks + top) + (of_blocks if remat else 0)
@@ -170,6 +173,7 @@ def estimate(batch, devices, architecture):
     kept = 3 * c + m
     per_image = t * (2 * c + (blocks * c + kept if remat else blocks * kept))
     per_image += sum(2 * count * b for (_, b), count in dense.values())
+    logits = LOSS_TENSORS * heads * classes if architecture.output == "dense" else 0
     largest = max(min(a * b * count, max(a * b, 2**22)) for a, b, count in shapes)
     return Estimate(
         parameters=parameters,
@@ -180,7 +184,8 @@ def estimate(batch, devices, architecture):
         copy_bytes=computed * on_manifold if computed != stored else 0,
         optimizer_bytes=stored * (on_manifold + 2 * others),
         gradient_bytes=stored * parameters,
-        activation_bytes=n * (computed * per_image + stored * math.prod(architecture.image)),
+        activation_bytes=n
+        * (computed * per_image + stored * (logits + math.prod(architecture.image))),
         temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
         moved_bytes=2
         * (devices - 1)

@@ -28,6 +28,9 @@ class LipNeXt(BuiltModel):
 
     image - 1/2 -> PatchEmbedding -> depth x LipNeXtBlock -> neck -> NormalizedDense -> logits
 
+    In place of images it takes series (length, channels) and volumes (depth, height, width,
+    channels), each of whose axes has two directions of shifts.
+
     The neck is L2Pool, the paper's form, or, with neck="patches",
 
         patches of the feature map, flattened -> OrthogonalDense -> BetaAbs -> flattened
@@ -36,6 +39,14 @@ class LipNeXt(BuiltModel):
     which keeps the sign and the place of features, where pooling forgets both. It pays at large
     radii and where epochs are scarce, for more weights and slower steps:
     docs/guides/sizes.md has figures for both, of benchmarks/necks.py.
+
+    With output="dense" there are logits for each position of the input, for masks: of patches of
+    p x p pixels, the neck is then the inverse of the stem,
+
+        OrthogonalDense to p^2 neck_width units -> BetaAbs -> p x p pixels of neck_width numbers
+        -> dense_depth x (OrthogonalDense -> BetaAbs) at each pixel
+
+    and the labels that `fit` takes are integers, shape (batch, height, width).
 
     It comes compiled: ManifoldMuon with a cosine decay over each `fit`, the EMMA loss with its
     ramp, accuracy and certified accuracy as metrics.
@@ -59,33 +70,41 @@ class LipNeXt(BuiltModel):
 
     Args:
         size: One of the sizes above; "tiny" if neither `depth` nor `width` is given either.
-        input_shape: (height, width, channels) of the images, channels first if so configured.
-            Values in [0, 1].
+        input_shape: (height, width, channels) of images, (length, channels) of series or (depth,
+            height, width, channels) of volumes; channels first if so configured. Values in [0, 1].
         num_classes: Number of classes, at least 2.
         patch_size: Side of a patch in pixels. None takes the smallest divisor >= 2 of the images'
-            sides that leaves at most 14 x 14 patches; if `width` channels cannot hold such
-            patches, the largest they can hold.
+            sides that leaves at most 14 x 14 patches, of series 32, of volumes 7 x 7 x 7, and with
+            output="dense" four times as many along each axis; if `width` channels cannot hold
+            such patches, the largest they can hold.
         depth: Number of blocks; overrides the size's.
         width: Number of channels; overrides the size's.
-        shift_ratio: Share of the channels that a block shifts in each of four directions;
-            overrides the size's.
+        shift_ratio: Share of the channels that a block shifts in each direction, two along each
+            axis of the input; overrides the size's.
         beta: Share of the channels that the activation rectifies.
         padding: Of the shifts, "circular" or "zero".
         mixing: "reduced" stores and multiplies with the rows of R that the shift moves, "full" is
             the paper's form, with the whole R: the same functions, at the cost of more products and
             weights. See `reduced`.
-        neck: "pool", L2 pooling, or "patches"; see above.
+        output: "classes", logits of the whole input, shape (batch, classes), or "dense", of each of
+            its positions, shape (batch, height, width, classes) for images: classes last, whatever
+            the data format.
+        neck: "pool", L2 pooling, or "patches"; see above. None is "pool", and with output="dense",
+            which has neither, None is all there is.
         neck_width: Units of each OrthogonalDense of the neck. None is 2 * width for "patches", at
-            most 2048, and width for the dense layers behind "pool".
+            most 2048, and width for the dense layers behind "pool"; with output="dense", where it
+            counts the numbers of a pixel, the larger of num_classes and what keeps all width
+            numbers of a patch.
         neck_patch_size: Side of the patches of "patches", in positions of the feature map, whose
             height and width it divides. None takes the side with the fewest weights: with 2 *
             width units, 4 for a map of 8 x 8 or 16 x 16, 7 for 7 x 7 or 14 x 14.
         dense_depth: Number of OrthogonalDense -> BetaAbs on the vector in front of the head, 0 or
-            more. None is 1 for "patches", and 0, the paper's, for "pool".
+            more. None is 1 for "patches", and 0 for "pool", the paper's, and output="dense".
         epsilon: l2 radius of interest, in units of the inputs: certified accuracy at `epsilon` is
             shown in training, and EMMA demands margins up to 3 * epsilon, as the paper does.
         temperature: EMMA's temperature. Higher favours clean accuracy, lower large radii. None is
-            128 / sqrt(height * width), and at least 1, the paper's.
+            128 / sqrt(height * width), and at least 1, the paper's; the root is of the number of
+            positions of a series or volume, and with output="dense" of one.
         learning_rate: ManifoldMuon's learning rate, a float: the angle in radians by which a matrix
             turns in a step. None is 0.04 / sqrt(depth), whatever the width. Adam trains biases and
             the head at half of it. Each `fit` multiplies both by a factor that falls from 1 to
@@ -112,7 +131,7 @@ class LipNeXt(BuiltModel):
     def __init__(
         self,
         size: str | None = None,
-        input_shape: tuple[int, int, int] | None = None,
+        input_shape: tuple[int, ...] | None = None,
         num_classes: int = 1000,
         patch_size: int | None = None,
         depth: int | None = None,
@@ -121,7 +140,8 @@ class LipNeXt(BuiltModel):
         beta: float = 0.75,
         padding: str = "circular",
         mixing: str = "reduced",
-        neck: str = "pool",
+        output: str = "classes",
+        neck: str | None = None,
         neck_width: int | None = None,
         neck_patch_size: int | None = None,
         dense_depth: int | None = None,
@@ -147,6 +167,7 @@ class LipNeXt(BuiltModel):
             beta=beta,
             padding=padding,
             mixing=mixing,
+            output=output,
             neck=neck,
             neck_width=neck_width,
             neck_patch_size=neck_patch_size,
@@ -168,7 +189,8 @@ class LipNeXt(BuiltModel):
             )
         depth, width, policy = architecture.depth, architecture.width, architecture.dtype
         patch_size, shift_ratio = architecture.patch_size, architecture.shift_ratio
-        mixed = 4 * round(shift_ratio * width) if mixing == "reduced" else width
+        moving = 2 * len(architecture.map) * round(shift_ratio * width)
+        mixed = moving if mixing == "reduced" else width
         check_distribution(
             {
                 "patch_embedding/kernel": (architecture.entries, width),

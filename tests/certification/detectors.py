@@ -4,6 +4,8 @@ test_soundness.py runs them on the library as it is, and, in the mutant gate, on
 fault put in: every fault must be caught by one of them.
 """
 
+import functools
+
 import extended
 import keras
 import numpy as np
@@ -19,6 +21,7 @@ from keras_lipnext.lipschitz.model import read
 from keras_lipnext.twin import Float64Twin
 
 kl, ll = keras.layers, lip.layers
+CHANNELS = ("channels_last", "channels_first")
 
 
 def polar(matrix):
@@ -58,6 +61,16 @@ def shifting_model(padding="circular", mixing="reduced"):
     x = ll.LipNeXtBlock(1 / 4, 0.5, padding, mixing)(inputs)
     x = ll.SpatialShift(1 / 4, padding)(x)
     return keras.Model(inputs, ll.NormalizedDense(4)(ll.L2Pool()(x)))
+
+
+def ranked_model(sides, padding, data_format):
+    """As `shifting_model`, of series or volumes."""
+    keras.utils.set_random_seed(3)
+    ratio, shared = 1 / (2 * len(sides)), {"data_format": data_format}
+    inputs = keras.Input((*sides, 12) if data_format == "channels_last" else (12, *sides))
+    x = ll.LipNeXtBlock(ratio, 0.5, padding, **shared)(inputs)
+    x = ll.SpatialShift(ratio, padding, **shared)(x)
+    return keras.Model(inputs, ll.NormalizedDense(4)(ll.L2Pool(**shared)(x)))
 
 
 def full_model():
@@ -104,12 +117,26 @@ def gradient_norms(model, x):
 def gradient_equality():
     """An orthogonal network preserves gradients: constants neither too large nor too small."""
     for make in (shifting_model, full_model, dense_model):
-        model = in_float64(make)
-        x = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:]))
-        kernel = np.asarray(to_numpy(model.layers[-1].kernel), "float64")
-        for (i, j), norms in gradient_norms(model, x).items():
-            expected = np.linalg.norm(kernel[:, i] - kernel[:, j])
-            np.testing.assert_allclose(norms / expected, 1, rtol=1e-12)
+        equal_gradients(in_float64(make))
+
+
+def equal_gradients(model):
+    x = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:]))
+    kernel = np.asarray(to_numpy(model.layers[-1].kernel), "float64")
+    for (i, j), norms in gradient_norms(model, x).items():
+        expected = np.linalg.norm(kernel[:, i] - kernel[:, j])
+        np.testing.assert_allclose(norms / expected, 1, rtol=1e-12)
+
+
+def series_and_volumes():
+    """Equal gradients on one and three spatial axes; slopes with zeros at the border."""
+    for sides, formats in (((5,), CHANNELS[::-1]), ((3, 2, 4), CHANNELS)):
+        circular, zero = (
+            functools.partial(ranked_model, sides, padding, data_format)
+            for padding, data_format in zip(("circular", "zero"), formats)
+        )
+        equal_gradients(in_float64(circular))
+        slopes(zero())
 
 
 def slopes(model, x=None):
@@ -402,6 +429,7 @@ ALL = (
     affine_distances,
     rounding_attack,
     gradient_equality,
+    series_and_volumes,
     replicated_border,
     overlapping_windows,
     residual_reflection,

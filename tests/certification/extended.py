@@ -105,18 +105,21 @@ def dense(layer, x):
 
 
 def patch_embedding(layer, x):
-    p = layer.patch_size
-    b, h, w, k = x.shape
-    x = x.reshape(b, h // p, p, w // p, p, k).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // p, w // p, p * p * k) @ wide(layer.kernel)
+    p, kernel = layer.patch_size, wide(layer.kernel)
+    counts = [n // p for n in x.shape[1:-1]]
+    y = np.empty((len(x), *counts, kernel.shape[1]), LONG)
+    for place in np.ndindex(*counts):
+        patch = x[(slice(None), *(slice(i * p, (i + 1) * p) for i in place))]
+        y[(slice(None), *place)] = patch.reshape(len(x), -1) @ kernel
+    return y
 
 
 def shifted(x, group, padding):
     y = x.copy()
-    for i, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)]):
+    for i, (axis, step) in enumerate(itertools.product(range(1, x.ndim - 1), (-1, 1))):
         part = np.roll(x[..., i * group : (i + 1) * group], step, axis=axis)
         if padding == "zero":
-            edge = [slice(None)] * 4
+            edge = [slice(None)] * x.ndim
             edge[axis] = 0 if step > 0 else -1
             part[tuple(edge)] = 0
         y[..., i * group : (i + 1) * group] = part
@@ -130,14 +133,16 @@ def spatial_shift(layer, x):
 def shift_mixing(layer, x):
     kernel = wide(layer.kernel)
     rows = x @ kernel
-    return x + (shifted(rows, kernel.shape[1] // 4, layer.padding) - rows) @ kernel.T
+    return (
+        x + (shifted(rows, kernel.shape[1] // (2 * (x.ndim - 2)), layer.padding) - rows) @ kernel.T
+    )
 
 
 def full_shift_mixing(layer, x):
     rotation = wide(layer.kernel).T
-    rotated = np.einsum("rc,bhwc->bhwr", rotation, x)
+    rotated = np.einsum("rc,b...c->b...r", rotation, x)
     moved = shifted(rotated, round(layer.ratio * len(rotation)), layer.padding)
-    return np.einsum("rc,bhwr->bhwc", rotation, moved)
+    return np.einsum("rc,b...r->b...c", rotation, moved)
 
 
 def beta_abs(layer, x):
@@ -513,7 +518,9 @@ LAYERS = {
     "SandwichDense": sandwich_dense,
     "Scale": lambda layer, x: x * wide(layer.factor),
     "MaxMin": max_min,
-    "L2Pool": lambda layer, x: np.sqrt((x**2).sum(axis=(1, 2)) + c(layer.epsilon)),
+    "L2Pool": lambda layer, x: np.sqrt(
+        (x**2).sum(axis=tuple(range(1, x.ndim - 1))) + c(layer.epsilon)
+    ),
     "Conv1D": convolution,
     "Conv2D": convolution,
     "Conv3D": convolution,

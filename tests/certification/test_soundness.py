@@ -15,7 +15,7 @@ import keras_lipnext as lip
 from keras_lipnext import radius, twin
 from keras_lipnext.backend import programs
 from keras_lipnext.certification import decisions, evaluation
-from keras_lipnext.layers import shift_mixing, spatial_shift
+from keras_lipnext.layers import images, shift_mixing, spatial_shift
 from keras_lipnext.lipschitz import model as lipschitz
 from keras_lipnext.lipschitz import program, rounding
 from keras_lipnext.lipschitz.rules import base as rules
@@ -65,6 +65,30 @@ def clamped_border():
         return keras.ops.take(x, take, axis=axis)
 
     return [(spatial_shift, "_slide", slide)]
+
+
+def duplicated_slices():
+    """Shifts of series and volumes in which the border comes twice, and what left is lost."""
+    roll = spatial_shift._roll
+
+    def duplicating(x, axis, step):
+        if len(x.shape) == 4:
+            return roll(x, axis, step)
+        take = np.clip(np.arange(x.shape[axis]) - step, 0, x.shape[axis] - 1)
+        return keras.ops.take(x, take, axis=axis)
+
+    return [(spatial_shift, "_roll", duplicating)]
+
+
+def pooled_over_two_axes():
+    """L2 pooling of a volume that adds the norms of its slices, counted as 1."""
+
+    def call(self, inputs):
+        axes = images.spatial_axes(self.data_format, len(inputs.shape))
+        energy = keras.ops.sum(keras.ops.square(inputs), axis=axes[:2], keepdims=True)
+        return keras.ops.sum(keras.ops.sqrt(energy + self.epsilon), axis=axes)
+
+    return [(lip.layers.L2Pool, "call", call)]
 
 
 def mixing(formula):
@@ -520,6 +544,8 @@ MUTANTS = {
     assumed_norms: detectors.scaled_layer,
     power_iteration: detectors.noisy_kernel,
     clamped_border: detectors.replicated_border,
+    duplicated_slices: detectors.series_and_volumes,
+    pooled_over_two_axes: detectors.series_and_volumes,
     wrong_transpose: detectors.gradient_equality,
     shift_without_identity: detectors.gradient_equality,
     head_taken_as_normalised: detectors.unnormalised_head,

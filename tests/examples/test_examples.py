@@ -158,6 +158,23 @@ def test_convert(tmp_path):
         assert image.size == (900, 600)
 
 
+@pytest.mark.slow
+@on_jax
+def test_time_series(tmp_path):
+    size = ["--epochs", "6", "--samples", "400", "--output", str(tmp_path / "out")]
+    text = run("time_series.py", *size)
+    assert share(text, "clean accuracy") > 75
+    assert share(text, "certified robust accuracy at epsilon = 0.25") > 50
+    assert "PGD attack inside the certified radii: 0 predictions flipped." in text
+    assert int(re.search(r"at twice the radii: ([0-9]+) of 400 flipped", text).group(1)) > 350
+    rows = re.findall(r"epsilon = [0-9.]+: ([0-9.]+)% certified, ([0-9.]+)% survive PGD", text)
+    assert len(rows) == 3
+    assert all(float(certified) <= float(left) for certified, left in rows)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.keras", "time_series.png"}
+    with Image.open(tmp_path / "out" / "time_series.png") as image:
+        assert image.size == (1500, 750)
+
+
 TRAINING = ("imagenet.py", "cifar10.py", "mnist.py")
 RECORDS = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
 

@@ -41,6 +41,7 @@ def shifting(cls, arguments, variant, channels=16):
 def rows():
     for shape in ((2, 3, 4, 8), (3, 8)):
         yield Row(BetaAbs, {"beta": 0.5}, shape, shape, variant=len(shape) == 2)
+    yield from of_other_ranks()
     for beta in (0, 0.75, 1):
         yield Row(BetaAbs, {"beta": beta, "axis": 1}, (2, 8, 3), (2, 8, 3), variant=True)
     for cls in (SpatialShift, ShiftMixing, FullShiftMixing):
@@ -79,6 +80,25 @@ def rows():
         yield Row(PatchEmbedding, arguments, *shapes, variant=units == 12)
     yield Row(PositionalBias, {"initializer": "normal"}, (2, 3, 4, 5), (2, 3, 4, 5), sizes=True)
     yield from sdp_rows()
+
+
+def of_other_ranks():
+    """Series and volumes: two directions of shifts along each axis."""
+    for sides, ratio in (((5,), 1 / 2), ((2, 3, 4), 1 / 6)):
+        shape = (3, *sides, 12)
+        for cls, padding in itertools.product(
+            (SpatialShift, ShiftMixing, FullShiftMixing), ("circular", "zero")
+        ):
+            yield Row(cls, {"ratio": ratio, "padding": padding}, shape, shape, variant=True)
+        yield Row(L2Pool, {"epsilon": 1e-6}, shape, (3, 12), variant=True)
+        arguments = {"initializer": "normal"}
+        yield Row(PositionalBias, arguments, shape, shape, sizes=True, variant=True)
+        arguments = {"shift_ratio": ratio, "beta": 0.5, "padding": "zero"}
+        yield Row(LipNeXtBlock, arguments, shape, shape, sizes=True, variant=True)
+    arguments = {"patch_size": 2, "units": 20}
+    for sides in ((6,), (2, 4, 6)):
+        shapes = (2, *sides, 2), (2, *(n // 2 for n in sides), 20)
+        yield Row(PatchEmbedding, arguments, *shapes, variant=True)
 
 
 def sdp_rows():

@@ -31,12 +31,12 @@ def test_kernel_gradient_equals_the_full_form(padding):
 
         def full_loss(rotation):
             rotated = keras.ops.matmul(x, keras.ops.transpose(rotation))
-            shifted = shift_groups(rotated, group, padding, "channels_last")
+            shifted = shift_groups(rotated, 4 * group, padding, "channels_last")
             return keras.ops.matmul(shifted, rotation) * weights
 
         def reduced_loss(kernel):
             rows = keras.ops.matmul(x, kernel)
-            moved = shift_groups(rows, group, padding, "channels_last") - rows
+            moved = shift_groups(rows, 4 * group, padding, "channels_last") - rows
             return keras.ops.matmul(moved, keras.ops.transpose(kernel)) * weights
 
         full_slope = called(lambda full: backend.gradient(full_loss, full), full)

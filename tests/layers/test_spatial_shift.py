@@ -4,7 +4,7 @@ import pytest
 from data import to_numpy
 from layer_checks import random_input
 
-from keras_lipnext.layers import SpatialShift
+from keras_lipnext.layers import FullShiftMixing, ShiftMixing, SpatialShift
 
 
 def numpy_shift(x, group, padding):
@@ -54,10 +54,23 @@ def test_unknown_spatial_sizes(padding):
         np.testing.assert_array_equal(found, numpy_shift(x, 1, padding))
 
 
-@pytest.mark.parametrize("ratio", [0, -1 / 8, 0.3])
+@pytest.mark.parametrize("ratio", [0, -1 / 8, 0.6])
 def test_bad_ratio(ratio):
-    with pytest.raises(ValueError, match=r"in \(0, 1/4\]. Received: ratio="):
+    with pytest.raises(
+        ValueError, match=r"in \(0, 1/2\].*\(0, 1/4\].*\(0, 1/6\]. Received: ratio="
+    ):
         SpatialShift(ratio)
+
+
+@pytest.mark.parametrize("cls", [SpatialShift, ShiftMixing, FullShiftMixing])
+@pytest.mark.parametrize("spatial, names", [(1, "series"), (2, "images"), (3, "volumes")])
+def test_as_much_moves_in_each_direction_as_there_is(cls, spatial, names):
+    most = 2 * spatial
+    cls(1 / most).build((2, *[4] * spatial, 12))
+    if spatial > 1:
+        message = rf"each of {most} directions.*\(0, 1/{most}\] for {names}. Received: ratio="
+        with pytest.raises(ValueError, match=message):
+            cls(1 / most + 1 / 12).build((2, *[4] * spatial, 12))
 
 
 def test_bad_padding():

@@ -77,6 +77,57 @@ def test_sample_weight_and_reduction(head):
     np.testing.assert_allclose(to_numpy(mean), (each * weight).mean(), rtol=1e-5)
 
 
+PLACES = [(2, 4, 5), (4, 10), (2, 2, 2, 5)]
+
+
+@pytest.mark.parametrize("cls, demand", [(EMMA, "emma"), (CertifiedCrossEntropy, "all")])
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_positions_of_dense_outputs_are_samples(cls, demand, places, head):
+    logits, labels = samples()
+    loss = cls(0.5, temperature=4.0, reduction=None).bind(head)
+    expected = numpy_loss(logits, labels, to_numpy(head.kernel), 0.5, 4.0, demand)
+    one_hot = np.eye(CLASSES, dtype="float32")[labels]
+    z = logits.reshape(*places, CLASSES)
+    shapes = ((labels, ()), (labels, (1,)), (one_hot, (CLASSES,)))
+    for y in (values.reshape(*places, *rest) for values, rest in shapes):
+        found = to_numpy(loss(y, z))
+        assert found.shape == places
+        np.testing.assert_allclose(found.ravel(), expected, rtol=2e-5, atol=2e-6)
+    mean = cls(0.5, temperature=4.0).bind(head)
+    np.testing.assert_allclose(
+        to_numpy(mean(labels.reshape(places), z)), expected.mean(), rtol=1e-5
+    )
+
+
+def test_weights_of_dense_outputs_are_of_samples_or_of_positions(head):
+    logits, labels = samples()
+    places, loss = (5, 8, 1), EMMA(0.5).bind(head)
+    y, z = labels.reshape(places), logits.reshape(*places, CLASSES)
+    each = to_numpy(EMMA(0.5, reduction=None).bind(head)(y, z))
+    rng = np.random.default_rng(1)
+    for shape in ((5,), places):
+        weight = rng.random(shape).astype("float32")
+        expected = (each * weight.reshape(shape + (1,) * (3 - len(shape)))).mean()
+        found = loss(y, z, sample_weight=keras.ops.convert_to_tensor(weight))
+        np.testing.assert_allclose(to_numpy(found), expected, rtol=1e-5)
+    square = (5, 8)  # where Keras would multiply rows by the weights of images, if it could
+    y, z = labels.reshape(square), logits.reshape(*square, CLASSES)
+    weight = rng.random(5).astype("float32")
+    expected = (each.reshape(square) * weight[:, None]).mean()
+    np.testing.assert_allclose(to_numpy(loss(y, z, sample_weight=weight)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4), (2, 20), (2, 4, 5, 3), (2, 5, 4), (40,), (2, 4, 5, 5, 1)]
+)
+def test_labels_of_dense_outputs_that_do_not_fit(shape, head):
+    logits, _ = samples()
+    loss = EMMA(0.5).bind(head)
+    message = r"shape \(batch, 4, 5\) or \(batch, 4, 5, 1\), or prob.*\(batch, 4, 5, 5\). Received"
+    with pytest.raises(ValueError, match=message):
+        loss(np.zeros(shape), logits.reshape(2, 4, 5, CLASSES))
+
+
 def test_gradient_treats_the_demanded_share_as_constant(head):
     """d loss / d logits = softmax - one_hot, taken at the shifted logits."""
     logits, labels = samples()

@@ -61,6 +61,26 @@ def test_equals_numpy_for_any_batching_and_labels(kind):
 
 
 @pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
+@pytest.mark.parametrize("places", [(6, 10), (3, 4, 5)])
+def test_positions_of_dense_outputs_are_samples(kind, places):
+    kernel, logits, labels = samples()
+    expected = expected_values(kind, kernel, logits, labels)
+    rng = np.random.default_rng(1)
+    for y, rest in ((labels, ()), (labels, (1,)), (np.eye(CLASSES)[labels], (CLASSES,))):
+        for shape in (None, places[:1], places):
+            weight = None if shape is None else rng.random(shape)
+            of_all = np.ones(places)
+            if weight is not None:
+                of_all = of_all * weight.reshape(shape + (1,) * (len(places) - len(shape)))
+            metric = bound(make(kind), kernel)
+            metric.update_state(
+                y.reshape(*places, *rest), logits.reshape(*places, CLASSES), sample_weight=weight
+            )
+            mean = np.average(expected, weights=of_all.ravel())
+            assert float(metric.result()) == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, CertifiedRadius])
 def test_weights_are_honoured(kind):
     kernel, logits, labels = samples()
     weight = np.linspace(0, 1, SAMPLES)

@@ -158,7 +158,7 @@ def test_the_guide_says_what_large_models_take(size):
         ({"devices": -1}, "`devices` must be a positive integer"),
         ({"batch": 3, "devices": 2}, "multiple of `devices`. Received: batch=3, devices=2"),
         ({"size": "huge"}, "`size` must be one of"),
-        ({"patch_size": 3, "input_shape": (8, 8, 3)}, "tiles the image with patches"),
+        ({"patch_size": 3, "input_shape": (8, 8, 3)}, "tiles images with patches"),
         ({"patch_size": 0}, "`patch_size` must be a positive integer"),
         ({"patch_size": "2"}, "`patch_size` must be a positive integer"),
         ({"patch_size": 2.0}, "`patch_size` must be a positive integer"),

@@ -292,8 +292,11 @@ def test_summary_counts(capsys):
         ({"epsilon": None}, r"`epsilon` must be a number"),
         ({"epsilon": -0.1}, r"`epsilon` must be positive. Received: epsilon=-0.1"),
         ({"temperature": 0}, r"`temperature` must be positive"),
-        ({"input_shape": 8}, r"`input_shape` is \(height, width, channels\).*Received"),
-        ({"input_shape": (8, 8)}, r"`input_shape` is \(height, width, channels\)"),
+        (
+            {"input_shape": 8},
+            r"`input_shape` is \(length, channels\), \(height, width, ch.*Received",
+        ),
+        ({"input_shape": (8,)}, r"`input_shape` is \(length, channels\), \(height, width, ch"),
         ({"input_shape": (None, 8, 1)}, r"needs a known height, width and number of channels"),
         (
             {"input_shape": (8, 8, 99), "patch_size": None},

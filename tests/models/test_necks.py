@@ -70,7 +70,7 @@ def test_default_patches(sides, side):
     def weights(s):
         return s**2 * 128 * 256 + sides[0] * sides[1] // s**2 * 256**2
 
-    assert default_patch_size(*sides, 128, 256) == side
+    assert default_patch_size(sides, 128, 256) == side
     fitting = [s for s in range(1, 17) if sides[0] % s == sides[1] % s == 0]
     assert weights(side) == min(map(weights, fitting))
 
@@ -187,7 +187,7 @@ def test_mixed_bfloat16(digits):
         ),
         ({"neck_patch_size": 2}, r"of neck='patches'.*Received: neck='pool', neck_patch_size=2"),
         ({"neck_width": 32}, r"there are none.*`dense_depth`.*neck_width=32, dense_depth=0"),
-        ({"neck": "patches", "patch_size": 3}, "tiles the image with patches of 3 x 3 pixels"),
+        ({"neck": "patches", "patch_size": 3}, "tiles images with patches of 3 x 3 pixels"),
     ],
 )
 @pytest.mark.parametrize("make", [small_lipnext, lip.LipNeXt.estimate])
