@@ -43,6 +43,10 @@ ROOMS = {
         *("arguments", "backend", "batches", "distribution", "radius"),
         *("norms", "lipschitz", "report", "twin", "typing"),
     },
+    "guarantees": {
+        *("arguments", "batches", "certification", "distribution"),
+        *("lipschitz", "norms", "report", "typing"),
+    },
     "lmi": {
         *("activations", "arguments", "backend", "installation", "layers", "lipschitz"),
         *("norms", "overrides", "typing"),
@@ -63,6 +67,7 @@ PUBLIC = [
     "manifolds",
     "layers",
     "certification",
+    "guarantees",
     "lmi",
     "optimizers",
     "losses",

@@ -122,8 +122,16 @@ class Evaluation:
 
         A batch of fewer than `padded` samples is filled up: another size would be compiled anew.
         """
+        inputs, found = self._evaluate(inputs, padded)
+        with np.errstate(all="ignore"):
+            decided = [self._decided(decision, inputs, found) for decision in self._decisions]
+        predictions, radii, allowances = map(self.as_decided, zip(*decided))
+        finite = self._finite(inputs)
+        return np.where(finite, predictions, -1), np.where(finite, radii, 0.0), allowances
+
+    def _evaluate(self, inputs, padded):
+        """(inputs in float64, norms of all values or None); `_answer` holds what it answers."""
         inputs = np.asarray(inputs, "float64")
-        count = len(inputs)
         self._padded = padded
         full = self._full(inputs)
         answer = self._twin(full)
@@ -131,15 +139,17 @@ class Evaluation:
         if inputs.shape[1:] not in self._by_size:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
             self._check_independence(full, answer)
-        self._answer = answer[:count]
+        self._answer = answer[: len(inputs)]
         self._deciding = []
-        with np.errstate(all="ignore"):
-            decided = [self._decided(decision, inputs, found) for decision in self._decisions]
-        predictions, radii, allowances = map(self.as_decided, zip(*decided))
-        # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
-        finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
-        finite = finite.reshape(count, *(1,) * (radii.ndim - 1))
-        return np.where(finite, predictions, -1), np.where(finite, radii, 0.0), allowances
+        return inputs, found
+
+    def _finite(self, inputs):
+        """Which samples have finite inputs, in the shape of what is found of each.
+
+        Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
+        """
+        finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
+        return finite.reshape(-1, *(1,) * (self._answer.ndim - 2 + self._labels))
 
     def as_decided(self, parts):
         """What was found of each decision's rows, as one array.
