@@ -100,13 +100,13 @@ def enclose(
     answers, start, contradicted = arithmetic == "float32", 0, 0
     parts = []
     for inputs, _, found, own in evaluation.walk(model, batches, total, answers, lambda y: None):
-        outputs, allowances, reach, rates, radius_cap = found
+        outputs, allowances, known, rates, evaluated = found
         balls = epsilon if epsilon.ndim == 0 else epsilon[start : start + len(inputs)]
         if epsilon.ndim and len(balls) != len(inputs):
             raise _mismatch(epsilon, start + len(inputs))
         start += len(inputs)
         balls = np.broadcast_to(balls, (len(inputs),))
-        reach = evaluation.reach(balls, reach, radius_cap)
+        reach = evaluation.reach(balls, known, evaluated)
         each = balls.reshape(-1, *(1,) * (outputs.ndim - 1))
         with np.errstate(all="ignore"):
             most = (allowances + rates * each) * UP_STEP + UNDERFLOW
@@ -154,7 +154,7 @@ class Outputs(Evaluation):
         self.constants = np.zeros(outputs)
 
     def __call__(self, inputs, padded):
-        """(outputs, allowances, which are finite, constants, function of balls) of a batch."""
+        """(outputs, allowances, which are finite, constants, what `reach` takes) of a batch."""
         inputs, found = self._evaluate(inputs, padded)
         with np.errstate(all="ignore"):
             allowances, constants = zip(

@@ -4,7 +4,8 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_lipnext.arguments import are_shares, number
+from keras_lipnext.arguments import number
+from keras_lipnext.losses.labels import read_classes
 from keras_lipnext.radius import check_head, head_distances, of_one_head, unbound
 from keras_lipnext.typing import Config, Tensor
 
@@ -101,22 +102,7 @@ class CertifiedLoss(keras.losses.Loss):
         if self._distances is None:
             raise unbound(self, "loss.bind(head)")
         classes = y_pred.shape[-1]
-        if len(y_true.shape) == 2 and y_true.shape[-1] not in (1, classes):
-            raise ValueError(
-                "Labels are integers, shape (batch,) or (batch, 1), or probabilities, shape "
-                f"(batch, {classes}). Received: y_true of shape {tuple(y_true.shape)}"
-            )
-        if are_shares(y_true.shape, classes):
-            probabilities = ops.cast(y_true, y_pred.dtype)
-            labels = ops.argmax(y_true, axis=-1)
-        else:
-            integers = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-            labels = ops.clip(integers, 0, classes - 1)
-            probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
-            # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a
-            # division: a NaN that stands ready for it would stop those who search for NaNs.
-            inside = ops.cast(integers == labels, y_pred.dtype)[:, None]
-            probabilities = probabilities / inside
+        labels, probabilities = read_classes(y_true, y_pred)
         labelled = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(labelled * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)

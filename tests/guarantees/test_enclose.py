@@ -6,8 +6,8 @@ import pytest
 
 import keras_lipnext as lip
 from keras_lipnext.certification import evaluation
-from keras_lipnext.guarantees import enclose as module
 from keras_lipnext.guarantees import enclosure as results
+from keras_lipnext.guarantees.enclose import Outputs
 
 
 def linear(kernel, bias, **settings):
@@ -153,9 +153,9 @@ def test_rounding_is_included():
 
 
 def smaller_constant(monkeypatch):
-    real = module.Outputs._bounded
+    real = Outputs._bounded
     shrunk = lambda *a: (real(*a)[0], real(*a)[1] * 0.999)  # noqa: E731
-    monkeypatch.setattr(module.Outputs, "_bounded", shrunk)
+    monkeypatch.setattr(Outputs, "_bounded", shrunk)
 
 
 def no_rounding(monkeypatch):
