@@ -33,7 +33,7 @@ def read_classes(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_members(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """1 where an output's class is the sample's, else 0, of the shape of `y_pred`, (batch, outputs).
+    """1 where an output's class is the sample's, else 0, in the shape of `y_pred`.
 
     Of one output the labels are 1, and 0 or -1; others give NaN. Of several as `read_classes`.
     """

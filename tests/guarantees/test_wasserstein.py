@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-import keras_lipnext as lip
 from keras_lipnext.guarantees import wasserstein
+from keras_lipnext.guarantees.enclose import Outputs
 
 
 def critic(kernel):
@@ -18,10 +18,10 @@ def critic(kernel):
 
 @pytest.mark.parametrize("scale", [1.0, -3.0, 1e6])
 def test_a_translation(scale):
-    """W1 is the length of the shift; the linear critic along it is the best one, of any constant."""
+    """W1 is the length of the shift; the linear critic along it is the best."""
     rng = np.random.default_rng(0)
     p = rng.integers(-8, 8, size=(40, 2)) / 8
-    bound = wasserstein(critic(scale * np.array([[0.75], [1.0]])), p + [3, 4], p)
+    bound = wasserstein(critic(scale * np.array([[0.75], [1.0]])), p + np.array([3, 4]), p)
     assert 5 * (1 - 1e-9) < bound.lower_bound <= 5
     assert bound.constant == pytest.approx(1.25 * abs(scale), rel=1e-12)
     weak = bound.of_distributions(diameter=1.0, delta=0.05)
@@ -57,14 +57,9 @@ def test_what_is_refused():
             bound.of_distributions(**arguments)
 
 
-@pytest.mark.parametrize("mutant", ["constant", "rounding"])
-def test_mutants_are_found(mutant, monkeypatch):
-    from keras_lipnext.guarantees.enclose import Outputs
-
+def test_a_constant_that_is_too_small_is_found(monkeypatch):
     real = Outputs._bounded
-    factors = {"constant": (1, 0.999), "rounding": (-1, 1)}[mutant]
-    changed = lambda *a: tuple(f * v for f, v in zip(factors, real(*a)))  # noqa: E731
+    changed = lambda *a: (real(*a)[0], 0.999 * real(*a)[1])  # noqa: E731
     monkeypatch.setattr(Outputs, "_bounded", changed)
     with pytest.raises(AssertionError):
-        test_a_translation(1e6)
-    assert lip.guarantees.WassersteinBound
+        test_a_translation(1.0)

