@@ -16,7 +16,7 @@ from quickstart import digits
 
 import keras_lipnext as lip
 
-ALPHA, EPSILONS = 0.1, (0.1, 0.25, 0.5, 0.75)
+ALPHA, EPSILONS = 0.1, (0.1, 0.25, 0.5)
 
 
 def main(epochs, folder):
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the data (20)")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data (12)")
     parser.add_argument("--output", default="runs/conformal", help="folder (runs/conformal)")
     arguments = parser.parse_args()
     main(arguments.epochs, arguments.output)
