@@ -4,6 +4,7 @@ import keras_lipnext.installation  # noqa: F401  (before Keras: looks for its ba
 from keras_lipnext import (
     callbacks,
     certification,
+    guarantees,
     layers,
     lmi,
     losses,
@@ -13,6 +14,7 @@ from keras_lipnext import (
     optimizers,
 )
 from keras_lipnext.certification import Certificate, certify, lipschitz_bound
+from keras_lipnext.guarantees import enclose
 from keras_lipnext.models import CertifiableModel, Conversion, LipNeXt, SLLNet, convert
 from keras_lipnext.version import __version__
 
@@ -27,6 +29,8 @@ __all__ = [
     "certification",
     "certify",
     "convert",
+    "enclose",
+    "guarantees",
     "layers",
     "lipschitz_bound",
     "lmi",

@@ -1,7 +1,8 @@
 """Every optimizer, loss, metric and activation does what Keras asks of all: a new one is a `Row`.
 
 Their formulas have tests of their own: of optimizers test_manifold_optimizer, by `DIRECTIONS`, of
-losses test_emma, of metrics test_certified, of activations test_activations, by `EXACT`.
+losses test_emma and test_kantorovich_rubinstein, of metrics test_certified, of activations
+test_activations, by `EXACT`.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from data import to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext.activations import FUNCTIONS
-from keras_lipnext.losses import EMMA, CertifiedCrossEntropy
+from keras_lipnext.losses import EMMA, HKR, CertifiedCrossEntropy, KantorovichRubinstein
 from keras_lipnext.metrics import CertifiedAccuracy, CertifiedRadius
 from keras_lipnext.optimizers import ManifoldAdam, ManifoldMuon, cosine
 
@@ -50,7 +51,12 @@ OPTIMIZERS = [
     Row(ManifoldAdam, {**STEPPING, "retraction": "exponential"}),
     Row(ManifoldMuon, {**STEPPING, "momentum": 0.9, "nesterov": False, "newton_schulz_steps": 4}),
 ]
-LOSSES = [Row(EMMA, DEMANDING), Row(CertifiedCrossEntropy, DEMANDING)]
+LOSSES = [
+    Row(EMMA, DEMANDING),
+    Row(CertifiedCrossEntropy, DEMANDING),
+    Row(KantorovichRubinstein, {}),
+    Row(HKR, {"alpha": 3.0, "min_margin": 0.2}),
+]
 METRICS = [
     Row(CertifiedAccuracy, {"epsilon": 0.2, "name": "a_metric", "dtype": "float32"}),
     Row(CertifiedRadius, {"name": "a_metric", "dtype": "float32"}),
@@ -76,7 +82,7 @@ def test_config(row):
         if cls.__module__.startswith("keras_lipnext") and "__init__" in vars(cls):
             named = inspect.signature(cls.__init__).parameters.values()
             defaults |= {p.name: p.default for p in named if p.kind is not p.VAR_KEYWORD}
-    del defaults["self"]
+    defaults.pop("self", None)  # of a class without arguments of its own
     assert set(row.arguments) == set(defaults)
     made = row.make()
     config = made.get_config()
@@ -94,7 +100,7 @@ def test_config(row):
 
 @pytest.mark.parametrize(
     "rows",
-    list(zip(OPTIMIZERS, LOSSES, METRICS, strict=True)),
+    list(zip(OPTIMIZERS * 2, LOSSES, METRICS * 2, strict=True)),
     ids=lambda rows: "-".join(map(str, rows)),
 )
 def test_a_model_that_is_saved_trains_on_as_if_it_had_not_been(rows, tmp_path):

@@ -43,6 +43,10 @@ ROOMS = {
         *("activations", "arguments", "backend", "batches", "distribution", "radius"),
         *("norms", "lipschitz", "report", "twin", "typing"),
     },
+    "guarantees": {
+        *("arguments", "batches", "certification", "distribution"),
+        *("lipschitz", "norms", "report", "typing"),
+    },
     "lmi": {
         *("activations", "arguments", "backend", "installation", "layers", "lipschitz"),
         *("norms", "overrides", "typing"),
@@ -64,6 +68,7 @@ PUBLIC = [
     "manifolds",
     "layers",
     "certification",
+    "guarantees",
     "lmi",
     "optimizers",
     "losses",

@@ -21,6 +21,7 @@ ROOMS = (
     "metrics",
     "callbacks",
     "certification",
+    "guarantees",
     "lmi",
     "manifolds",
 )

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_lipnext.batches import check_batch, check_numbers, decision_labels, numpy_batches
+from keras_lipnext.batches import decision_labels, numpy_batches
 from keras_lipnext.certification.decisions import check_task
 from keras_lipnext.certification.evaluation import Evaluation
 from keras_lipnext.distribution import check_one_process
@@ -18,7 +18,7 @@ from keras_lipnext.lipschitz.own_precision import low_precision
 from keras_lipnext.report import text
 from keras_lipnext.report.certificate import Certificate
 from keras_lipnext.report.many import DenseCertificate, LabelsCertificate
-from keras_lipnext.report.provenance import Evidence, Extremes, check_hash
+from keras_lipnext.report.provenance import Extremes, check_hash
 from keras_lipnext.typing import LipschitzMethod
 
 # The customary radii for colour images in [0, 1].
@@ -148,16 +148,18 @@ def certify(
     if method is not None:
         evaluation.use(method, model)
     own_precision = low_precision(certifiable)
-    progress = keras.utils.Progbar(total, unit_name="batch") if verbose else None
     predictions, radii, allowances, own_allowances, labels = [], [], [], [], []
-    differing, contradicted, extremes, padded = 0, 0, Extremes(), 0
-    for index, (inputs, batch_labels) in enumerate(batches):
-        check_batch(inputs, batch_labels, certifiable.graph.input_shape)
+    differing, contradicted, extremes = 0, 0, Extremes()
+    # Answers of the program that is certified, or is counted: no radius where they are others.
+    answers = own_precision or arithmetic == "float32"
+
+    def read_labels(given):
+        return decision_labels(given, output_shape, task, ignore_class)
+
+    walk = evaluation.walk(model, batches, total, answers, read_labels)
+    for inputs, batch_labels, found, own in walk:
         if batch_labels is not None:
-            labels.append(decision_labels(batch_labels, output_shape, task, ignore_class))
-        padded = padded or certifiable.graph.input_shape[0] or len(inputs)
-        check_numbers(inputs, certifiable.graph.input_dtype)
-        found = evaluation(inputs, padded)
+            labels.append(batch_labels)
         shape = found[0].shape
         for known in [*predictions[:1], *labels[-1:]]:
             if known.shape[1:] != shape[1:]:
@@ -166,11 +168,6 @@ def certify(
                     f"images of each size by themselves. Received: predictions of shape {shape} "
                     f"beside {known.shape}"
                 )
-        # Answers of the program that is certified, or is counted: no radius where they are others.
-        answers = own_precision or arithmetic == "float32"
-        own = evaluation.own_answers(model, inputs) if answers or index == 0 else None
-        if index == 0:
-            evaluation.compare(model, inputs, own)
         if answers:
             kept = evaluation.kept(own, found[0])
             differing += int((~kept).sum())
@@ -182,19 +179,10 @@ def certify(
         extremes.update(inputs, found[0], found[1], labels[-1] if labels else None)
         if own_precision:
             own_allowances.append(evaluation.own_allowances(inputs))
-        if progress:
-            progress.update(index + 1)
-    if not predictions:
-        raise ValueError("There is nothing to certify: the data set yielded no batch.")
     if labels and len(labels) != len(predictions):
         raise ValueError("Some batches of the data set had labels and some had none.")
     bound = evaluation.bound
-    evidence = Evidence.of(model, certifiable, bound)
-    if evidence.weights_hash != evaluation.weights_hash:
-        raise ValueError(
-            "The model was changed while it was certified, as by training in another thread: "
-            "certify a copy, or when it is done."
-        )
+    evidence = evaluation.evidence(model)
     if message := text.range_warning(extremes.input_range, epsilons):
         warnings.warn(message, stacklevel=2)
     if contradicted:

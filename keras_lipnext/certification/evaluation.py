@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_lipnext import backend
+from keras_lipnext.batches import check_batch, check_numbers
 from keras_lipnext.certification.comparison import own_answer
 from keras_lipnext.certification.decisions import decisions_of
 from keras_lipnext.lipschitz.composites import check_composites, probes
@@ -32,7 +33,7 @@ from keras_lipnext.lipschitz.rounding import (
 from keras_lipnext.lipschitz.rules.base import Bound, size
 from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UP_STEP, gamma
 from keras_lipnext.radius import certified_radii_float64
-from keras_lipnext.report.provenance import policies
+from keras_lipnext.report.provenance import Evidence, policies
 from keras_lipnext.twin import Float64Twin
 
 
@@ -63,6 +64,7 @@ class Evaluation:
         except Exception as error:
             raise next(iter(unclear), error) from error
         self._by_size = {}
+        self._padded = None
         self._labels = task == "multilabel"
         self._decisions = decisions_of(certifiable, logits, task)
         self._found = {}
@@ -77,13 +79,59 @@ class Evaluation:
         if method.local:
             self._local_radii = method.local(model)
 
+    def walk(self, model, batches, total, answers, read_labels):
+        """Yields (inputs, labels, what is found of them, the model's own answers) batch by batch.
+
+        The model's own answers to the first batch are compared with those in float64.
+
+        Args:
+            model: The model.
+            batches, total: Of `numpy_batches`.
+            answers: Whether the model's own answers are needed; else they are None.
+            read_labels: Function of a batch's labels, where it has some.
+        """
+        graph = self._certifiable.graph
+        progress = keras.utils.Progbar(total, unit_name="batch") if self._verbose else None
+        for index, (inputs, labels) in enumerate(batches):
+            check_batch(inputs, labels, graph.input_shape)
+            labels = None if labels is None else read_labels(labels)
+            self._padded = self._padded or graph.input_shape[0] or len(inputs)
+            check_numbers(inputs, graph.input_dtype)
+            found = self(inputs, self._padded)
+            own = self.own_answers(model, inputs) if answers or index == 0 else None
+            if index == 0:
+                self.compare(model, inputs, own)
+            yield inputs, labels, found, own if answers else None
+            if progress:
+                progress.update(index + 1)
+        if self._padded is None:
+            raise ValueError("There is nothing to certify: the data set yielded no batch.")
+
+    def evidence(self, model):
+        """`Evidence`, once all is evaluated; ValueError if the model is another one by then."""
+        evidence = Evidence.of(model, self._certifiable, self.bound)
+        if evidence.weights_hash != self.weights_hash:
+            raise ValueError(
+                "The model was changed while it was certified, as by training in another thread: "
+                "certify a copy, or when it is done."
+            )
+        return evidence
+
     def __call__(self, inputs, padded):
         """(predictions, radii, allowances of the deciding class), as `as_decided` shapes them.
 
         A batch of fewer than `padded` samples is filled up: another size would be compiled anew.
         """
+        inputs, found = self._evaluate(inputs, padded)
+        with np.errstate(all="ignore"):
+            decided = [self._decided(decision, inputs, found) for decision in self._decisions]
+        predictions, radii, allowances = map(self.as_decided, zip(*decided))
+        finite = self._finite(inputs)
+        return np.where(finite, predictions, -1), np.where(finite, radii, 0.0), allowances
+
+    def _evaluate(self, inputs, padded):
+        """(inputs in float64, norms of all values or None); `_answer` holds what it answers."""
         inputs = np.asarray(inputs, "float64")
-        count = len(inputs)
         self._padded = padded
         full = self._full(inputs)
         answer = self._twin(full)
@@ -91,15 +139,17 @@ class Evaluation:
         if inputs.shape[1:] not in self._by_size:
             self._by_size[inputs.shape[1:]] = self._bounds(inputs.shape, self._twin.shapes(inputs))
             self._check_independence(full, answer)
-        self._answer = answer[:count]
+        self._answer = answer[: len(inputs)]
         self._deciding = []
-        with np.errstate(all="ignore"):
-            decided = [self._decided(decision, inputs, found) for decision in self._decisions]
-        predictions, radii, allowances = map(self.as_decided, zip(*decided))
-        # Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
-        finite = np.isfinite(inputs).reshape(count, -1).all(axis=1)
-        finite = finite.reshape(count, *(1,) * (radii.ndim - 1))
-        return np.where(finite, predictions, -1), np.where(finite, radii, 0.0), allowances
+        return inputs, found
+
+    def _finite(self, inputs):
+        """Which samples have finite inputs, in the shape of what is found of each.
+
+        Some layers answer to NaN and infinity with numbers: TensorFlow's relu, tanh.
+        """
+        finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
+        return finite.reshape(-1, *(1,) * (self._answer.ndim - 2 + self._labels))
 
     def as_decided(self, parts):
         """What was found of each decision's rows, as one array.

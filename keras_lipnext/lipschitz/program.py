@@ -216,7 +216,9 @@ class Program:
         if values is not None:
             values = {i: v + self._slopes[i][0] * radii for i, v in values.items()}
         state = self._state(norms + radii, values)[self._body.output]
-        largest = self._own(compared, *state).max(axis=1)
+        # Without a head nothing else looks at what the body may have lost.
+        finite = np.isfinite(state[1])
+        largest = np.where(finite, self._own(compared, *state).max(axis=1), np.inf)
         # Between several softmaxes differences are at most 1; see `_own`.
         return np.isfinite(largest) & ((self._shares < 2) | (largest <= 0.25))
 

@@ -4,25 +4,10 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_lipnext.arguments import are_shares, number
+from keras_lipnext.arguments import number
+from keras_lipnext.losses.labels import read_classes
 from keras_lipnext.radius import check_head, head_distances, of_one_head, unbound
 from keras_lipnext.typing import Config, Tensor
-
-
-def check_labels_shape(y_true: Tensor, y_pred: Tensor) -> None:
-    """Raises for labels whose shape is not that of the logits' positions, or of the logits."""
-    shape, (*positions, classes) = tuple(y_true.shape), y_pred.shape
-    rest = shape if len(shape) == len(positions) else shape[:-1]
-    if (
-        len(shape) - len(positions) not in (0, 1)
-        or (len(shape) > len(positions) and shape[-1] not in (1, classes))
-        or any(None not in (n, m) and n != m for n, m in zip(rest[1:], positions[1:]))
-    ):
-        places = "".join(f", {n}" for n in positions[1:])
-        raise ValueError(
-            f"Labels are integers, shape (batch{places or ','}) or (batch{places}, 1), or "
-            f"probabilities, shape (batch{places}, {classes}). Received: y_true of shape {shape}"
-        )
 
 
 class CertifiedLoss(keras.losses.Loss):
@@ -131,19 +116,8 @@ class CertifiedLoss(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self._distances is None:
             raise unbound(self, "loss.bind(head)")
-        classes, rank = y_pred.shape[-1], len(y_pred.shape)
-        check_labels_shape(y_true, y_pred)
-        if are_shares(y_true.shape, classes, rank):
-            probabilities = ops.cast(y_true, y_pred.dtype)
-            labels = ops.argmax(y_true, axis=-1)
-        else:
-            integers = ops.cast(ops.reshape(y_true, ops.shape(y_pred)[:-1]), "int32")
-            labels = ops.clip(integers, 0, classes - 1)
-            probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
-            # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a
-            # division: a NaN that stands ready for it would stop those who search for NaNs.
-            inside = ops.cast(integers == labels, y_pred.dtype)[..., None]
-            probabilities = probabilities / inside
+        classes = y_pred.shape[-1]
+        labels, probabilities = read_classes(y_true, y_pred)
         labelled = ops.one_hot(labels, classes, dtype=y_pred.dtype)
         d = y_pred - ops.sum(labelled * y_pred, axis=-1, keepdims=True)
         constants = ops.cast(self._distances(), y_pred.dtype)

@@ -542,3 +542,20 @@ def test_an_epsilon_that_is_flushed_beside_squares_is_counted():
     )
     lost = np.linalg.norm(np.sqrt([2 * epsilon] * 2))  # of x^2 = epsilon the program answers 0
     assert sum(bound.absolute for bound in bounds) >= lost
+
+
+def test_nothing_overflows_in_the_ball_without_a_linear_head():
+    """Weights of 2^27 four times over, then of 2^-27: K = 1, and NaN well inside of margin / K."""
+    inputs = x = keras.Input((2,))
+    layers = [keras.layers.Dense(2, use_bias=i == 7) for i in range(8)]
+    for layer in layers:
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.LeakyReLU(0.5)(x))
+    for i, layer in enumerate(layers):
+        kernel = np.eye(2) * 2.0 ** (27 if i < 4 else -27)
+        layer.set_weights([kernel] if i < 7 else [kernel, np.array([2.0**26, 0.0])])
+    x = np.zeros((1, 2), "float32")
+    certificate = lip.certify(model, x, arithmetic="float32", verbose=0)
+    enclosure = lip.enclose(model, x, 1e7, arithmetic="float32", verbose=0)
+    assert certificate.radii[0] == 0
+    assert (enclosure.lower == -np.inf).all() and (enclosure.radius(0, 1e9) == 0).all()

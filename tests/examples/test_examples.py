@@ -175,6 +175,38 @@ def test_time_series(tmp_path):
         assert image.size == (1500, 750)
 
 
+@pytest.mark.slow
+@on_jax
+def test_wasserstein(tmp_path):
+    """Below the known distance, and above 0.9 of it."""
+    text = run("wasserstein.py", "--epochs", "20", "--output", str(tmp_path / "out"))
+    bound = json.loads((tmp_path / "out" / "wasserstein.json").read_text())
+    assert 0.9 * 2 < bound["lower_bound"] <= 2
+    assert bound["constant"] < 1 + 1e-5 and "proven" in text
+    with Image.open(tmp_path / "out" / "wasserstein.png") as image:
+        assert image.size == (900, 600)
+
+
+@pytest.mark.slow
+@on_torch
+def test_signed_distance(tmp_path):
+    text = run("signed_distance.py", "--epochs", "10", "--output", str(tmp_path / "out"))
+    assert float(re.search(r"Mean error ([0-9.]+)", text).group(1)) < 0.03
+    assert (tmp_path / "out" / "signed_distance.png").exists()
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_conformal(tmp_path):
+    """Sets for perturbed digits cover them, where plain sets do not."""
+    text = run("conformal.py", "--epochs", "8", "--output", str(tmp_path / "out"))
+    rows = re.findall(r"\| ([0-9.]+) \| ([0-9.]+) % \| ([0-9.]+) % \| ([0-9.]+) \|", text)
+    assert len(rows) == 3
+    assert all(float(robust) > 85 for _, _, robust, _ in rows)
+    assert float(rows[-1][1]) < float(rows[-1][2])
+    assert (tmp_path / "out" / "conformal.png").exists()
+
+
 TRAINING = ("imagenet.py", "cifar10.py", "mnist.py")
 RECORDS = {"log.csv", "best.keras", "model.keras", "certificate.html", "certificate.json"}
 
@@ -406,7 +438,11 @@ def test_missing_data_is_said_at_once(script, dataset, tmp_path):
 @pytest.mark.once
 @pytest.mark.parametrize(
     "script",
-    ["quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", "convert.py", *TRAINING],
+    [
+        *("quickstart.py", "custom_model.py", "attack.py", "layer_zoo.py", "convert.py"),
+        *("wasserstein.py", "signed_distance.py", "conformal.py", "segmentation.py"),
+        *("time_series.py", *TRAINING),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what examples import
 def test_help(script, monkeypatch, capsys):
