@@ -130,8 +130,13 @@ ANSWERS = {
     "certification.DenseCertificate": "certification.certify",
     "certification.LabelsCertificate": "certification.certify",
     "certification.LipschitzBound": "certification.lipschitz_bound",
+    "guarantees.ConformalPredictor": "guarantees.conformal",
+    "guarantees.Enclosure": "guarantees.enclose",
+    "guarantees.WassersteinBound": "guarantees.wasserstein",
     "lmi.LipschitzResult": "lmi.eclipse_fast",
     "lmi.TransformedNetwork": "lmi.loop_transformation",
+    "models.Change": "models.convert",
+    "models.Conversion": "models.convert",
     "models.Estimate": "models.LipNeXt",
 }
 

@@ -153,7 +153,7 @@ def certify(
     # Answers of the program that is certified, or is counted: no radius where they are others.
     answers = own_precision or arithmetic == "float32"
 
-    def read_labels(given):
+    def read_labels(given: Any) -> np.ndarray:
         return decision_labels(given, output_shape, task, ignore_class)
 
     walk = evaluation.walk(model, batches, total, answers, read_labels)
@@ -189,7 +189,8 @@ def certify(
         warnings.warn(text.contradicted_warning(contradicted), stacklevel=2)
     if labels and ignore_class is not None and all((y == ignore_class).all() for y in labels):
         raise ValueError(f"All labels are ignore_class={ignore_class!r}: none is left to count.")
-    kind, more = Certificate, {}
+    kind: type[Certificate] = Certificate
+    more: dict[str, Any] = {}
     if task == "multilabel":
         kind = LabelsCertificate
     elif many:

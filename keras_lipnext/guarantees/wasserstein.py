@@ -124,7 +124,7 @@ def wasserstein(
             "A critic has one output, shape (batch, 1). Received: "
             f"output_shape={tuple(critic.outputs[0].shape)}"
         )
-    settings = {"batch_size": batch_size, "verbose": 0, "arithmetic": "real"}
+    settings: dict[str, Any] = {"batch_size": batch_size, "verbose": 0, "arithmetic": "real"}
     first = enclose(critic, p, 0.0, expected_hash=expected_hash, **settings)
     second = enclose(critic, q, 0.0, expected_hash=first.evidence.weights_hash, **settings)
     if min(first.reach.min(), second.reach.min()) < 0:

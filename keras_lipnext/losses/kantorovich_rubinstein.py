@@ -107,5 +107,5 @@ def differences(members: Tensor, y_pred: Tensor) -> Tensor:
     return ops.mean(ops.where(both, weights, 0 * members) * y_pred, axis=-1)
 
 
-def _with_outputs(y_pred):
+def _with_outputs(y_pred: Tensor) -> Tensor:
     return ops.reshape(y_pred, (-1, 1)) if len(y_pred.shape) == 1 else y_pred

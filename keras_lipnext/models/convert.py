@@ -525,5 +525,5 @@ def _reason(step, error):
     return text if text.startswith(step.title) else f"{step.title}: {text}"
 
 
-def _array(weight) -> Any:
+def _array(weight: Any) -> Any:
     return np.asarray(keras.ops.convert_to_numpy(weight), "float64")

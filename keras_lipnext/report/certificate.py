@@ -89,7 +89,7 @@ class Certificate:
     @property
     def certified_accuracy(self) -> dict[float, float] | None:
         """{epsilon: certified robust accuracy}; None without labels."""
-        if self.labels is None:
+        if self.correct is None:
             return None
         right, radii = self.counted(self.correct), self.counted(self.radii)
         return {e: float((right & (radii > e)).mean()) for e in self.epsilons}

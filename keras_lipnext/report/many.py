@@ -116,7 +116,7 @@ class LabelsCertificate(_ManyDecisions):
         Without labels to compare with, accuracies are None and shares of certified predictions.
         """
         labels = range(self.radii.shape[-1])
-        right = np.ones(self.radii.shape, bool) if self.labels is None else self.correct
+        right = np.ones(self.radii.shape, bool) if self.correct is None else self.correct
         return [
             {
                 "label": k,
@@ -130,12 +130,12 @@ class LabelsCertificate(_ManyDecisions):
     @property
     def set_accuracy(self) -> float | None:
         """Share of samples of which all labels are right; None without labels."""
-        return None if self.labels is None else float(self.correct.all(axis=-1).mean())
+        return None if self.correct is None else float(self.correct.all(axis=-1).mean())
 
     @property
     def certified_set_accuracy(self) -> dict[float, float] | None:
         """{epsilon: share of samples of which all labels are right and certified}, or None."""
-        if self.labels is None:
+        if self.correct is None:
             return None
         return self._certified(self.correct.all(axis=-1), self.radii.min(axis=-1))
 
