@@ -92,6 +92,7 @@ class Evaluation:
         """
         graph = self._certifiable.graph
         progress = keras.utils.Progbar(total, unit_name="batch") if self._verbose else None
+        batches = (batch for batch in batches if len(batch[0]))
         for index, (inputs, labels) in enumerate(batches):
             check_batch(inputs, labels, graph.input_shape)
             labels = None if labels is None else read_labels(labels)
@@ -263,7 +264,9 @@ class Evaluation:
         """E_ij of the predicted class i of each row of logits, shape (rows, classes)."""
         body, compared = self._certifiable.body, (decision or self._decisions[0]).compared
         bounds = self._by_size[inputs.shape[1:]][1] if bounds is None else bounds
-        state = forward_errors(body, bounds, input_norms(inputs))[body.output]
+        # Beyond the limit squares overflow: what saturates behind makes a number of infinity again.
+        norms, limit = input_norms(inputs), EVALUATION.limit
+        state = forward_errors(body, bounds, norms, limit=limit)[body.output]
         r, d = (of_rows(v, len(logits)) for v in state)
         if compared.kernel is None:
             return logit_allowances(logits, d)

@@ -77,6 +77,7 @@ class ConformalPredictor:
             least = np.nextafter(found.lower - found.upper[:, [y]], -np.inf) - changes[y]
             least = np.nextafter(least, -np.inf)
             scores[:, y] = np.delete(least, y, axis=1).max(axis=1)
+        scores[found.reach.min(axis=1) < 0] = -np.inf
         return scores <= self.threshold
 
 
@@ -114,8 +115,9 @@ def conformal(
     """
     if not 0 < number("alpha", alpha) < 1:
         raise ValueError(f"`alpha` must be in (0, 1). Received: alpha={alpha!r}")
+    read(model)  # refuses what has no outputs that can be known
     shape = tuple(model.outputs[0].shape)
-    if len(shape) != 2 or shape[-1] < 2:
+    if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
         raise ValueError(
             "Prediction sets are of models that answer with the logits of two classes or more, "
             f"shape (batch, classes). Received: output_shape={shape}"
@@ -128,7 +130,7 @@ def conformal(
     others[rows, labels] = -np.inf
     # From above, so that the threshold is no smaller than the exact scores' quantile.
     scores = np.nextafter(others.max(axis=1) - found.lower[rows, labels], np.inf)
-    rank = math.ceil((len(rows) + 1) * (1 - fractions.Fraction(alpha)))
+    rank = math.ceil((len(rows) + 1) * (1 - fractions.Fraction(float(alpha))))
     threshold = np.sort(scores)[rank - 1] if rank <= len(rows) else np.inf
     return ConformalPredictor(
         model, alpha, float(threshold), len(rows), found.evidence.weights_hash

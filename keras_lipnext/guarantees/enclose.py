@@ -101,6 +101,11 @@ def enclose(
     parts = []
     for inputs, _, found, own in evaluation.walk(model, batches, total, answers, lambda y: None):
         outputs, allowances, known, rates, evaluated = found
+        if parts and outputs.shape[1:] != parts[0][0].shape[1:]:
+            raise ValueError(
+                "All outputs of an enclosure are of one shape: enclose inputs of each size by "
+                f"themselves. Received: {outputs.shape} beside {parts[0][0].shape}"
+            )
         balls = epsilon if epsilon.ndim == 0 else epsilon[start : start + len(inputs)]
         if epsilon.ndim and len(balls) != len(inputs):
             raise _mismatch(epsilon, start + len(inputs))

@@ -1,6 +1,7 @@
 """The `Enclosure`: what `enclose` found of a model's outputs."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,12 @@ class Enclosure:
                 f"lower={lower!r}, upper={upper!r}"
             )
         with np.errstate(all="ignore"):
-            room = np.minimum(_below(high - self.outputs), _below(self.outputs - low))
+            room = np.minimum(_room(high, self.outputs), _room(self.outputs, low))
             room = _below(room - self.allowances)
             found = np.where(self.constants > 0, room / self.constants, np.inf)
+            # A quotient that overflows is above 2^1000, not infinite.
+            capped = np.isfinite(room) & (self.constants > 0)
+            found = np.where(capped, np.minimum(found, 2.0**1000), found)
             found = np.minimum(found * (1 - 8 * UNIT_ROUNDOFF), self.reach)
         return np.where((room >= 0) & (found > 0), found, 0.0)
 
@@ -103,6 +107,7 @@ class Enclosure:
         declared = ", ".join(self.evidence.bound.declared)
         proof = f"declared, not proven, for {declared}" if declared else "proven from the weights"
         what = "the function" if self.arithmetic == "real" else f"{self.arithmetic} programs, too"
+        known = self.reach >= 0
         rows = {
             "samples": len(self.outputs),
             "outputs of a sample": "x".join(map(str, self.outputs.shape[1:])),
@@ -110,7 +115,7 @@ class Enclosure:
             "largest epsilon": f"{self.epsilon.max():.4g}",
             "median width of the intervals": f"{np.median(self.width):.4g}",
             "largest constant of an output": f"{self.constants.max():#.10g}",
-            "largest rounding allowance": f"{self.allowances.max():.2g}",
+            "largest rounding allowance": f"{self.allowances.max(initial=0.0, where=known):.2g}",
         }
         lines = [f"{name:<30}  {value:>14}" for name, value in rows.items()]
         return "\n".join(
@@ -122,6 +127,13 @@ class Enclosure:
                 "lies in its interval.",
             ]
         )
+
+
+def _room(larger, smaller):
+    """larger - smaller, rounded down; infinite only where one of them is."""
+    infinite = np.isinf(larger) | np.isinf(smaller)
+    difference = larger - smaller
+    return np.where(infinite, difference, _below(np.minimum(difference, sys.float_info.max)))
 
 
 def _below(value):

@@ -6,6 +6,7 @@ f of constant K shows W1(P, Q) >= |E f(P) - E f(Q)| / K. [Villani, Optimal Trans
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ import numpy as np
 
 from keras_lipnext.arguments import number
 from keras_lipnext.guarantees.enclose import enclose
+from keras_lipnext.lipschitz.model import read
 from keras_lipnext.report.certificate import evidence_dict, write_json
 from keras_lipnext.report.provenance import Evidence
 from keras_lipnext.typing import Path
@@ -47,10 +49,15 @@ class WassersteinBound:
             delta: Probability that the statement may fail.
 
         Raises:
-            ValueError: if `diameter` is negative or not finite, or `delta` not in (0, 1).
+            ValueError: if `diameter` is negative, not finite, or less than the lower bound, or `delta` not in (0, 1).
         """
         if not 0 <= number("diameter", diameter) < math.inf:
             raise ValueError(f"`diameter` must be finite and not negative. Received: {diameter!r}")
+        if self.lower_bound > diameter:
+            raise ValueError(
+                f"The samples are further apart than a set of diameter {diameter!r} allows: their "
+                f"distance is at least {self.lower_bound:.6g}"
+            )
         if not 0 < number("delta", delta) < 1:
             raise ValueError(f"`delta` must be in (0, 1). Received: delta={delta!r}")
         # Both signs of the difference would have done: half of delta for each.
@@ -119,6 +126,7 @@ def wasserstein(
         ValueError: as for `enclose`; if the critic has several outputs, or an input or answer is
             not finite.
     """
+    read(critic)  # refuses what has no outputs that can be known
     if tuple(critic.outputs[0].shape[1:]) != (1,):
         raise ValueError(
             "A critic has one output, shape (batch, 1). Received: "
@@ -136,7 +144,9 @@ def wasserstein(
         _mean(second.lower, -1) - _mean(first.upper, 1),
     )
     low = math.nextafter(low, -math.inf)
-    bound = low / constant * (1 - 2.0**-50) if constant > 0 and low > 0 else 0.0
+    bound = 0.0
+    if constant > 0 and low > 0:
+        bound = min(low / constant, sys.float_info.max) * (1 - 2.0**-50)
     return WassersteinBound(
         lower_bound=bound,
         difference=float(np.mean(first.outputs) - np.mean(second.outputs)),

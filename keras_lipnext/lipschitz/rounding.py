@@ -209,7 +209,7 @@ def underflow(arithmetic, shapes, constant):
 
 def input_norms(x):
     """Upper bounds of ||x||, for a batch of float64 inputs: shape (samples,)."""
-    flat = np.abs(x).reshape(len(x), -1)
+    flat = np.abs(x).reshape(len(x), math.prod(x.shape[1:]))
     scale = np.maximum(flat.max(axis=1, initial=0.0), 2.0**-900)
     with np.errstate(invalid="ignore"):
         norms = np.sqrt(((flat / scale[:, None]) ** 2).sum(axis=1)) * scale

@@ -99,13 +99,22 @@ class HKR(keras.losses.Loss):
 
 def differences(members: Tensor, y_pred: Tensor) -> Tensor:
     """Each sample's part in the difference of means, shape (batch,): their mean is the whole."""
-    share = ops.mean(members, axis=0, keepdims=True)
-    both = (share > 0) & (share < 1)
+    # Counted, in float32 at least: a mean of ones may be rounded to something else than 1.
+    dtype = "float64" if keras.backend.standardize_dtype(y_pred.dtype) == "float64" else "float32"
+    members, y_pred = ops.cast(members, dtype), ops.cast(y_pred, dtype)
+    own = ops.sum(members, axis=0, keepdims=True)
+    others = ops.sum(1 - members, axis=0, keepdims=True)
+    both = (own > 0) & (others > 0)
     # Where there is no difference nothing is divided by 0, in the gradient neither.
-    safe = ops.where(both, share, 0.5)
-    weights = members / safe - (1 - members) / (1 - safe)
+    own, others = (ops.where(both, count, 1) for count in (own, others))
+    weights = (own + others) * (members / own - (1 - members) / others)
     return ops.mean(ops.where(both, weights, 0 * members) * y_pred, axis=-1)
 
 
 def _with_outputs(y_pred: Tensor) -> Tensor:
+    if len(y_pred.shape) > 2:
+        raise ValueError(
+            "Outputs have shape (batch,), (batch, 1) or (batch, classes). Received: y_pred of "
+            f"shape {tuple(y_pred.shape)}"
+        )
     return ops.reshape(y_pred, (-1, 1)) if len(y_pred.shape) == 1 else y_pred

@@ -27,20 +27,20 @@ def read_classes(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         y_true: Integers, shape (batch, ...) or (batch, ..., 1), or probabilities, shape (batch,
-            ..., classes), of which the label is the most probable class. Of an integer outside the
-            classes the probabilities are NaN.
+            ..., classes), of which the label is the most probable class. Of a label that is no
+            class the probabilities are NaN.
         y_pred: Logits, shape (batch, ..., classes): of each position of dense outputs.
     """
     classes = y_pred.shape[-1]
     _check_shape(y_true, y_pred)
     if are_shares(y_true.shape, classes, len(y_pred.shape)):
         return ops.argmax(y_true, axis=-1), ops.cast(y_true, y_pred.dtype)
-    integers = ops.cast(ops.reshape(y_true, ops.shape(y_pred)[:-1]), "int32")
-    labels = ops.clip(integers, 0, classes - 1)
+    given = ops.reshape(y_true, ops.shape(y_pred)[:-1])
+    labels = ops.clip(ops.cast(given, "int32"), 0, classes - 1)
     probabilities = ops.one_hot(labels, classes, dtype=y_pred.dtype)
     # A label outside the classes is a NaN to be seen, not a sample to be skipped. By a division: a
     # NaN that stands ready for it would stop those who search for NaNs.
-    inside = ops.cast(integers == labels, y_pred.dtype)[..., None]
+    inside = ops.cast(given == ops.cast(labels, given.dtype), y_pred.dtype)[..., None]
     return labels, probabilities / inside
 
 
