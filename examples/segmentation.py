@@ -7,7 +7,8 @@ A digit on a noisy ground: each pixel is ground, or ink of a digit with a closed
 or without one. With Fashion-MNIST: footwear (5, 7, 9) or other clothes, at half the resolution. One
 perturbation acts on the whole image. A network of the same shape, trained plainly, is certified by
 the product of its layers' norms, for comparison. Settings are chosen with --validation; the test
-part is looked at once. Writes the table and pictures of the radii.
+part is looked at once. Writes the table and pictures of the radii: ground is blue, loops and
+footwear are green, other ink is orange.
 """
 
 import argparse
