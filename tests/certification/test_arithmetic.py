@@ -567,8 +567,6 @@ def test_sums_too_long_for_float32_name_their_layer(head):
     inputs = keras.Input((n, 1))
     x = kl.Flatten()(inputs) if head else lip.layers.L2Pool(name="long")(inputs)
     model = keras.Model(inputs, kl.Dense(2, name="long" if head else None)(x))
-    with pytest.raises(
-        ValueError, match=r"'long' cannot be .* float32 program: .* of 18\d{4} terms"
-    ):
+    with pytest.raises(ValueError, match=r"'long'.*float32 program: .* of 18\d{4} terms"):
         lip.certify(model, np.zeros((1, n, 1)), verbose=0, arithmetic="float32")
     assert lip.certify(model, np.zeros((1, n, 1)), verbose=0).radii.shape == (1,)
