@@ -40,9 +40,9 @@ RECIPES = {
         "images": None,
         "epochs": 40,
     },
-    "mnist_small": {**DIGITS, "epsilon": 0.2, "epochs": 4},
+    "mnist_small": {**DIGITS, "epsilon": 0.2, "epochs": 16},
     # EMMA demands margins up to three times epsilon: here for 1.58.
-    "mnist_small_wide_margin": {**DIGITS, "epsilon": 1.3 * 1.58 / 3, "epochs": 5},
+    "mnist_small_wide_margin": {**DIGITS, "epsilon": 1.3 * 1.58 / 3, "epochs": 20},
     "fashion_mnist_small": {
         **DIGITS,
         "data": "fashion_mnist",

@@ -68,7 +68,7 @@ def main(arguments):
     model.fit(x, y, **fit)
     after = lip.certify(model, x_test, y_test, epsilons=EPSILONS, verbose=0)
 
-    names = ["clean", *(f"CRA({e:g})" for e in EPSILONS), "constant of the body"]
+    names = ["clean", *(f"CRA({e:g})" for e in EPSILONS), "constant"]
     lines = [f"| network | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
     found = {"ordinary": before, "converted": unturned, "converted and trained": after}
     for name, certificate in found.items():

@@ -6,7 +6,9 @@
 A digit on a noisy ground: each pixel is ground, or ink of a digit with a closed loop (0, 6, 8, 9)
 or without one. With Fashion-MNIST: footwear (5, 7, 9) or other clothes, at half the resolution. One
 perturbation acts on the whole image. A network of the same shape, trained plainly, is certified by
-the product of its layers' norms, for comparison. Writes the table and pictures of the radii.
+the product of its layers' norms, for comparison. Settings are chosen with --validation; the test
+part is looked at once. Writes the table and pictures of the radii: ground is blue, loops and
+footwear are green, other ink is orange.
 """
 
 import argparse
@@ -18,23 +20,25 @@ from quickstart import digits
 
 import keras_lipnext as lip
 
-ll = lip.layers
 EPSILONS = (0.05, 0.1, 0.25)
 
 
 def load(folder):
-    """((images, classes of the whole image), (images, classes)), images in [0, 1]."""
+    """Parts to train on, to choose by and to report: (images in [0, 1], classes of the image)."""
     if folder is None:
-        return tuple((x, np.isin(y, (0, 6, 8, 9))) for x, y in digits())
+        (x, y), held_out = digits()
+        cut = len(x) * 3 // 4
+        parts, loops = ((x[:cut], y[:cut]), held_out, (x[cut:], y[cut:])), (0, 6, 8, 9)
+        return [(x, np.isin(y, loops)) for x, y in parts]
     path = pathlib.Path(folder) / "fashion_mnist.npz"
     if not path.exists():
         raise SystemExit(f"--data needs a folder with fashion_mnist.npz. Received: {folder}")
-    archive, parts = np.load(path), []
-    for name, count in (("train", 6000), ("test", 1000)):
-        x = archive[f"{name}_images"][:count].astype("float32").reshape(count, 14, 2, 14, 2)
-        kind = np.isin(archive[f"{name}_labels"][:count], (5, 7, 9))
+    archive, parts, last = np.load(path), [], slice(-1000, None)
+    for name, kept in (("train", slice(6000)), ("train", last), ("test", last)):
+        x = archive[f"{name}_images"][kept].astype("float32").reshape(-1, 14, 2, 14, 2)
+        kind = np.isin(archive[f"{name}_labels"][kept], (5, 7, 9))
         parts.append((x.mean(axis=(2, 4))[..., None] / 255, kind))
-    return tuple(parts)
+    return parts
 
 
 def masked(images, kinds, seed):
@@ -45,20 +49,14 @@ def masked(images, kinds, seed):
 
 
 def lipschitz(shape, width, depth):
-    """LipNeXt blocks at the resolution of the image, and a normalised head at each pixel."""
-    inputs = keras.Input(shape)
-    x = keras.layers.Rescaling(1.0, offset=-0.3)(inputs)
-    x = ll.OrthogonalDense(width)(x)
-    for _ in range(depth):
-        x = ll.LipNeXtBlock(shift_ratio=1 / 4, padding="zero")(x)
-    model = lip.CertifiableModel(inputs, ll.NormalizedDense(3)(x))
-    schedule = lip.optimizers.cosine()
-    model.compile(
-        lip.optimizers.ManifoldAdam(5e-3, schedule=schedule),
-        loss=lip.losses.EMMA(3 * EPSILONS[0], temperature=64.0),
-        metrics=["accuracy"],
+    return lip.LipNeXt(
+        input_shape=shape,
+        num_classes=3,
+        output="dense",
+        width=width,
+        depth=depth,
+        epsilon=EPSILONS[0],
     )
-    return model
 
 
 def plain(shape, width, depth):
@@ -74,14 +72,15 @@ def plain(shape, width, depth):
 
 
 def main(arguments):
-    train, test = load(arguments.data)
-    (x, y), (x_test, y_test) = masked(*train, seed=1), masked(*test, seed=2)
+    train, *held_out = load(arguments.data)
+    part = "validation" if arguments.validation else "test"
+    (x, y), (x_test, y_test) = masked(*train, seed=1), masked(*held_out[part == "test"], seed=2)
     folder = pathlib.Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"pixels({e:g})" for e in EPSILONS] + [f"mIoU({e:g})" for e in EPSILONS]
     names = ["clean pixels", "clean mIoU", *names, "proven K"]
     lines = [f"| network | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
-    for name, make in (("LipNeXt blocks", lipschitz), ("plain", plain)):
+    for name, make in (("LipNeXt", lipschitz), ("plain", plain)):
         keras.utils.set_random_seed(arguments.seed)
         model = make(x.shape[1:], arguments.width, arguments.depth)
         model.fit(x, y, batch_size=64, epochs=arguments.epochs, verbose=2)
@@ -97,7 +96,7 @@ def main(arguments):
             model.save(folder / "model.keras")
             print(f"\n{certificate}\n")
     table = "\n".join(lines)
-    print(f"\n{keras.backend.backend()} backend; certified at (epsilon)\n\n{table}")
+    print(f"\nCertified at (epsilon), {part} part, {keras.backend.backend()} backend\n\n{table}")
     (folder / "segmentation.md").write_text(table + "\n")
     print(f"\nWrote segmentation.png, segmentation.md and model.keras to {folder.resolve()}")
 
@@ -107,8 +106,9 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="folder of fashion_mnist.npz; digits without")
+    parser.add_argument("--validation", action="store_true", help="report on the validation part")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the data (12)")
-    parser.add_argument("--width", type=int, default=32, help="channels (32)")
+    parser.add_argument("--width", type=int, default=64, help="channels (64)")
     parser.add_argument("--depth", type=int, default=4, help="blocks, or convolutions (4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="runs/segmentation", help="folder (runs/segmentation)")

@@ -66,7 +66,7 @@ def plot(side, learned, exact, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     limit = np.abs(exact).max()
     panels = (
         ("learned distance", learned, {"cmap": "RdBu", "vmin": -limit, "vmax": limit}),
@@ -74,9 +74,9 @@ def plot(side, learned, exact, path):
     )
     for axis, (title, values, look) in zip(axes, panels):
         drawn = axis.pcolormesh(side, side, values, shading="gouraud", **look)
-        figure.colorbar(drawn, ax=axis)
-        axis.contour(side, side, exact, [0], colors="black")
-        axis.set(title=title, aspect="equal")
+        figure.colorbar(drawn, ax=axis, shrink=0.9)
+        axis.add_patch(pyplot.Rectangle(-HALF, *(2 * HALF), fill=False, linewidth=1.5))
+        axis.set(title=title, aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     axes[0].contour(side, side, learned, [0], colors="tab:orange", linestyles="--")
     lines = [
         pyplot.Line2D([], [], color=c, ls=s) for c, s in (("black", "-"), ("tab:orange", "--"))

@@ -39,7 +39,7 @@ def series(count, seed):
 def main(arguments):
     keras.utils.set_random_seed(arguments.seed)
     x_train, y_train = series(arguments.samples, seed=0)
-    x_test, y_test = series(400, seed=1)
+    x_test, y_test = series(arguments.held_out, seed=1)
 
     model = lip.LipNeXt(
         input_shape=(LENGTH, 1), num_classes=3, depth=4, width=64, shift_ratio=1 / 8, epsilon=1 / 3
@@ -128,6 +128,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--epochs", type=int, default=30, help="passes over the data (30)")
     parser.add_argument("--samples", type=int, default=1200, help="series to train on (1200)")
+    parser.add_argument("--held-out", type=int, default=400, help="series to certify (400)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (0)")
     parser.add_argument("--output", default="runs/time_series", help="folder (runs/time_series)")
     main(parser.parse_args())

@@ -73,6 +73,8 @@ def numpy_batches(x, y=None, batch_size=256, input_shape=None):
 def check_batch(inputs, labels, input_shape):
     """ValueError unless a batch, and its labels or None, are of one size that the model takes."""
     _check_batch_axis(inputs, labels, input_shape)
+    if len(inputs) and not np.size(inputs):
+        raise ValueError(f"Inputs hold no numbers. Received: inputs of shape {np.shape(inputs)}")
     if labels is not None and len(labels) != len(inputs):
         raise ValueError(f"A batch has {len(inputs)} inputs and {len(labels)} labels.")
     if len(inputs) > (input_shape[0] or len(inputs)):
@@ -145,6 +147,11 @@ def decision_labels(y, logits, task="multiclass", ignore=None):
             f"shape={y.shape}"
         )
     flat = y.reshape(-1, classes) if y.shape[len(shape) :] == (classes,) else y.reshape(-1)
+    if flat.ndim > 1 and not ((flat >= 0).all() and (flat.sum(axis=1) > 0).all()):
+        raise ValueError(
+            "One-hot labels of positions hold rows that are of no class, all zero, negative or "
+            "NaN. Pass integers, with `ignore_class` for the positions that are not to count."
+        )
     left = np.zeros(len(flat), bool) if flat.ndim > 1 or ignore is None else flat == ignore
     found = np.full(len(flat), -1 if ignore is None else ignore)
     if not left.all():

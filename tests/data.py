@@ -134,3 +134,12 @@ def dense_model(features=6, classes=4):
     x = lip.layers.BetaAbs(1.0)(lip.layers.OrthogonalDense(features)(inputs))
     x = lip.layers.OrthogonalDense(features)(x)
     return lip.CertifiableModel(inputs, lip.layers.NormalizedDense(classes)(x))
+
+
+def saturating():
+    """Its squares overflow at 1e155, and what follows makes a number of that again."""
+    inputs = keras.Input((2,))
+    x = lip.layers.L2Pool()(keras.layers.Reshape((2, 1))(inputs))
+    for _ in range(7):
+        x = keras.layers.Rescaling(2.0**-64)(x)
+    return keras.Model(inputs, keras.ops.clip(x, 0.0, 1e26))

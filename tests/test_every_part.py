@@ -1,8 +1,8 @@
 """Every optimizer, loss, metric and activation does what Keras asks of all: a new one is a `Row`.
 
 Their formulas have tests of their own: of optimizers test_manifold_optimizer, by `DIRECTIONS`, of
-losses test_emma and test_kantorovich_rubinstein, of metrics test_certified and test_wasserstein, of
-activations test_activations, by `EXACT`.
+losses test_emma and test_kantorovich_rubinstein, of metrics test_certified and
+test_wasserstein_estimate, of activations test_activations, by `EXACT`.
 """
 
 import dataclasses

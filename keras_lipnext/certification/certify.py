@@ -1,5 +1,6 @@
 """`certify`: predictions, proven radii and certified robust accuracy of a model on data."""
 
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -138,6 +139,9 @@ def certify(
             f"sample. Received: output_shape={output_shape}, task={task!r}: certify it by "
             "lipschitz='product'."
         )
+    whole = isinstance(ignore_class, numbers.Integral) and not isinstance(ignore_class, bool)
+    if ignore_class is not None and not whole:
+        raise ValueError(f"`ignore_class` is a whole number. Received: {ignore_class!r}")
     if ignore_class is not None and (len(output_shape) == 2 or task == "multilabel"):
         raise ValueError(
             "`ignore_class` is for the positions of a dense prediction. Received: "

@@ -6,13 +6,14 @@ logit that is always 0, the kernel [0, w]; several independent labels are as man
 """
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
 
 from keras_lipnext.activations import find_activation
 from keras_lipnext.lipschitz.rounding import Compared
-from keras_lipnext.lipschitz.rules.base import Context
+from keras_lipnext.lipschitz.rules.base import Context, find_rule
 from keras_lipnext.norms.roundoff import ROUNDING
 from keras_lipnext.radius import joint_norms_float64, pairwise_distances_float64
 
@@ -71,6 +72,43 @@ def _compared(kernel, biases, apart):
     return Compared(pairwise_distances_float64(kernel), kernel, joint_norms_float64(kernel), biases)
 
 
+# Steps that pass a number's sign on: they move, repeat, leave out or average numbers.
+_PASSING = re.compile(
+    r"Identity|Cast|Reshape|Flatten|Permute|Transpose|Moveaxis|Swapaxes|Squeeze|ExpandDims|GetItem"
+    r"|RepeatVector|(Cropping|ZeroPadding|UpSampling)\dD|(Global|)(Average|Max)Pooling\dD"
+)
+
+
+def _inner(operation):
+    """What a wrapper such as `TimeDistributed` wraps."""
+    while isinstance(operation, keras.layers.Wrapper):
+        operation = operation.layer
+    return operation
+
+
+def _channels_first(step):
+    return getattr(_inner(step.operation), "data_format", None) == "channels_first"
+
+
+def _maker(certifiable):
+    """The step that makes the answer, but for what passes it on; None where it is an input."""
+    if certifiable.head is not None:
+        return certifiable.head
+    makers = {i: step for step in certifiable.body.steps for i in step.outputs}
+    step = makers.get(certifiable.body.output)
+    while step is not None and len(step.inputs) == 1 and _passes_on(step):
+        step = makers.get(step.inputs[0])
+    return step
+
+
+def _passes_on(step):
+    rule, operation = find_rule(step), step.operation
+    activation = getattr(operation, "activation", None)
+    if type(operation) is keras.layers.Activation and activation is keras.activations.linear:
+        return True
+    return bool((rule and rule.identity) or _PASSING.fullmatch(step.kind))
+
+
 def check_task(task, model, certifiable):
     """ValueError unless the model's output can be read as this task's logits."""
     if task not in TASKS:
@@ -82,14 +120,21 @@ def check_task(task, model, certifiable):
             "width, classes), (batch, ..., classes) for one decision a position. Received: "
             f"output_shape={shape}"
         )
+    maker = _maker(certifiable)
+    steps = certifiable.steps
+    if len(shape) > 2 and steps and _channels_first(steps[-1]):
+        raise ValueError(
+            f"Each position's decision is read along the last axis, and {steps[-1].title} puts its "
+            "channels first. Let keras.layers.Permute move them to the end. Received: "
+            f"output_shape={shape}"
+        )
     if task == "multiclass" and shape[-1] > 1:
         return
     last = certifiable.shares[-1] if certifiable.shares else None
-    if last is None and certifiable.head is None and certifiable.body.steps:
-        step = certifiable.body.steps[-1]
-        activation = find_activation(step.operation)
-        linear = getattr(step.operation, "activation", None) is keras.activations.linear
-        last = step if activation is not None and not linear else None
+    if last is None and maker is not None:
+        operation = _inner(maker.operation)
+        linear = getattr(operation, "activation", None) is keras.activations.linear
+        last = maker if find_activation(operation) is not None and not linear else None
     if last is not None:
         raise ValueError(
             f"The model ends in an activation, {last.title}, and a decision between two answers is "

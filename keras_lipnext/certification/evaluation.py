@@ -31,13 +31,7 @@ from keras_lipnext.lipschitz.rounding import (
     of_rows,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, size
-from keras_lipnext.norms.roundoff import (
-    EVALUATION,
-    ROUNDING,
-    SMALLEST_DISTANCE,
-    UP_STEP,
-    gamma,
-)
+from keras_lipnext.norms.roundoff import EVALUATION, ROUNDING, SMALLEST_DISTANCE, UP_STEP, gamma
 from keras_lipnext.radius import certified_radii_float64
 from keras_lipnext.report.provenance import Evidence, policies
 from keras_lipnext.twin import Float64Twin

@@ -108,7 +108,7 @@ def main(arguments=None):
 
 
 def _certify(model, certifiable, options):
-    if options.report and (options.task == "multilabel" or len(model.output_shape) > 2):
+    if options.report and (options.task == "multilabel" or len(model.outputs[0].shape) > 2):
         raise ValueError(
             "--report writes a page on one decision a sample, and this model makes many: write "
             "--json or --markdown."

@@ -49,7 +49,8 @@ class WassersteinBound:
             delta: Probability that the statement may fail.
 
         Raises:
-            ValueError: if `diameter` is negative, not finite, or less than the lower bound, or `delta` not in (0, 1).
+            ValueError: if `diameter` is negative, not finite, or less than the lower bound, or
+                `delta` not in (0, 1).
         """
         if not 0 <= number("diameter", diameter) < math.inf:
             raise ValueError(f"`diameter` must be finite and not negative. Received: {diameter!r}")
@@ -88,7 +89,7 @@ class WassersteinBound:
         proof = f"declared, not proven, for {declared}" if declared else "proven"
         return (
             f"W1 of the two samples ({self.samples[0]} and {self.samples[1]}) is at least "
-            f"{self.lower_bound:.6g}: the critic's means differ by {self.difference:.6g}, its "
+            f"{_down(self.lower_bound)}: the critic's means differ by {self.difference:.6g}, its "
             f"Lipschitz constant is {self.constant:.10g}, {proof}.\n"
             f"weights: sha256 {self.evidence.weights_hash}"
         )
@@ -154,6 +155,12 @@ def wasserstein(
         samples=(len(first.outputs), len(second.outputs)),
         evidence=first.evidence,
     )
+
+
+def _down(value):
+    """Six digits, the last one rounded down."""
+    text = f"{value:.6g}"
+    return text if float(text) <= value else f"{value * (1 - 1e-5):.6g}"
 
 
 def _mean(values, sign):

@@ -61,13 +61,14 @@ class GroupSort(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes={self.axis % rank: channels})
 
     def call(self, inputs: Tensor) -> Tensor:
-        axis = self.axis % self.input_spec.ndim
+        last = self.input_spec.ndim - 1
+        axis = self.axis % (last + 1)
         channels = self.input_spec.axes[axis]
         size = self.group_size or channels
-        x = ops.moveaxis(inputs, axis, -1)
+        x = ops.moveaxis(inputs, axis, last)
         groups = ops.reshape(x, (*ops.shape(x)[:-1], size, channels // size))
         ordered = -ops.sort(-groups, axis=-2)
-        return ops.moveaxis(ops.reshape(ordered, ops.shape(x)), -1, axis)
+        return ops.moveaxis(ops.reshape(ordered, ops.shape(x)), last, axis)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -41,6 +41,17 @@ DROPPED = {
     kl.UnitNormalization: "it has no Lipschitz constant; norms are kept without it",
 }
 _NEW = "new"
+# What may stand behind the last activation of a model: behind it nothing pairs channels any more.
+_PASSED = (kl.Flatten, kl.Reshape, kl.Permute, kl.Concatenate, kl.Average, kl.Add, *DROPPED)
+_SUFFIXES = {kl.Activation: "activation", kl.Rescaling: "scale"}
+_SUFFIXES |= {kl.ZeroPadding2D: "pad", kl.Cropping2D: "crop"}
+_SHARES = {"Softmax": "softmax", "LogSoftmax": "softmax"}
+_SHARES |= {"Sigmoid": "sigmoid", "LogSigmoid": "sigmoid"}
+_SIGMOIDS = [
+    getattr(module, name)
+    for module in (keras.activations, keras.ops)
+    for name in ("sigmoid", "log_sigmoid")
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +63,8 @@ class Change:
         kind: Name of its class.
         became: What stands in its place, "" if nothing does.
         weights: "kept", "projected" (on the Stiefel manifold), "normalised", "folded" (into the
-            layer in front), "new" (drawn at random), or "" without weights.
+            layer in front), "shared" (with its first use), "new" (drawn at random), or "" without
+            weights.
         why: A remark, or "".
     """
 
@@ -104,11 +116,14 @@ def convert(
     there: with its scales a network loses what they had learned.
 
     - Dense becomes `OrthogonalDense` (kernel: the nearest orthonormal one) or `SDPDense`, the last
-      one, whose output is (batch, classes), `NormalizedDense`; a softmax behind it is left out.
+      one, whose output is (batch, ..., classes), `NormalizedDense`, as does a last Conv2D of single
+      pixels, channels last.
     - Conv2D becomes `PatchEmbedding` where its windows tile the image and it has filters enough,
-      `OrthogonalDense` where they are single pixels, else `SDPConv2D`.
-    - Activations become `activation`. Dropout and normalisation layers are left out; a batch
-      normalisation behind a linear layer is first folded into its weights.
+      `OrthogonalDense` where they are single pixels, else `SDPConv2D`, of the same windows.
+    - Activations become `activation`, but for one at the end: softmax and sigmoid are left out
+      there, so that the model answers in logits, and others stay. A softmax elsewhere is refused.
+    - Dropout and normalisation layers are left out; a batch normalisation behind a linear layer is
+      first folded into its weights.
     - Windows of max pooling that overlap become disjoint ones; averages are scaled to norm 1;
       GlobalAveragePooling2D becomes `L2Pool`.
     - Add becomes Average. What else has a known constant c stays, divided by c if that is above 1.
@@ -180,8 +195,9 @@ class _Converter:
         self._values, self._scales = {0: self.inputs}, {0: 1.0}
         self._made, self._names = {}, set()
         self.changes, self.cannot, self.broken = [], [], False
-        self._endings, self.head = _ending(graph)
+        self._final, self.head = _ending(graph)
         self._folded = _foldable(graph)
+        self._factors = {}  # by which the scale grows, of each layer that has its weights
         # Which axis of images holds the channels, where no layer says so.
         first = [getattr(s.operation, "data_format", None) for s in graph.steps]
         self._image_axis = 1 if "channels_first" in first else -1
@@ -208,8 +224,9 @@ class _Converter:
     def _converted(self, step, reads):
         operation, scale = step.operation, self._scales[step.inputs[0]]
         kind = type(operation)
-        if step.outputs in self._endings:
-            self._note(step, "", why="a softmax belongs into the loss: the model answers in logits")
+        final = step.outputs in self._final
+        if final and _only_shares(step):
+            self._note(step, "", why=_logits(step))
             return reads[0], scale
         if step.inputs in self._folded:
             self._note(step, "", "folded", "into the layer in front")
@@ -217,14 +234,19 @@ class _Converter:
         if kind in DROPPED:
             self._note(step, "", why=DROPPED[kind])
             return reads[0], scale
+        if step.outputs == self.head:
+            return self._last(step, reads[0], scale)
         if kind is kl.Dense:
             return self._dense(step, reads[0], scale)
         if kind is kl.Conv2D:
             return self._convolution(step, reads[0], scale)
+        if _shares(step) == "softmax":
+            raise _inner_softmax(step)
         bends = kind in ACTIVATION_LAYERS or _is_activation(operation)
-        if kind is kl.PReLU or (bends and self._activation != "keep"):
+        if not final and (kind is kl.PReLU or (bends and self._activation != "keep")):
             value, became = self._nonlinear(reads[0], step)
-            self._note(step, became)
+            grows = kind is kl.PReLU and self._activation == "keep"
+            self._note(step, became, why="its slopes are free to grow" if grows else "")
             return value, scale
         if kind in (kl.MaxPooling2D, kl.AveragePooling2D):
             return self._pooling(step, reads[0], scale)
@@ -242,17 +264,20 @@ class _Converter:
 
     # Linear layers.
 
-    def _dense(self, step, x, scale):
-        layer = step.operation
+    def _last(self, step, x, scale):
         kernel, bias, why = self._weights(step)
-        if step.outputs == self.head:
-            made = self._layer(layers.NormalizedDense, step, layer.units, use_bias=bias is not None)
-            x = made(x)
-            weights, _ = self._assign(made, kernel, bias, scale, "normalised")
-            self._note(step, "NormalizedDense", weights, why)
-            return x, scale
+        units = kernel.shape[-1]
+        made = self._layer(layers.NormalizedDense, step, units, use_bias=bias is not None)
+        x = made(x)
+        weights, _ = self._assign(made, kernel, bias, scale, "normalised")
+        if sum(other.operation is step.operation for other in self._graph.steps) > 1:
+            why = _joined(why, "applied elsewhere, too: here by weights of its own")
+        self._note(step, "NormalizedDense", weights, _joined(why, _shares(step) and _logits(step)))
+        return x, scale
+
+    def _dense(self, step, x, scale):
         cls = layers.SDPDense if self._kind == "sdp" else layers.OrthogonalDense
-        return self._linear(step, cls, (layer.units,), {}, x, scale, why)
+        return self._linear(step, cls, (step.operation.units,), {}, x, scale)
 
     def _convolution(self, step, x, scale):
         layer = step.operation
@@ -261,53 +286,54 @@ class _Converter:
         size, strides, filters = tuple(layer.kernel_size), tuple(layer.strides), layer.filters
         first = layer.data_format == "channels_first"
         channels, sides = (x.shape[1], x.shape[2:]) if first else (x.shape[-1], x.shape[1:3])
-        _, bias, why = self._weights(step)
         if size == (1, 1) and strides == (1, 1) and not (first and self._kind == "sdp"):
             cls, settings = layers.OrthogonalDense, {"axis": 1 if first else -1}
             if self._kind == "sdp":
                 cls, settings = layers.SDPDense, {}
-            return self._linear(step, cls, (filters,), settings, x, scale, why)
+            return self._linear(step, cls, (filters,), settings, x, scale)
         tiles = size == strides and size[0] == size[1] > 1 and None not in sides
         tiles = tiles and not any(n % size[0] for n in sides)
         if tiles and filters >= size[0] ** 2 * channels:
-            why = "; ".join(filter(None, [why, "it has no bias" if bias is not None else ""]))
             settings = {"data_format": layer.data_format}
-            arguments = (size[0], filters)
-            return self._linear(step, layers.PatchEmbedding, arguments, settings, x, scale, why)
+            return self._linear(step, layers.PatchEmbedding, (size[0], filters), settings, x, scale)
         settings = {"strides": strides, "data_format": layer.data_format}
-        crop = None
-        if layer.padding == "valid":
-            if None in sides:
-                raise _Refused(f"{step.title}: padding 'valid' needs images of a known size")
-            ends = [(n - k) // s + 1 for n, k, s in zip(sides, size, strides)]
-            surplus = [-(-n // s) - m for n, s, m in zip(sides, strides, ends)]
-            # Without strides it is a part of the padded convolution: that of whole windows.
-            before = [(k - 1) // 2 if s == 1 else 0 for k, s in zip(size, strides)]
-            crop = tuple((b, r - b) for b, r in zip(before, surplus))
-        arguments = (filters, size)
-        return self._linear(step, layers.SDPConv2D, arguments, settings, x, scale, why, crop)
+        if None in sides and layer.padding == "valid":
+            raise _Refused(f"{step.title}: padding 'valid' needs images of a known size")
+        grids, why = [_grid(*a, layer.padding) for a in zip(sides, size, strides)], ""
+        if None in grids:
+            why = "its windows may be shifted: where they are depends on the size of the images"
+        grids = [grid or (0, (0, 0)) for grid in grids]
+        zeros = tuple((front, 0) for front, _ in grids)
+        crop = tuple(ends for _, ends in grids)
+        return self._linear(
+            step, layers.SDPConv2D, (filters, size), settings, x, scale, why, zeros, crop
+        )
 
-    def _linear(self, step, cls, arguments, settings, x, scale, why, crop=None):
+    def _linear(self, step, cls, arguments, settings, x, scale, why="", zeros=(), crop=()):
         """A layer of a class with a kernel, the old one's weights, and its activation."""
-        kernel, bias, _ = self._weights(step)
-        if cls is not layers.PatchEmbedding:
+        kernel, bias, folded = self._weights(step)
+        if cls is layers.PatchEmbedding:
+            why = "it has no bias" if bias is not None else ""
+        else:
             settings = {**settings, "use_bias": bias is not None}
         if cls in (layers.SDPDense, layers.SDPConv2D):
             settings["bound"] = self._bound
         made = self._layer(cls, step, *arguments, **settings)
+        x, padded = self._framed(step, x, kl.ZeroPadding2D, zeros)
         x = made(x)
         weights, scale = self._assign(made, kernel, bias, scale, "projected")
-        became = [cls.__name__]
-        if crop and any(max(c) for c in crop):
-            data_format = settings["data_format"]
-            x = kl.Cropping2D(crop, data_format=data_format, name=self._name(step, "crop"))(x)
-            became.append("Cropping2D")
+        x, cropped = self._framed(step, x, kl.Cropping2D, crop)
+        became, why = [*padded, cls.__name__, *cropped], _joined(folded, why)
         function = step.operation.activation
-        if is_softmax(function):
-            raise _Refused(f"{step.title}: a softmax inside a network has no useful constant")
-        if function is not keras.activations.linear:
-            if self._activation == "keep":
-                x, added = self._plain_activation(step, x)
+        final = step.outputs in self._final
+        if final and _shares(step):
+            why = _joined(why, _logits(step))
+        elif _shares(step) == "softmax":
+            raise _inner_softmax(step)
+        elif function is not keras.activations.linear:
+            if final or self._activation == "keep":
+                x, added, constant = self._plain_activation(step, x)
+                scale = scale * constant
             else:
                 x, added = self._nonlinear(x, step, made)
             became.append(added)
@@ -331,29 +357,39 @@ class _Converter:
 
     def _assign(self, made, kernel, bias, scale, how):
         """(what became of the weights, the scale of what the layer makes)."""
-        flat = kernel.reshape(-1, kernel.shape[-1])
+        if id(made) in self._factors:
+            return "shared", scale * self._factors[id(made)]
+        flat, factor = kernel.reshape(-1, kernel.shape[-1]), 1.0
         target = tuple(made.kernel.shape)
         if math.prod(target) != kernel.size or not (np.isfinite(flat).all() and flat.any()):
             return _NEW, 1.0
         stiefel = isinstance(made, (layers.OrthogonalDense, layers.PatchEmbedding))
         if isinstance(made, layers.NormalizedDense):
-            norms = np.linalg.norm(flat, axis=0)
-            if not norms.all():
+            factor = np.linalg.norm(flat, axis=0)
+            if not factor.all():
                 return _NEW, 1.0
-            value, scale = flat / norms, scale * norms
+            value = flat / factor
         elif stiefel:
             projected = polar(flat.astype("float32"))
             value = np.asarray(keras.ops.convert_to_numpy(projected), "float64")
-            scale = scale * np.linalg.norm(flat) / np.linalg.norm(value)
+            factor = np.linalg.norm(flat) / np.linalg.norm(value)
         else:
             value, how = kernel, "kept"
         made.kernel.assign(value.reshape(target))
         if hasattr(made, "effective_kernel"):
             effective = keras.ops.convert_to_numpy(made.effective_kernel())
-            scale = scale * np.linalg.norm(flat) / np.linalg.norm(effective.astype("float64"))
+            factor = np.linalg.norm(flat) / np.linalg.norm(effective.astype("float64"))
         if bias is not None and getattr(made, "bias", None) is not None:
-            made.bias.assign(bias / scale)
-        return how, scale
+            made.bias.assign(bias / (scale * factor))
+        self._factors[id(made)] = factor
+        return how, scale * factor
+
+    def _framed(self, step, x, cls, ends):
+        """(value, names of the layers): with ((top, bottom), (left, right)) added or cut off."""
+        if not any(map(any, ends)):
+            return x, ()
+        settings = {"data_format": step.operation.data_format}
+        return self._beside(cls, step, ends, **settings)(x), (cls.__name__,)
 
     # What is between them.
 
@@ -369,26 +405,47 @@ class _Converter:
         return self._layer(cls, step, axis=axis, suffix=suffix)(x), cls.__name__
 
     def _plain_activation(self, step, x):
+        """(value, names of the layers, what it is divided by) of the layer's own activation."""
         activation = find_activation(step.operation)
         if activation is None:
             raise _Refused(f"{step.title}: no constant is known of its activation")
-        kept = kl.Activation(step.operation.activation, name=self._name(step, "activation"))
-        x = kept(x)
+        x = self._beside(kl.Activation, step, step.operation.activation)(x)
         name = getattr(step.operation.activation, "__name__", "Activation")
         if activation.constant <= 1:
-            return x, name
-        return self._divided(step, x, activation.constant), f"{name}, Rescaling"
+            return x, name, 1.0
+        x = self._beside(kl.Rescaling, step, 1 / activation.constant)(x)
+        return x, f"{name}, Rescaling", activation.constant
 
     def _pooling(self, step, x, scale):
-        """Disjoint windows; of averages the norm 1 by a factor."""
+        """Disjoint windows, as many as there were; of averages the norm 1 by a factor."""
         layer = step.operation
         size, strides = tuple(layer.pool_size), tuple(layer.strides)
         windows, why = tuple(map(min, size, strides)), ""
         if windows != size:
             why = f"windows of {size} at strides of {strides} overlap"
-        average = isinstance(layer, kl.AveragePooling2D)
+        sides = x.shape[2:] if layer.data_format == "channels_first" else x.shape[1:3]
+        average, same = isinstance(layer, kl.AveragePooling2D), layer.padding == "same"
+        zeros, crop = (), ()
+        if None in sides:
+            if average and same:
+                why = _joined(why, "windows that cross the border are left out")
+        elif same and average:
+            # Averages of the entries within the image alone would have a larger norm.
+            missing = [
+                max((-(-n // s) - 1) * s + w - n, 0) for n, w, s in zip(sides, windows, strides)
+            ]
+            zeros = tuple((m // 2, m - m // 2) for m in missing)
+            why = _joined(why, "zeros count at the border" if any(missing) else "")
+        elif not same:
+            axes = list(zip(sides, size, windows, strides))
+            surplus = [(n - w) // s - (n - k) // s for n, k, w, s in axes]
+            front = [(k - w) // 2 // s for _, k, w, s in axes]
+            crop = tuple((min(f, r), r - min(f, r)) for f, r in zip(front, surplus))
+        x, padded = self._framed(step, x, kl.ZeroPadding2D, zeros)
         if max(strides) == 1:
-            self._note(step, "", why="disjoint windows of one entry: nothing is pooled")
+            x, cropped = self._framed(step, x, kl.Cropping2D, crop)
+            why = "disjoint windows of one entry: nothing is pooled"
+            self._note(step, ", ".join(cropped), why=why)
             return x, scale
         made = self._layer(
             type(layer),
@@ -398,13 +455,14 @@ class _Converter:
             padding="valid" if average else layer.padding,
             data_format=layer.data_format,
         )
-        x, became = made(x), step.kind
+        x, cropped = self._framed(step, made(x), kl.Cropping2D, crop)
+        became = [*padded, step.kind, *cropped]
         if average:
             factor = math.sqrt(math.prod(windows))
-            x = kl.Rescaling(factor, name=self._name(step, "scale"))(x)
-            scale, became = scale / factor, f"{step.kind}, Rescaling"
-            why = "; ".join(filter(None, [why, "a mean of n entries has norm 1 / sqrt(n)"]))
-        self._note(step, became, why=why)
+            x = self._beside(kl.Rescaling, step, factor)(x)
+            scale, became = scale / factor, [*became, "Rescaling"]
+            why = _joined(why, "a mean of n entries has norm 1 / sqrt(n)")
+        self._note(step, ", ".join(became), why=why)
         return x, scale
 
     def _kept(self, step, reads):
@@ -439,12 +497,16 @@ class _Converter:
         # Scaling that is part of the model, as that of pixels to [0, 1], is not undone.
         if constant > 1 + 1e-6:
             self._note(step, f"{step.kind}, Rescaling", why=f"its constant is {constant:.4g}")
-            return self._divided(step, value, constant), scale * constant
+            divided = self._beside(kl.Rescaling, step, 1 / constant)(value)
+            return divided, scale * constant
         self._note(step, step.kind, "kept" if getattr(operation, "weights", None) else "")
         return value, scale
 
-    def _divided(self, step, x, constant):
-        return kl.Rescaling(1 / constant, name=self._name(step, "scale"))(x)
+    def _beside(self, cls, step, *arguments, **settings):
+        """A new layer without weights beside the one in a step's place."""
+        policy = getattr(step.operation, "dtype_policy", None)
+        name = self._name(step, _SUFFIXES[cls])
+        return cls(*arguments, **settings, dtype=policy, name=name)
 
     def _layer(self, cls, step, *arguments, suffix="", **settings):
         """A new layer in a step's place: one, if the model applies the old one several times."""
@@ -470,23 +532,87 @@ class _Converter:
 
 
 def _ending(graph):
-    """(outputs of the steps at the end that only make shares, those of the head or None).
+    """(outputs of the steps behind which no linear one comes, those of the head or None).
 
-    The softmax of the head itself, a Dense layer, is no step.
+    The activation of a linear layer is no step of its own.
     """
     makers = {i: step for step in graph.steps for i in step.outputs}
-    endings, last = [], makers.get(graph.output)
-    while last is not None and (
-        last.kind in ("Softmax", "LogSoftmax")
-        or (type(last.operation) is kl.Activation and is_softmax(last.operation.activation))
-    ):
-        endings.append(last.outputs)
+    final, values = set(), [graph.output]
+    while values:
+        step = makers.get(values.pop())
+        if step is not None and step.outputs not in final:
+            final.add(step.outputs)
+            if type(step.operation) in _PASSED or _only_shares(step):
+                values.extend(step.inputs)
+    inner = {i for step in graph.steps if step.outputs not in final for i in step.inputs}
+    final = {outputs for outputs in final if inner.isdisjoint(outputs)}
+    last = makers.get(graph.output)
+    while last is not None and (type(last.operation) in DROPPED or _only_shares(last)):
         last = makers.get(last.inputs[0])
-    if last is None or type(last.operation) is not kl.Dense or len(last.output_shapes[0]) != 2:
-        return endings, None
-    function = last.operation.activation
-    plain = function is keras.activations.linear or is_softmax(function)
-    return endings, last.outputs if plain else None
+    return final, last.outputs if last is not None and _is_last(last) else None
+
+
+def _is_last(step):
+    """Whether a step at the end is a linear map of each position's features to its logits."""
+    layer = step.operation
+    if type(layer) is layers.NormalizedDense:
+        return True
+    if type(layer) is kl.Conv2D:
+        single = {*layer.kernel_size, *layer.strides} == {1} and layer.groups == 1
+        linear = single and layer.data_format == "channels_last"
+    else:
+        linear = type(layer) is kl.Dense
+    return linear and (layer.activation is keras.activations.linear or bool(_shares(step)))
+
+
+def _shares(step):
+    """ "softmax" or "sigmoid" if the step is one, or a layer that ends in one, else ""."""
+    operation = step.operation
+    if type(operation) is kl.Softmax or not isinstance(operation, kl.Layer):
+        return _SHARES.get(step.kind, "")
+    known = type(operation) in (kl.Dense, kl.Conv2D, kl.Activation)
+    function = operation.activation if known else None
+    while type(function) is kl.Activation:
+        function = function.activation
+    if is_softmax(function) or type(function) is kl.Softmax:
+        return "softmax"
+    return "sigmoid" if any(function is f for f in _SIGMOIDS) else ""
+
+
+def _only_shares(step):
+    """Whether the step only turns logits, along the last axis, into shares."""
+    last = getattr(step.operation, "axis", -1) in (-1, len(step.output_shapes[0]) - 1)
+    return bool(_shares(step)) and last and type(step.operation) not in (kl.Dense, kl.Conv2D)
+
+
+def _logits(step):
+    return f"a {_shares(step)} belongs into the loss: the model answers in logits"
+
+
+def _inner_softmax(step):
+    return _Refused(f"{step.title}: a softmax inside a network has no useful constant")
+
+
+def _joined(*remarks):
+    return "; ".join(filter(None, remarks))
+
+
+def _grid(n, k, stride, padding):
+    """What gives `SDPConv2D` the windows of a Conv2D along one side, None if n is not known.
+
+    (zeros to add in front, outputs to cut off (in front, behind)): its own windows of k entries
+    start at (k - 1) // 2 in front of the image, where Keras starts by its size.
+    """
+    front, before = (k - 1) // 2, 0
+    if n is None:
+        return (0, (0, 0)) if stride == 1 else None
+    count = (n - k) // stride + 1
+    if padding == "same":
+        count = -(-n // stride)
+        before = max((count - 1) * stride + k - n, 0) // 2
+    zeros = (before - front) % stride
+    cut = (front + zeros - before) // stride
+    return zeros, (cut, -(-(n + zeros) // stride) - cut - count)
 
 
 def _foldable(graph):

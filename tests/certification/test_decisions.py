@@ -334,6 +334,53 @@ def test_decisions_at_0_are_of_logits(activation):
         lip.certify(model, vectors(), verbose=0, task="multilabel")
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda: [kl.Activation("linear", dtype="float32")],
+        lambda: [kl.Dropout(0.1), kl.Identity()],
+        lambda: [kl.Reshape((1, 1))],
+        lambda: [kl.Reshape((1, 1, 1)), kl.UpSampling2D(2), kl.AveragePooling2D(2)],
+    ],
+    ids=["linear", "dropout", "reshape", "upsampling"],
+)
+def test_what_passes_a_sigmoid_on_does_not_hide_it(behind):
+    model = keras.Sequential([binary_model(activation="sigmoid"), *behind()])
+    with pytest.raises(ValueError, match="certify the model of the logits in front of it"):
+        lip.certify(model, vectors(), verbose=0)
+
+
+def test_a_wrapper_does_not_hide_a_sigmoid():
+    inputs = keras.Input((3, 4))
+    model = keras.Model(inputs, kl.TimeDistributed(kl.Dense(1, activation="sigmoid"))(inputs))
+    with pytest.raises(ValueError, match="certify the model of the logits in front of it"):
+        lip.certify(model, np.zeros((2, 3, 4), "float32"), verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="no such convolution on CPUs")
+def test_channels_first_are_not_read_along_the_width():
+    inputs = keras.Input((3, 4, 4))
+    model = keras.Model(inputs, kl.Conv2D(5, 1, data_format="channels_first")(inputs))
+    x = np.zeros((2, 3, 4, 4), "float32")
+    with pytest.raises(ValueError, match=r"keras\.layers\.Permute"):
+        lip.certify(model, x, verbose=0)
+    last = keras.Model(inputs, kl.Permute((2, 3, 1))(model.output))
+    assert lip.certify(last, x, verbose=0).predictions.shape == (2, 4, 4)
+
+
+def test_void_positions_are_integers():
+    model, x = dense_model(), images()
+    y = lip.certify(model, x, verbose=0).predictions
+    hot = np.eye(CLASSES)[y]
+    for void in (0.0, np.nan, -1.0):
+        hot[0, 0, 0] = void
+        with pytest.raises(ValueError, match="rows that are of no class"):
+            lip.certify(model, x, hot, verbose=0, ignore_class=255)
+    for wrong in ("void", 0.5, True, [0, 1]):
+        with pytest.raises(ValueError, match="is a whole number"):
+            lip.certify(model, x, y, verbose=0, ignore_class=wrong)
+
+
 def test_what_is_refused():
     x = images()
     for arguments, message in [

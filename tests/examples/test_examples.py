@@ -108,9 +108,9 @@ def test_segmentation(tmp_path):
     """Certified pixels beyond what the same network, trained plainly, comes to."""
     size = ["--epochs", "3", "--width", "16", "--depth", "2", "--output", str(tmp_path / "out")]
     text = run("segmentation.py", *size)
-    rows = re.findall(r"^\| (LipNeXt blocks|plain) \| (.*) \|$", text, flags=re.M)
+    rows = re.findall(r"^\| (LipNeXt|plain) \| (.*) \|$", text, flags=re.M)
     shares = {name: [float(s) for s in re.findall(r"([0-9.]+) %", row)] for name, row in rows}
-    ours, plain = shares["LipNeXt blocks"], shares["plain"]
+    ours, plain = shares["LipNeXt"], shares["plain"]
     assert ours[0] > 70
     assert all(a > b for a, b in zip(ours[2:5], plain[2:5]))
     assert all(a >= b for a, b in zip(ours[5:], plain[5:]))
@@ -159,14 +159,14 @@ def test_convert(tmp_path):
 
 
 @pytest.mark.slow
-@on_jax
+@on_torch
 def test_time_series(tmp_path):
-    size = ["--epochs", "6", "--samples", "400", "--output", str(tmp_path / "out")]
-    text = run("time_series.py", *size)
+    size = ["--epochs", "6", "--samples", "400", "--held-out", "120"]
+    text = run("time_series.py", *size, "--output", str(tmp_path / "out"))
     assert share(text, "clean accuracy") > 75
     assert share(text, "certified robust accuracy at epsilon = 0.25") > 50
     assert "PGD attack inside the certified radii: 0 predictions flipped." in text
-    assert int(re.search(r"at twice the radii: ([0-9]+) of 400 flipped", text).group(1)) > 350
+    assert int(re.search(r"at twice the radii: ([0-9]+) of 120 flipped", text).group(1)) > 105
     rows = re.findall(r"epsilon = [0-9.]+: ([0-9.]+)% certified, ([0-9.]+)% survive PGD", text)
     assert len(rows) == 3
     assert all(float(certified) <= float(left) for certified, left in rows)
@@ -184,7 +184,7 @@ def test_wasserstein(tmp_path):
     assert 0.9 * 2 < bound["lower_bound"] <= 2
     assert bound["constant"] < 1 + 1e-5 and "proven" in text
     with Image.open(tmp_path / "out" / "wasserstein.png") as image:
-        assert image.size == (900, 600)
+        assert image.size == (750, 600)
 
 
 @pytest.mark.slow
@@ -196,10 +196,10 @@ def test_signed_distance(tmp_path):
 
 
 @pytest.mark.slow
-@on_tensorflow
+@on_torch
 def test_conformal(tmp_path):
     """Sets for perturbed digits cover them, where plain sets do not."""
-    text = run("conformal.py", "--epochs", "8", "--output", str(tmp_path / "out"))
+    text = run("conformal.py", "--epochs", "4", "--output", str(tmp_path / "out"))
     rows = re.findall(r"\| ([0-9.]+) \| ([0-9.]+) % \| ([0-9.]+) % \| ([0-9.]+) \|", text)
     assert len(rows) == 3
     assert all(float(robust) > 85 for _, _, robust, _ in rows)

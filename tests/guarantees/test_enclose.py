@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from data import saturating
 
 import keras_lipnext as lip
 from keras_lipnext.certification import evaluation
@@ -110,6 +111,63 @@ def test_what_is_not_finite_has_no_interval(arithmetic):
     assert np.isfinite(found.width[0]).all()
     assert (found.lower[1:] == -np.inf).all() and (found.upper[1:] == np.inf).all()
     assert (found.radius()[1:] == 0).all() and (found.radius()[0] > 1e6).all()
+
+
+@pytest.mark.parametrize("arithmetic", ["real", "float64"])
+def test_what_saturates_behind_an_overflow_has_no_interval(arithmetic):
+    """`certify` neither: the exact logits are 6.9e20 and 1e24, the computed ones 1e26 and 1e24."""
+    model, x = saturating(), np.array([[3e155, 4e155]])
+    found = lip.enclose(model, x, 0.0, verbose=0, arithmetic=arithmetic)
+    assert found.lower[0, 0] == -np.inf and found.radius()[0, 0] == 0
+    head = keras.layers.Dense(2)
+    classifier = keras.Model(model.input, head(model.output))
+    head.set_weights([np.array([[1.0, 0.0]]), np.array([0.0, 1e24])])
+    assert lip.certify(classifier, x, verbose=0, arithmetic=arithmetic).radii[0] == 0
+
+
+def test_radii_do_not_overflow():
+    """Within 1.7e308 in each of 10,000 entries the output leaves the limit."""
+    model = linear(np.full((10000, 1), 1e-10), [0.0])
+    found = lip.enclose(model, np.zeros((1, 10000)), 0.0, verbose=0, arithmetic="real")
+    assert found.radius(upper=1.5e302)[0, 0] <= 2.0**1000
+    assert found.radius()[0, 0] == np.inf
+
+
+def test_float32_programs_are_enclosed():
+    """Sums in other orders, of products rounded or fused, at the inputs themselves."""
+    rng = np.random.default_rng(3)
+    kernel, x = (rng.normal(size=s).astype("float32") for s in ((200, 1), (50, 200)))
+    model, scale = linear(kernel, [0.0]), np.float32(1e6)
+    model.layers[-1].kernel.assign(kernel * scale)
+    found = lip.enclose(model, x * scale, 0.0, verbose=0, arithmetic="float32")
+    real = lip.enclose(model, x * scale, 0.0, verbose=0, arithmetic="real")
+    outside = 0
+    for order in (np.arange(200), np.arange(200)[::-1], *(rng.permutation(200) for _ in range(8))):
+        total = np.zeros(50, "float32")
+        for k in order:
+            total = total + x[:, k] * scale * (kernel[k, 0] * scale)
+        assert (found.lower[:, 0] <= total).all() and (total <= found.upper[:, 0]).all()
+        outside += ((total < real.lower[:, 0]) | (real.upper[:, 0] < total)).sum()
+    assert outside > 100  # what float32 does is seen
+
+
+def test_float32_reaches_no_further_than_it_can():
+    model = network(HEADS["dense"]())
+    x = np.r_[np.zeros((1, 6)), np.full((1, 6), 2.0**57)]
+    found = lip.enclose(model, x, 0.1, verbose=0, arithmetic="float32")
+    assert np.isfinite(found.width[0, 0]) and found.width[1, 0] == np.inf
+    assert found.radius()[0, 0] <= 2.0**28 and found.radius()[1, 0] == 0
+    far = lip.enclose(model, x[:1], 2.0**29, verbose=0, arithmetic="float32")
+    assert far.width[0, 0] == np.inf
+
+
+def test_images_of_two_sizes_are_refused():
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs))
+    with pytest.raises(ValueError, match="of one shape"):
+        lip.enclose(model, iter([np.zeros((2, 4, 4, 2)), np.zeros((2, 5, 4, 2))]), 0.1, verbose=0)
+    parts = [np.zeros((0, 4, 4, 2)), np.zeros((2, 4, 4, 2)), np.zeros((0, 4, 4, 2))]
+    assert len(lip.enclose(model, iter(parts), 0.1, verbose=0).outputs) == 2
 
 
 def test_images_as_outputs():

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from data import saturating
 
 from keras_lipnext.guarantees import wasserstein
 from keras_lipnext.guarantees.enclose import Outputs
@@ -24,9 +25,11 @@ def test_a_translation(scale):
     bound = wasserstein(critic(scale * np.array([[0.75], [1.0]])), p + np.array([3, 4]), p)
     assert 5 * (1 - 1e-9) < bound.lower_bound <= 5
     assert bound.constant == pytest.approx(1.25 * abs(scale), rel=1e-12)
-    weak = bound.of_distributions(diameter=1.0, delta=0.05)
-    deviation = np.sqrt(2 / 40 * np.log(40) / 2)
+    weak = bound.of_distributions(diameter=8.0, delta=0.05)
+    deviation = 8 * np.sqrt(2 / 40 * np.log(40) / 2)
     assert weak == pytest.approx(5 - deviation, rel=1e-6) and weak < 5 - deviation
+    with pytest.raises(ValueError, match="further apart"):
+        bound.of_distributions(diameter=4.9)
     assert "at least" in str(bound)
 
 
@@ -41,6 +44,14 @@ def test_random_critics_never_exceed_the_distance_on_the_line():
         x = keras.layers.Dense(8, activation="tanh")(inputs)
         model = keras.Model(inputs, keras.layers.Dense(1)(x))
         assert 0 <= wasserstein(model, p, q).lower_bound <= exact
+
+
+def test_nothing_overflows():
+    far = np.full((3, 1), 1.7e308)
+    bound = wasserstein(critic([[1e-10]]), far, -far)
+    assert 1e308 < bound.lower_bound < np.inf  # of 3.4e308
+    with pytest.raises(ValueError, match="not finite"):
+        wasserstein(saturating(), np.array([[3e155, 4e155]]), np.zeros((1, 2)))
 
 
 def test_what_is_refused():

@@ -88,3 +88,23 @@ def test_a_critic_finds_the_distance_of_two_shifted_clouds(dtype):
 def test_arguments(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         HKR(**arguments)
+
+
+@pytest.mark.parametrize("count", [41, 47, 55])
+def test_a_batch_of_one_class_earns_nothing_compiled_either(count):
+    """XLA makes a product with 1 / n of a mean, which of so many ones is not 1."""
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones")(inputs))
+    model.compile("sgd", KantorovichRubinstein(), jit_compile=keras.backend.backend() != "torch")
+    loss = model.evaluate(
+        np.full((count, 1), 7.0, "float32"), np.ones(count), batch_size=count, verbose=0
+    )
+    assert loss == 0
+
+
+def test_what_is_no_class_gives_nan():
+    for label in (1.7, np.nan, 3.0, -1.0):
+        loss = HKR(reduction=None)(np.array([label, 1.0]), np.ones((2, 3), "float32"))
+        assert np.isnan(to_numpy(loss)).any()
+    with pytest.raises(ValueError, match="Received: y_pred of shape"):
+        HKR()(np.zeros((2, 5, 1)), np.zeros((2, 5, 1, 1), "float32"))

@@ -5,7 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from data import called, to_numpy
+from data import called, small_lipnext, to_numpy
 
 import keras_lipnext as lip
 
@@ -138,7 +138,7 @@ def test_images_with_their_channels_first():
     conversion = lip.convert(model)
     assert [c.became for c in conversion.changes] == [
         "OrthogonalDense, MaxMin",
-        "SDPConv2D, Cropping2D",
+        "ZeroPadding2D, SDPConv2D, Cropping2D",
         "BetaAbs",
         "Flatten",
         "NormalizedDense",
@@ -146,12 +146,205 @@ def test_images_with_their_channels_first():
     assert 0.9 < conversion.model.lipschitz_bound().body_constant < 1.001
 
 
-def test_layers_used_twice_stay_one():
+def test_a_layer_used_twice_stays_one_of_the_first_use():
     inputs = keras.Input((6,))
-    layer = kl.Dense(6, activation="relu")
+    layer = kl.Dense(6, name="twice")
     model = keras.Model(inputs, kl.Dense(3)(layer(layer(inputs))))
-    converted = lip.convert(model).model
-    assert sum(isinstance(part, lip.layers.OrthogonalDense) for part in converted.layers) == 1
+    layer.set_weights([10 * np.eye(6), np.ones(6)])
+    conversion = lip.convert(model)
+    (found,) = [m for m in conversion.model.layers if isinstance(m, lip.layers.OrthogonalDense)]
+    np.testing.assert_allclose(to_numpy(found.bias), 0.1, rtol=1e-5)
+    assert [c.weights for c in conversion.changes] == ["projected", "shared", "normalised"]
+
+
+def test_a_head_that_is_used_before_says_so():
+    inputs = keras.Input((6,))
+    layer = kl.Dense(6)
+    conversion = lip.convert(keras.Model(inputs, layer(layer(inputs))))
+    assert [c.became for c in conversion.changes] == ["OrthogonalDense", "NormalizedDense"]
+    assert "weights of its own" in conversion.changes[1].why
+
+
+def sequence(shape, *parts):
+    return keras.Sequential([keras.Input(shape), *parts])
+
+
+SHARES = {
+    "sigmoid": [kl.Dense(4, "sigmoid")],
+    "sigmoid of keras.ops": [kl.Dense(4, keras.ops.sigmoid)],
+    "log_sigmoid": [kl.Dense(4, "log_sigmoid")],
+    "a layer": [kl.Dense(4), kl.Activation("sigmoid")],
+    "a layer within": [kl.Dense(4, activation=kl.Activation("sigmoid"))],
+    "behind softmax": [kl.Dense(4, "sigmoid"), kl.Softmax()],
+    "normalised": [kl.Dense(4), kl.BatchNormalization(), kl.Activation("sigmoid")],
+}
+
+
+@pytest.mark.parametrize("activation", ["max_min", "keep"])
+@pytest.mark.parametrize("ending", SHARES)
+def test_shares_at_the_end_are_left_to_the_loss(ending, activation):
+    parts = [type(part).from_config(part.get_config()) for part in SHARES[ending]]
+    conversion = lip.convert(sequence((6,), kl.Dense(8), *parts), activation=activation)
+    assert isinstance(conversion.model, lip.CertifiableModel)
+    assert isinstance(conversion.model.layers[-1], lip.layers.NormalizedDense)
+    assert any("sigmoid belongs into the loss" in c.why for c in conversion.changes)
+
+
+def test_a_binary_classifier_decides_as_before():
+    model = sequence((6,), kl.Dense(6), kl.Dense(1, "sigmoid"))
+    model.layers[0].set_weights([orthogonal(6, 6, 3.0), RNG.normal(size=6)])
+    model.layers[1].bias.assign([0.2])
+    x = RNG.normal(size=(64, 6)).astype("float32")
+    yes = called(model, x) > 0.5
+    assert 0 < yes.mean() < 1
+    np.testing.assert_array_equal(called(lip.convert(model).model, x) > 0, yes)
+
+
+TWO_SIGMOIDS = [kl.Concatenate(), kl.Average(), kl.Add()]
+
+
+@pytest.mark.parametrize("merge", TWO_SIGMOIDS, ids=lambda layer: type(layer).__name__)
+def test_no_activation_pairs_the_outputs_of_branches(merge):
+    inputs = keras.Input((6,))
+    outputs = merge([kl.Dense(1, "sigmoid")(inputs), kl.Dense(1, "sigmoid")(inputs)])
+    kinds = [type(m) for m in lip.convert(keras.Model(inputs, outputs)).model.layers]
+    assert lip.layers.BetaAbs not in kinds and lip.layers.MaxMin not in kinds
+
+
+@pytest.mark.parametrize(
+    "parts, became",
+    [
+        ([kl.Dense(2, "tanh")], "OrthogonalDense, tanh"),
+        ([kl.Dense(2, "tanh"), kl.Reshape((2, 1))], "OrthogonalDense, tanh"),
+        ([kl.Dense(2), kl.Activation("tanh")], "Activation"),
+        ([kl.Dense(2, "gelu")], "OrthogonalDense, gelu, Rescaling"),
+    ],
+)
+def test_other_activations_at_the_end_stay(parts, became):
+    conversion = lip.convert(sequence((6,), kl.Dense(4, "relu"), *parts))
+    assert became in [c.became for c in conversion.changes[1:]]
+    assert not {"MaxMin", "BetaAbs"} & set(", ".join(c.became for c in conversion.changes[1:]))
+    assert lip.lipschitz_bound(conversion.model).constant < 1.001
+
+
+def test_an_activation_at_the_end_that_cannot_stay_is_refused():
+    with pytest.raises(ValueError, match=r"'wild' \(Dense\): no constant is known"):
+        lip.convert(sequence((6,), kl.Dense(2, "exponential", name="wild")))
+    with pytest.raises(ValueError, match="free to grow"):
+        lip.convert(sequence((6,), kl.Dense(2), kl.PReLU()))
+
+
+@pytest.mark.parametrize("activation", ["max_min", "keep"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        kl.Activation("softmax"),
+        kl.Softmax(),
+        kl.Dense(4, "softmax"),
+        kl.Dense(4, activation=kl.Softmax()),
+    ],
+)
+def test_a_softmax_inside_is_refused(part, activation):
+    part = type(part).from_config(part.get_config() | {"name": "shares"})
+    model = sequence((4,), kl.Dense(4), part, kl.Dense(2))
+    with pytest.raises(ValueError, match=r"'shares'.*softmax inside"):
+        lip.convert(model, activation=activation)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        kl.Dense(3, "softmax"),
+        kl.Conv2D(3, 1, activation="softmax"),
+        kl.Conv2D(3, 1, activation="sigmoid"),
+        kl.Conv2D(3, 1),
+    ],
+)
+def test_dense_predictions_end_in_a_head(last):
+    last = type(last).from_config(last.get_config())
+    model = sequence((4, 4, 2), kl.Conv2D(4, 3, padding="same", activation="relu"), last)
+    conversion = lip.convert(model)
+    assert isinstance(conversion.model, lip.CertifiableModel)
+    assert conversion.model.output_shape == (None, 4, 4, 3)
+    assert conversion.changes[-1].became == "NormalizedDense"
+    kernel = to_numpy(last.kernel).reshape(4, 3)
+    expected = kernel / np.linalg.norm(kernel, axis=0)
+    found = to_numpy(conversion.model.head.kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_along_another_axis_make_no_head():
+    model = sequence((4, 2), kl.Dense(3), kl.Softmax(axis=1))
+    with pytest.raises(ValueError, match="softmax inside"):
+        lip.convert(model)
+
+
+WINDOWS = [
+    (size, k, stride, padding)
+    for size, k, stride in [(8, 3, 2), (9, 3, 2), (8, 5, 2), (12, 5, 4), (8, 2, 3), (9, 4, 2)]
+    for padding in ("same", "valid")
+]
+
+
+@pytest.mark.parametrize("size, k, stride, padding", WINDOWS)
+def test_convolutions_with_kept_weights_read_the_same_windows(size, k, stride, padding):
+    model = sequence((size, 7, 1), kl.Conv2D(2, k, strides=(stride, 1), padding=padding))
+    conversion = lip.convert(model)
+    assert conversion.changes[0].weights == "kept"
+    x = RNG.normal(size=(3, size, 7, 1)).astype("float32")
+    ours, theirs = called(conversion.model, x), called(model, x)
+    factor = (ours * theirs).sum() / (theirs**2).sum()
+    np.testing.assert_allclose(ours, factor * theirs, rtol=1e-3, atol=1e-5)
+    assert lip.lipschitz_bound(conversion.model).constant < 1.001
+
+
+def test_windows_of_images_of_unknown_size_are_said_to_shift():
+    parts = [kl.Conv2D(2, 3, strides=s, padding="same") for s in (1, 2)]
+    changes = lip.convert(sequence((None, 8, 1), *parts)).changes
+    assert changes[0].why == "" and "may be shifted" in changes[1].why
+
+
+@pytest.mark.parametrize("cls", [kl.MaxPooling2D, kl.AveragePooling2D])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("side, size, stride", [(8, 3, 2), (9, 2, 2), (8, 3, 1), (7, 2, 3)])
+def test_pooling_makes_as_many_windows(cls, padding, side, size, stride):
+    conversion = lip.convert(sequence((side, side, 2), cls(size, stride, padding)))
+    expected = cls(size, stride, padding).compute_output_shape((None, side, side, 2))
+    assert conversion.model.output_shape == expected
+    assert lip.lipschitz_bound(conversion.model).constant < 1.001
+
+
+def test_averages_at_the_border_count_zeros():
+    conversion = lip.convert(sequence((3, 3, 1), kl.AveragePooling2D(2, padding="same")))
+    found = called(conversion.model, np.ones((1, 3, 3, 1), "float32"))
+    np.testing.assert_allclose(found[0, ..., 0], [[2, 1], [1, 0.5]])
+    assert "zeros count at the border" in conversion.changes[0].why
+
+
+def test_a_scaled_activation_divides_the_biases_behind_it():
+    """Dense with gelu, and Dense and gelu in two layers, are converted alike."""
+    biases = []
+    for parts in ([kl.Dense(6, "gelu")], [kl.Dense(6), kl.Activation("gelu")]):
+        model = sequence((6,), *parts, kl.Dense(6, bias_initializer="ones"))
+        model.layers[0].set_weights([3 * np.eye(6), np.zeros(6)])
+        model.layers[-1].kernel.assign(np.eye(6))
+        head = lip.convert(model, activation="keep").model.layers[-1]
+        biases.append(to_numpy(head.bias))
+    np.testing.assert_allclose(biases[0], 1 / (3 * 1.1289042), rtol=1e-5)
+    np.testing.assert_allclose(biases[0], biases[1], rtol=1e-5)
+
+
+def test_slopes_that_training_moves_are_not_kept_inside():
+    model = sequence((6,), kl.Dense(6), kl.PReLU(), kl.Dense(3))
+    change = lip.convert(model, activation="keep").changes[1]
+    assert change.became == "MaxMin" and "free to grow" in change.why
+
+
+def test_lipnext_itself_is_converted():
+    model = small_lipnext(num_classes=3, depth=1)
+    conversion = lip.convert(model, activation="keep")
+    ours, theirs = called(conversion.model, IMAGES), called(model, IMAGES)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_converted_is_named_all_at_once():
