@@ -32,7 +32,7 @@ from keras_lipnext.lipschitz.rules.base import (
     size,
 )
 from keras_lipnext.norms.matrices import spectral_norm_bound
-from keras_lipnext.norms.roundoff import EVALUATION, SMALLEST_DISTANCE, UP_PRODUCT
+from keras_lipnext.norms.roundoff import EVALUATION, SMALLEST_DISTANCE, UP_PRODUCT, SumTooLong
 from keras_lipnext.overrides import acts_by_default, replaced, unusual_arguments
 from keras_lipnext.typing import LipschitzMethod
 
@@ -459,11 +459,15 @@ def step_bounds(step, context):
     constants = [a for a in arguments if hasattr(a, "shape")]
     if constants and (is_layer or step.kind not in operations.READING_CONSTANTS):
         raise context.refusal("it reads a constant: add or multiply constants by keras.ops")
-    answer = rule.function(step.operation, context)
-    if isinstance(answer, numbers.Real):
-        # Its rounding is estimated when certifying, and as little proven as the constant.
-        answer = Bound(float(answer), offset=None)
-    parts = (answer,) if isinstance(answer, Bound) else tuple(answer)
+    try:
+        answer = rule.function(step.operation, context)
+        if isinstance(answer, numbers.Real):
+            # Its rounding is estimated when certifying, and as little proven as the constant.
+            answer = Bound(float(answer), offset=None)
+        parts = (answer,) if isinstance(answer, Bound) else tuple(answer)
+    except SumTooLong as error:
+        context.check_program(str(error))
+        raise context.refusal(str(error)) from error
     batches = {shape[0] for shape in (*step.input_shapes, *step.output_shapes) if shape}
     if len(batches) > 1:  # as of a layer that takes samples for the rows of one image
         raise context.refusal("its output has another number of samples than its input")

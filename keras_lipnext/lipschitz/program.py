@@ -26,7 +26,7 @@ from keras_lipnext.lipschitz.rounding import FACTORS, MOST_FACTORS, forward_erro
 from keras_lipnext.lipschitz.rules.axis_maps import AXIS_MAPS
 from keras_lipnext.lipschitz.rules.base import Context, size
 from keras_lipnext.lipschitz.rules.layers import check_convolution
-from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP
+from keras_lipnext.norms.roundoff import PROGRAMS, ROUNDING, UP_STEP, SumTooLong
 
 ARITHMETICS = ("real", *PROGRAMS)
 
@@ -176,11 +176,17 @@ class Program:
             tuple(estimated(step, part) for part in parts)
             for step, parts in zip(certifiable.body.steps, bounds)
         ]
-        head = certifiable.head
-        if head and len(head.operation.kernel.shape) > 2:  # 1 x 1
+        if head := certifiable.head:
             context = Context(head, shapes)
             context.arithmetic = arithmetic
-            check_convolution(context)
+            kernel = context.matrix(head.operation.kernel)
+            if len(head.operation.kernel.shape) > 2:  # 1 x 1
+                check_convolution(context)
+            try:
+                arithmetic.products(len(kernel))
+            except SumTooLong as error:
+                context.check_program(str(error))
+                raise
         homogeneous = [
             tuple(dataclasses.replace(part, offset=0.0, absolute=0.0) for part in parts)
             for parts in self._bounds

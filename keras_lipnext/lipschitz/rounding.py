@@ -89,8 +89,11 @@ def mapped(context, maps):
 def repeated(bound, count):
     """`Bound` of the map applied to each of `count` parts of a tensor, as one tensor."""
     root = math.sqrt(count) * (1 + ROUNDING)
-    offset, absolute = (root * v if v else 0.0 for v in (bound.offset, bound.absolute))
-    return dataclasses.replace(bound, offset=offset, absolute=absolute)
+    slope, inside = bound.inside
+    offset, absolute, inside = (
+        root * v if v else 0.0 for v in (bound.offset, bound.absolute, inside)
+    )
+    return dataclasses.replace(bound, offset=offset, absolute=absolute, inside=(slope, inside))
 
 
 def added(context, values, terms=None):
@@ -190,12 +193,13 @@ def forward_errors(graph, bounds, norms, errors=None, values=None, limit=math.in
     for step, parts in zip(graph.steps, bounds):
         r, d = (combined(parts[0].combine, [state[i][k] for i in step.inputs]) for k in (0, 1))
         for part in parts:
+            inside = part.inside[0] * (r + d) + part.inside[1]
             r, d = (
                 (part.constant * r + part.offset) * UP_STEP,
                 (part.constant * d + part.relative * (r + d) + part.absolute) * UP_STEP,
             )
             if limit < math.inf:
-                d = np.where(r + d <= limit, d, np.inf)
+                d = np.where((r + d <= limit) & (inside <= limit), d, np.inf)
         for i in step.outputs:
             known = r if values is None else np.minimum(r, values[i])
             state[i] = (known, d)

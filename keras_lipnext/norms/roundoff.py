@@ -42,10 +42,14 @@ ARITHMETIC = {
 TF32 = (2.0**-11, 2.0**-126)
 
 
+class SumTooLong(ValueError):
+    """More terms than rounding can be bounded of."""
+
+
 def gamma(n, unit=UNIT_ROUNDOFF):
     """Relative error bound of a sum of n products in any order: n u / (1 - n u)."""
     if n * unit >= 0.01:
-        raise ValueError(f"Rounding errors of sums of {n} terms cannot be bounded usefully.")
+        raise SumTooLong(f"rounding errors of sums of {n:.0f} terms cannot be bounded usefully")
     return n * unit / (1 - n * unit)
 
 

@@ -701,7 +701,105 @@ def folded_away():
     assert found[1].radii[0] == 0
 
 
+def read_out(layer, shape, kernel, bias=(0.0, 0.0), first=False):
+    """A classifier: a dense layer on what `layer` answers, or on its first entry."""
+    inputs = keras.Input(shape)
+    x = keras.layers.Flatten()(layer(inputs))
+    head = keras.layers.Dense(2)
+    model = keras.Model(inputs, head(x[:, :1] if first else x))
+    head.set_weights([np.asarray(kernel), np.asarray(bias)])
+    return model
+
+
+def _folded(layer, x):
+    """The answer of an SDP or sandwich layer of one linear unit to x, by a program of its own.
+
+    What is multiplied with the sum in front of the activation goes into its weights, the bias is
+    its first term, and subnormal numbers are flushed to zero.
+    """
+    order, residual = ORDERS["flushed to zero"], isinstance(layer, lip.layers.SDPResidualDense)
+    if residual:
+        kernel, size, inverse = (to_numpy(v) for v in layer.residual_form())
+        front, back = kernel[:, 0], kernel[:, 0]
+    else:
+        kernel, (size, inverse) = to_numpy(layer.kernel), (to_numpy(v) for v in layer.scales())
+        front, back = kernel[1:, 0], kernel[:1, 0]
+    bias = f32(0) if layer.bias is None else to_numpy(layer.bias)[0]
+    read = order(np.append(bias, front * size), np.append(f32(1), x.astype(f32)))
+    product = order(back[:, None], (order(read[None], inverse) * f32(1)).reshape(1, 1))
+    return (x.astype(f32) if residual else f32(0)) - 2 * (product if residual else -product)
+
+
+def folded_in_front():
+    """Terms that vanish one by one, or that a bias absorbs, where R is multiplied into a kernel."""
+    n, units = 2**14, {"activation": "linear", "use_bias": False}
+    ones, half = np.ones(n), np.sqrt(0.5)
+    lost = 0.99 * U * np.sqrt(n)  # so small that a bias of 1 absorbs each term
+    shift = 1 + lost * np.sqrt(n) / 2
+    small = lip.layers.SDPResidualDense(1, "aol", **units)
+    biased = lip.layers.SDPResidualDense(1, "orthogonal", "linear")
+    steep = lip.layers.SandwichDense(1, **units)
+    pinned = lip.layers.SandwichDense(1, "linear")
+    models = [
+        (read_out(small, (n,), np.outer(2.0**-7 * ones, [1, 0])), -0.99 * 2.0**-63 * ones),
+        (
+            read_out(biased, (n,), [[-half, 0]], [0, shift], first=True),
+            np.append(0, lost / half * ones[1:]),
+        ),
+        (read_out(steep, (n,), [[1.0, 0]], [0, 2.0**-86]), 2.0**-91 * ones),
+        (read_out(pinned, (n,), [[1.0, 0]], [0, shift]), lost * ones),
+    ]
+    small.kernel.assign(2.0**-63 * ones[:, None])
+    biased.kernel.assign(half * np.append(1, ones[1:] / np.sqrt(n))[:, None])
+    steep.log_psi.assign([20.0])
+    for layer in (steep, pinned):
+        layer.kernel.assign(half * np.append(1, ones / np.sqrt(n))[:, None])
+    for layer in (biased, pinned):
+        layer.bias.assign([1.0])
+    for model, x in models:
+        layer, head = model.layers[1], model.layers[-1]
+        kernel, bias = (to_numpy(w) for w in head.weights)
+        features = _folded(layer, x)[: len(kernel)]
+        logits = (features[:, None] * kernel).sum(axis=0, dtype=f32) + bias
+        real, program = (
+            lip.certify(model, x[None], verbose=0, arithmetic=a) for a in ("real", "float32")
+        )
+        assert real.predictions[0] == 0 and real.radii[0] > 0 and logits.argmax() == 1
+        assert program.radii[0] == 0
+
+
+def squares_inside():
+    """What an activation reads inside of a layer may overflow, where neither end is large."""
+    layers, units = lip.layers, {"activation": "squareplus", "use_bias": False}
+    cases = [
+        (layers.SDPResidualDense(1, "spectral", **units), (1,), 2.0**50, 14745.6),
+        (layers.SDPResidualConv2D(1, 1, "spectral", **units), (1, 1, 1), 2.0**50, 14745.6),
+        (layers.SandwichDense(1, **units), (1,), np.sqrt(0.5), 0.9 * 2.0**35),
+    ]
+    for layer, shape, kernel, size in cases:
+        sign = 1.0 if isinstance(layer, layers.SandwichDense) else -1.0
+        model = read_out(layer, shape, [[sign, 0.0]])
+        layer.kernel.assign(np.full(layer.kernel.shape, kernel))
+        if sign > 0:
+            layer.log_psi.assign([-20.0])
+        for factor in (1.0, 2.0**-12):
+            x = np.full((1, *shape), size * factor)
+            found = lip.certify(model, x, verbose=0, arithmetic="float32")
+            border = (x + 0.999 * found.radii[0]).astype(f32)
+            assert np.isfinite(to_numpy(model.predict_on_batch(border))).all()
+        assert found.radii[0] > 0.9 * x.sum()  # far from all limits nothing is lost
+    # Float64 evaluates this one: the square of 2^126 times 2^386 is infinite there, too.
+    model = read_out(layers.SDPResidualDense(1, "spectral", **units), (1,), [[-1.0, 0.0]])
+    model.layers[1].kernel.assign([[2.0**126]])
+    x = np.full((1, 1), 1.8 * 2.0**385)
+    found = lip.certify(model, x, verbose=0, arithmetic="float64")
+    border = x + 0.999 * found.radii[0]
+    assert np.isfinite(Float64Twin(model)(border)).all()
+
+
 ALL = (
+    folded_in_front,
+    squares_inside,
     folded_away,
     order_of_large_sums,
     residual_branch,

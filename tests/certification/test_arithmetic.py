@@ -559,3 +559,14 @@ def test_nothing_overflows_in_the_ball_without_a_linear_head():
     enclosure = lip.enclose(model, x, 1e7, arithmetic="float32", verbose=0)
     assert certificate.radii[0] == 0
     assert (enclosure.lower == -np.inf).all() and (enclosure.radius(0, 1e9) == 0).all()
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_sums_too_long_for_float32_name_their_layer(head):
+    n = 180_000
+    inputs = keras.Input((n, 1))
+    x = kl.Flatten()(inputs) if head else lip.layers.L2Pool(name="long")(inputs)
+    model = keras.Model(inputs, kl.Dense(2, name="long" if head else None)(x))
+    with pytest.raises(ValueError, match=r"'long'.*float32 program: .* of 18\d{4} terms"):
+        lip.certify(model, np.zeros((1, n, 1)), verbose=0, arithmetic="float32")
+    assert lip.certify(model, np.zeros((1, n, 1)), verbose=0).radii.shape == (1,)

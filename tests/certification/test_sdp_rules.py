@@ -113,7 +113,7 @@ def test_what_the_diagonal_loses_is_more_than_products_do():
     error = norms(Float64Twin(whole(model))(x).astype(extended.LONG) - exact)
     form.error = 0.0
     kernel = form.w * np.sqrt(form.inverse)
-    least = form.product(kernel, 1.0, kernel.size, Context(trace(model).steps[0])).relative
+    least = form.product(kernel, 1.0, kernel.size, Context(trace(model).steps[0]), []).relative
     assert (error > 2 * least * norms(x)).any()
 
 

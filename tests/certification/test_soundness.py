@@ -509,6 +509,18 @@ def nothing_overflows():
     return float32(limit=np.inf)
 
 
+def ends_in_range():
+    """The range of what an SDP or sandwich layer reads and answers, not of what it computes."""
+    real = sdp_rules._passed
+    return [(sdp_rules, "_passed", lambda parts: (real(parts)[0], (0.0, 0.0)))]
+
+
+def one_term_a_unit():
+    """A sum in front of an activation counted as one number, whatever is multiplied into it."""
+    real = sdp_rules._hidden
+    return [(sdp_rules, "_hidden", lambda *arguments: real(*arguments[:-1], 1))]
+
+
 def reach_rounded_inward():
     """Pre-activations that move by a hundredth less than they can."""
     return [(secants, "_interval", lambda v, reach: (v - 0.99 * reach, v + 0.99 * reach))]
@@ -593,6 +605,8 @@ MUTANTS = {
     folded_weights_stay: red_team.folded_away,
     nothing_vanishes: red_team.vanishing_numbers,
     nothing_overflows: red_team.vanishing_numbers,
+    ends_in_range: red_team.squares_inside,
+    one_term_a_unit: red_team.folded_in_front,
     reach_rounded_inward: detectors.bends_ahead,
     slopes_at_the_centre: detectors.bends_ahead,
     ball_not_enforced: detectors.bends_ahead,

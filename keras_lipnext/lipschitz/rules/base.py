@@ -44,6 +44,8 @@ class Bound:
             if it adds them up, "mean" if it averages them.
         terms: Number of products in the sums that f ends in, which what is added next may join;
             None if f passes on what it reads.
+        inside: (slope, offset): what f computes on its way to f(x) has norms of at most
+            slope ||x|| + offset, if more than x and f(x).
     """
 
     constant: float
@@ -52,6 +54,7 @@ class Bound:
     absolute: float = 0.0
     combine: str = "hypot"
     terms: int | None = None
+    inside: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,9 +43,9 @@ def sdp_linear(layer, context):
         yield Bound(1.0)
     else:
         form = _Form(layer, context)
-        kernel = form.w * np.sqrt(form.inverse)
+        kernel = form.w * form.root
         terms = math.prod(kernel.shape[:-2]) * form.columns
-        yield form.product(kernel, form.norm(kernel), terms, context)
+        yield form.product(kernel, form.norm(kernel), terms, context, [form.root])
         if layer.bias is not None:
             yield added(context, layer.bias, terms)
     yield activation_bound(activation_of(layer, context), context)
@@ -63,24 +63,28 @@ def sdp_residual(layer, context):
     if not arrays[0].any():
         return Bound(1.0)  # x - 0: the identity, evaluated without rounding
     form = _Form(layer, context)
-    kernel = form.w * np.sqrt(form.inverse)
+    kernel = form.w * form.root
     norm, taps = form.norm(kernel), math.prod(kernel.shape[:-2])
     square = norm**2 * (1 + 4 * ROUNDING)
     constant = math.sqrt(1 + 4 * square * max(square - 1, 0.0)) * (1 + 4 * ROUNDING)
     hidden = (*context.input_shape[:-1], form.columns)
     if kernel.ndim == 4 and layer.data_format == "channels_first":
         hidden = (form.columns, *context.input_shape[1:])
+    inputs, sizes = taps * kernel.shape[-2], form.scale / form.root  # R = T^(1/2)
+    factors = [form.root, sizes]
     parts = [
-        form.product(kernel, norm, taps * kernel.shape[-2], _Sized(context, hidden)),
-        form.hidden(layer.bias, activation, hidden),
-        form.product(kernel, norm, taps * form.columns, context),
+        form.product(kernel, norm, inputs, _Sized(context, hidden), factors),
+        _hidden(context, sizes, form.error, layer.bias, activation, hidden, inputs),
+        form.product(kernel, norm, taps * form.columns, context, factors),
     ]
-    r0, r1, d0, d1 = _passed(parts)
+    (r0, r1, d0, d1), inside = _passed(parts)
     rounding = context.arithmetic.rounding
     relative = 2 * d0 + 2 * rounding * (1 + 2 * (r0 + d0)) + joining(context, parts[2].terms)
     absolute = 2 * d1 + 4 * rounding * (r1 + d1)
     up = 1 + 2**-30  # the rounding of these lines
-    return Bound(constant, 2 * r1 * up, relative * up, absolute * up, terms=parts[2].terms)
+    return Bound(
+        constant, 2 * r1 * up, relative * up, absolute * up, terms=parts[2].terms, inside=inside
+    )
 
 
 @library_rule(layers.SandwichDense)
@@ -101,44 +105,62 @@ def sandwich(layer, context):
     constant = norm * norm * (1 + 4 * ROUNDING)
     sizes = math.sqrt(2) * np.exp(-np.clip(context.array(layer.log_psi), -Q_RANGE, Q_RANGE))
     hidden = (*context.input_shape[:-1], layer.units)
+    error = 2**9 * context.arithmetic.unit  # the exponential is off as q of `_Form` is
     parts = [
-        _folded(linear(_Sized(context, hidden), norm, inner, len(inner)), inner, sizes, context),
-        # The exponential is off as q of `_Form` is.
-        _hidden(context, sizes, 2**9 * context.arithmetic.unit, layer.bias, activation, hidden),
-        _folded(linear(context, norm, outer, layer.units), outer, sizes, context),
+        _folded(linear(_Sized(context, hidden), norm, inner, len(inner)), inner, [sizes], context),
+        _hidden(context, sizes, error, layer.bias, activation, hidden, len(inner)),
+        _folded(linear(context, norm, outer, layer.units), outer, [sizes], context),
     ]
-    r0, r1, d0, d1 = _passed(parts)
+    (r0, r1, d0, d1), inside = _passed(parts)
     rounding = 2 * context.arithmetic.rounding  # of the factor 2, with room
     relative, absolute = 2 * d0 + 2 * rounding * (r0 + d0), 2 * d1 + 2 * rounding * (r1 + d1)
     up = 1 + 2**-30
-    return Bound(constant, 2 * r1 * up, relative * up, absolute * up, terms=layer.units)
+    return Bound(
+        constant, 2 * r1 * up, relative * up, absolute * up, terms=layer.units, inside=inside
+    )
 
 
-def _folded(bound, kernel, sizes, context):
-    """The `Bound` of a product into whose weights factors `sizes`, or 1 / sizes, may go."""
-    u = context.arithmetic
-    rounded = 16 * u.rounding * context.absolute_norm(kernel)
-    vanishing = u.underflow * kernel.size * float(sizes.max() + (1 / sizes).max())
-    return dataclasses.replace(bound, relative=bound.relative + 2 * rounded + vanishing)
+def _folded(bound, kernel, factors, context):
+    """The `Bound` of a product into whose weights these factors, or 1 / factors, may go."""
+    rounded = 16 * context.arithmetic.rounding * context.absolute_norm(kernel)
+    lost = _vanishing(kernel, factors, context)
+    return dataclasses.replace(bound, relative=bound.relative + 2 * rounded + lost)
+
+
+def _vanishing(kernel, factors, context):
+    """What weights lose that vanish with these factors, or 1 / factors, in them."""
+    largest = sum(float(f.max() + (1 / f).max()) for f in factors)
+    return context.arithmetic.underflow * kernel.size * largest
 
 
 def _passed(parts):
-    """(r0, r1, d0, d1): behind these parts r <= r0 ||x|| + r1, and D <= d0 ||x|| + d1."""
+    """((r0, r1, d0, d1), inside): behind these parts r <= r0 ||x|| + r1, D <= d0 ||x|| + d1.
+
+    And `Bound.inside` of them all, one after the other.
+    """
     r0, r1, d0, d1 = 1.0, 0.0, 0.0, 0.0
+    within = [(0.0, 0.0)]
     for part in parts:
+        slope, offset = part.inside
+        within.append((slope * (r0 + d0), slope * (r1 + d1) + offset))
         d0 = part.constant * d0 + part.relative * (r0 + d0)
         d1 = part.constant * d1 + part.relative * (r1 + d1) + part.absolute
         r0, r1 = part.constant * r0, part.constant * r1 + part.offset
-    return r0, r1, d0, d1
+        within.append((r0 + d0, r1 + d1))
+    return (r0, r1, d0, d1), tuple(map(max, zip(*within)))
 
 
-def _hidden(context, sizes, error, bias, activation, shape):
-    """`Bound` of a -> R^-1 sigma(R a + b), R diagonal, on a tensor of this shape.
+def _hidden(context, sizes, error, bias, activation, shape, terms):
+    """`Bound` of a -> R^-1 sigma(R a + b), R diagonal, a sums of `terms` products, of this shape.
 
     Entry by entry; with beta = (|b| + |sigma(0)|) / R the values are at most |a| + beta. R and
     R^-1 are each off by error / 2 and a few roundings, relatively, as R a is; an error of
     R a + b passes sigma no larger and R^-1 takes its size away. The factor 2 is for second
     orders.
+
+    A compiler may multiply R into what is summed: then each product vanishes by itself in R a, as
+    large in a as 1 / R, and b may join the sum. What sigma reads may be larger than a by R: it has
+    to stay in the type's range, too.
     """
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise context.refusal("the diagonal that divides its kernel is not finite")
@@ -151,12 +173,15 @@ def _hidden(context, sizes, error, bias, activation, shape):
             f"the diagonal that divides its kernel reaches from {sizes.min()} to {sizes.max()}"
         )
     relative = 2 * (error + (16 + activation.ulps / 2) * u.rounding)
-    underflow = u.underflow * size(shape) * (1 + float((1 / sizes).max()))
+    underflow = u.underflow * size(shape) * (1 + terms * float((1 / sizes).max()))
     absolute = relative * offset + underflow
+    if bias is not None:
+        absolute += joining(context, terms) * context.offset_norm(values / sizes, shape)
     if u.program and activation.cancelling:
         lost = context.offset_norm(activation.cancelling / sizes, shape)
         absolute += relative * lost
-    return Bound(activation.constant, offset, relative, absolute)
+    read = float(sizes.max()) * (1 + relative), context.offset_norm(values, shape)
+    return Bound(activation.constant, offset, relative, absolute, inside=read)
 
 
 class _Sized:
@@ -176,6 +201,7 @@ class _Form:
     Attributes:
         w: Shape (*spatial, rows, columns).
         inverse: 1 / T as computed, shape (columns,).
+        root: Its square root.
         error: |inverse - the exact one| <= error * inverse.
     """
 
@@ -195,6 +221,7 @@ class _Form:
             check_convolution(context)
         if not (np.isfinite(self.inverse).all() and (self.inverse > 0).all()):
             raise context.refusal("the diagonal that divides its kernel is not finite")
+        self.root = np.sqrt(self.inverse)
         q = np.ones(self.columns)
         if log_q is not None:
             q = np.exp(np.clip(log_q, -Q_RANGE, Q_RANGE))
@@ -254,15 +281,19 @@ class _Form:
             products.append(one.reshape(-1, self.columns).T @ two.reshape(-1, self.columns))
         return np.stack(products)
 
-    def product(self, kernel, norm, terms, context):
-        """`Bound` of a product with W T^(-1/2), or its adjoint, without bias."""
+    def product(self, kernel, norm, terms, context, factors):
+        """`Bound` of a product with W T^(-1/2), or its adjoint, without bias.
+
+        `factors` are those that a compiler may multiply in, or leave behind the sum: `root`, which
+        makes up for the products that vanish in front of it, is one.
+        """
         bound, u = linear(context, norm, kernel, terms), context.arithmetic
         own = (self.error + 16 * u.rounding) * context.absolute_norm(kernel)
         if u.program:  # what T is off by scales whole columns
             own = self.error * norm + 16 * u.rounding * context.absolute_norm(kernel)
-        return dataclasses.replace(bound, relative=bound.relative + 2 * own)
-
-    def hidden(self, bias, activation, shape):
-        """As `_hidden`, R = T^(1/2)."""
-        sizes = self.scale / np.sqrt(self.inverse)
-        return _hidden(self._context, sizes, self.error, bias, activation, shape)
+        vanishing = u.underflow * terms * size(context.output_shape) * float(self.root.max())
+        return dataclasses.replace(
+            bound,
+            relative=bound.relative + 2 * own + _vanishing(kernel, factors, context),
+            absolute=bound.absolute + vanishing,
+        )
