@@ -9,7 +9,8 @@ from keras_lipnext.lipschitz.rules.base import Bound, size
 
 INNER_SOFTMAX = (
     "softmax inside a network has no useful constant; at the end of a model, over the classes, it "
-    "is recognised and the logits in front of it are certified"
+    "is recognised, as a layer of its own or of a Dense layer or 1 x 1 convolution, and the logits "
+    "in front of it are certified"
 )
 
 
