@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.norms.roundoff import SMALLEST_DISTANCE, UNIT_ROUNDOFF
+from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UNIT_ROUNDOFF
 
 
 def pairwise_distances(kernel):
@@ -92,6 +92,19 @@ def pairwise_distances_float64(kernel):
     """
     kernel = np.asarray(kernel, "float64")
     return np.stack([_column_norms(kernel - w[:, None]) for w in kernel.T])
+
+
+def pair_constants(constant, distances, known=np.inf):
+    """`K ||w_i - w_j||` in NumPy float64, rounded up: 0 where the weight vectors are equal.
+
+    Args:
+        constant: K.
+        distances: ||w_i - w_j||, rounded up, of any shape.
+        known: Constants of the same differences that were proven otherwise; the smaller is taken.
+    """
+    constants = np.minimum(constant * distances * (1 + ROUNDING), known)
+    # A product that underflows is rounded in units that are no longer relative.
+    return np.where(distances > 0, np.maximum(constants, SMALLEST_DISTANCE), 0.0)
 
 
 def joint_norms_float64(kernel):

@@ -45,7 +45,7 @@ ROOMS = {
     },
     "guarantees": {
         *("arguments", "batches", "certification", "distribution"),
-        *("lipschitz", "norms", "report", "typing"),
+        *("lipschitz", "norms", "radius", "report", "typing"),
     },
     "lmi": {
         *("activations", "arguments", "backend", "installation", "layers", "lipschitz"),

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_lipnext.activations import find_activation
+from keras_lipnext.lipschitz.program import inner
 from keras_lipnext.lipschitz.rounding import Compared
 from keras_lipnext.lipschitz.rules.base import Context, find_rule
 from keras_lipnext.norms.roundoff import ROUNDING
@@ -79,15 +80,8 @@ _PASSING = re.compile(
 )
 
 
-def _inner(operation):
-    """What a wrapper such as `TimeDistributed` wraps."""
-    while isinstance(operation, keras.layers.Wrapper):
-        operation = operation.layer
-    return operation
-
-
 def _channels_first(step):
-    return getattr(_inner(step.operation), "data_format", None) == "channels_first"
+    return getattr(inner(step.operation), "data_format", None) == "channels_first"
 
 
 def _maker(certifiable):
@@ -132,7 +126,7 @@ def check_task(task, model, certifiable):
         return
     last = certifiable.shares[-1] if certifiable.shares else None
     if last is None and maker is not None:
-        operation = _inner(maker.operation)
+        operation = inner(maker.operation)
         linear = getattr(operation, "activation", None) is keras.activations.linear
         last = maker if find_activation(operation) is not None and not linear else None
     if last is not None:

@@ -31,8 +31,8 @@ from keras_lipnext.lipschitz.rounding import (
     of_rows,
 )
 from keras_lipnext.lipschitz.rules.base import Bound, size
-from keras_lipnext.norms.roundoff import EVALUATION, ROUNDING, SMALLEST_DISTANCE, UP_STEP, gamma
-from keras_lipnext.radius import certified_radii_float64
+from keras_lipnext.norms.roundoff import EVALUATION, UP_STEP, gamma
+from keras_lipnext.radius import certified_radii_float64, pair_constants
 from keras_lipnext.report.provenance import Evidence, policies
 from keras_lipnext.twin import Float64Twin
 
@@ -166,11 +166,7 @@ class Evaluation:
         bound, bounds, program = self._by_size[inputs.shape[1:]]
         compared, logits = decision.compared, decision.rows(self._answer)
         errors = self.allowances(inputs, logits, bounds, decision)
-        pairs = compared.distances
-        distances = bound.body_constant * pairs * (1 + ROUNDING)
-        distances = np.minimum(distances, self._pair_constants)
-        # A product that underflows is rounded in units that are no longer relative.
-        distances = np.where(pairs > 0, np.maximum(distances, SMALLEST_DISTANCE), 0.0)
+        distances = pair_constants(bound.body_constant, compared.distances, self._pair_constants)
         rates = 0.0
         if program:
             norms, known = input_norms(inputs), self._norms(inputs, bounds, found)

@@ -24,7 +24,8 @@ from keras_lipnext.batches import class_labels
 from keras_lipnext.certification.decisions import decisions_of
 from keras_lipnext.guarantees.enclose import enclose
 from keras_lipnext.lipschitz.model import read
-from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UP_STEP
+from keras_lipnext.norms.roundoff import UP_STEP
+from keras_lipnext.radius import pair_constants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +68,7 @@ class ConformalPredictor:
             raise ValueError(f"`epsilon` must be finite and not negative. Received: {epsilon!r}")
         found = _enclosed(self.model, x, batch_size, self.weights_hash)
         (decision,) = decisions_of(read(self.model), found.outputs.shape[-1], "multiclass")
-        distances = decision.compared.distances
-        constants = found.evidence.bound.body_constant * distances * (1 + ROUNDING)
-        constants = np.where(distances > 0, np.maximum(constants, SMALLEST_DISTANCE), 0.0)
+        constants = pair_constants(found.evidence.bound.body_constant, decision.compared.distances)
         changes = constants * epsilon * UP_STEP
         scores = np.full(found.outputs.shape, -np.inf)
         for y in range(scores.shape[-1]):

@@ -21,7 +21,8 @@ from keras_lipnext.guarantees.enclosure import Enclosure
 from keras_lipnext.lipschitz.bounds import method_of
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.lipschitz.rounding import input_norms, of_rows
-from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UNDERFLOW, UP_STEP
+from keras_lipnext.norms.roundoff import UNDERFLOW, UP_STEP
+from keras_lipnext.radius import pair_constants
 from keras_lipnext.report.provenance import check_hash
 from keras_lipnext.typing import LipschitzMethod
 
@@ -178,10 +179,8 @@ class Outputs(Evaluation):
         compared, pairs = decision.compared, decision.rows(self._answer)
         rows, larger = np.arange(len(pairs)), pairs.argmax(axis=-1)
         allowances = self.allowances(inputs, pairs, bounds, decision)[rows, 1 - larger]
-        distance, constant = compared.distances[0, 1], 0.0
-        if distance > 0:
-            constant = min(bound.body_constant * distance * (1 + ROUNDING), bound.constant)
-            constant = max(constant, SMALLEST_DISTANCE)
+        # The whole model's constant holds of each output, too.
+        constant = pair_constants(bound.body_constant, compared.distances[0, 1], bound.constant)
         if program:
             norms, values = input_norms(inputs), self._norms(inputs, bounds, found)
             errors, rates = program.errors(norms, larger, compared, values)

@@ -102,7 +102,7 @@ _FACTORS = re.compile(
 )
 
 
-def _inner(operation):
+def inner(operation):
     """What a wrapper such as `TimeDistributed` wraps."""
     while isinstance(operation, keras.layers.Wrapper):
         operation = operation.layer
@@ -111,13 +111,13 @@ def _inner(operation):
 
 def _multiplies(operation):
     """Whether by factors, as means do."""
-    operation = _inner(operation)
+    operation = inner(operation)
     return type(operation) in AXIS_MAPS or bool(_FACTORS.fullmatch(type(operation).__name__))
 
 
 def _factors(operation):
     """The factors of a layer that tells, else NaN."""
-    operation = _inner(operation)
+    operation = inner(operation)
     if isinstance(operation, keras.layers.Rescaling):
         return np.asarray(operation.scale, "float64")
     if isinstance(operation, layers.Scale):
@@ -150,7 +150,7 @@ def _most_in_a_row(graph, count):
     for step in graph.steps:
         before = max(counts[i] for i in step.inputs)
         mine = count(step.operation)
-        if not mine and hasattr(_inner(step.operation), "kernel"):
+        if not mine and hasattr(inner(step.operation), "kernel"):
             before = 0
         counts.update(dict.fromkeys(step.outputs, before + mine))
     return max(counts.values())

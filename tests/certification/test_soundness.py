@@ -491,7 +491,7 @@ def factors_as_written():
 
 def wrapped_factors_alone():
     """Factors counted where no wrapper hides them."""
-    return [(program, "_inner", lambda operation: operation)]
+    return [(program, "inner", lambda operation: operation)]
 
 
 def folded_weights_stay():
