@@ -33,7 +33,12 @@ def digits():
     order = np.random.default_rng(0).permutation(len(images))
     train, test = np.split(order, [len(order) * 4 // 5])
     model = lip.LipNeXt(
-        size="tiny", input_shape=(8, 8, 1), num_classes=10, patch_size=2, epsilon=0.5 / 3
+        size="tiny",
+        input_shape=(8, 8, 1),
+        num_classes=10,
+        patch_size=2,
+        neck="pool",
+        epsilon=0.5 / 3,
     )
     model.fit(images[train], data.target[train], batch_size=64, epochs=10, verbose=0)
     return model, images[test]
@@ -51,6 +56,7 @@ def lipnext(depth, width, count):
         depth=depth,
         width=width,
         patch_size=4,
+        neck="pool",
         shift_ratio=1 / 16,
     )
     return model, noise(count)

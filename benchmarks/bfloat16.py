@@ -32,7 +32,7 @@ def run(policy, seed):
     keras.utils.set_random_seed(seed)
     train, test = digits()
     arguments = {"input_shape": (8, 8, 1), "num_classes": 10, "patch_size": 2, "epsilon": 0.5 / 3}
-    model = lip.LipNeXt(size="tiny", dtype=policy, **arguments)
+    model = lip.LipNeXt(size="tiny", neck="pool", dtype=policy, **arguments)
     start = time.perf_counter()
     model.fit(*train, batch_size=64, epochs=EPOCHS, verbose=0)
     seconds = time.perf_counter() - start

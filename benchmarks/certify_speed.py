@@ -27,7 +27,7 @@ def measure(samples, repeats, depth, width):
     from keras_lipnext.lipschitz.model import lipschitz_bound, read
 
     shape = {"input_shape": (32, 32, 3), "num_classes": 10, "depth": depth, "width": width}
-    shape |= {"patch_size": 4, "shift_ratio": 1 / 16}
+    shape |= {"patch_size": 4, "shift_ratio": 1 / 16, "neck": "pool"}
     model = lip.LipNeXt(**shape)
     x = np.random.default_rng(0).random((samples, 32, 32, 3))
     with backend.float64_scope():

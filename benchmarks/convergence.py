@@ -26,7 +26,7 @@ import keras_lipnext as lip
 from keras_lipnext.radius import certified_radii_float64, pairwise_distances_float64
 
 ARGUMENTS = {"depth": 4, "width": 128, "shift_ratio": 1 / 16, "num_classes": 10}
-ARGUMENTS["input_shape"] = (32, 32, 3)
+ARGUMENTS |= {"input_shape": (32, 32, 3), "neck": "pool"}
 
 
 def with_adam():

@@ -76,15 +76,21 @@ class Augmented(keras.utils.PyDataset):
         batch: Images of a batch; what is left over at the end of an epoch is left out of it.
         shift: Most pixels an image moves by in each direction, zeros entering.
         flip: Whether half of the images are mirrored.
+        cutout: Side of a square of grey that half of the images get, anywhere inside.
+        randaugment: Strength in [0, 1] of Keras' RandAugment, as the examples use it.
         seed: Of order, shifts and flips.
     """
 
-    def __init__(self, images, labels, batch, shift=0, flip=False, seed=0):
+    def __init__(
+        self, images, labels, batch, shift=0, flip=False, cutout=0, randaugment=0.0, seed=0
+    ):
         super().__init__(workers=4, use_multiprocessing=False, max_queue_size=16)
         self._windows = np.lib.stride_tricks.sliding_window_view(
             padded(images, shift), images.shape[1:3], axis=(1, 2)
         )
         self._labels, self._batch, self._shift, self._flip = labels, batch, shift, flip
+        self._cutout = cutout
+        self._changed = _randaugment(randaugment) if randaugment else None
         self._seed, self._epoch = seed, 0
         self._order = np.random.default_rng(seed).permutation(len(labels))
 
@@ -99,8 +105,32 @@ class Augmented(keras.utils.PyDataset):
         if self._flip:
             mirrored = rng.random(len(rows)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
+        if self._changed:
+            seeds = rng.integers(0, 2**31, (len(rows), 2), dtype="int32")
+            images = np.clip(self._changed(images, seeds), 0, 1)
+        if self._cutout:
+            side, chosen = self._cutout, np.flatnonzero(rng.random(len(rows)) < 0.5)
+            corners = rng.integers(0, images.shape[1] - side + 1, (len(chosen), 2))
+            for row, (top, left) in zip(chosen, corners, strict=True):
+                images[row, top : top + side, left : left + side] = 0.5
         return images, self._labels[rows]
 
     def on_epoch_end(self):
         self._epoch += 1
         self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._order))
+
+
+def _randaugment(strength):
+    """The examples' RandAugment, a function of (images, seeds) of a batch."""
+    import tensorflow as tf
+
+    sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
+    from image_training.pipeline import RandAugment
+
+    one = RandAugment(strength)
+
+    @tf.function
+    def batch(images, seeds):
+        return tf.map_fn(lambda pair: one(*pair), (images, seeds), fn_output_signature="float32")
+
+    return lambda images, seeds: batch(images, seeds).numpy()

@@ -35,6 +35,7 @@ def measure(arguments, depth, width, batch):
         input_shape=(32, 32, 3),
         num_classes=10,
         patch_size=4,
+        neck="pool",
         depth=depth,
         width=width,
         shift_ratio=1 / 16,

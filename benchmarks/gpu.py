@@ -165,7 +165,7 @@ def measure(case, variant, profile):
     batch, options = CASES[case]
     start = time.perf_counter()
     mixing = "full" if variant == "full mixing" else "reduced"
-    model = lip.LipNeXt(**options, mixing=mixing, dtype=DTYPE)
+    model = lip.LipNeXt(**options, neck="pool", mixing=mixing, dtype=DTYPE)
     built = time.perf_counter() - start
     if variant in ("forward + backward", "Adam"):
         unconstrained(model)
@@ -189,7 +189,7 @@ def measure(case, variant, profile):
         step()
     step.wait()
     seconds = (time.perf_counter() - start) / TIMED
-    training = lip.LipNeXt.estimate(**options, batch=batch, dtype=DTYPE, mixing=mixing)
+    training = lip.LipNeXt.estimate(**options, neck="pool", batch=batch, dtype=DTYPE, mixing=mixing)
     row = {
         "case": case,
         "variant": variant,
@@ -248,7 +248,7 @@ def quickstart(epochs):
 
     keras.utils.set_random_seed(0)
     (x, y), test = digits()
-    model = lip.LipNeXt("tiny", (8, 8, 1), 10, patch_size=2, epsilon=0.5 / 3)
+    model = lip.LipNeXt("tiny", (8, 8, 1), 10, patch_size=2, neck="pool", epsilon=0.5 / 3)
     model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
     certificate = lip.certify(model, *test, epsilons=EPSILONS, verbose=0).to_dict()
     bound = lip.lipschitz_bound(model)

@@ -45,7 +45,7 @@ def models():
     ordinary.compile(optimizer="adam", loss=loss)
     sizes = {"depth": 2, "width": 16, "hidden_filters": 24, "dense_depth": 2, "hidden_units": 64}
     return {
-        "lipnext": lip.LipNeXt(size="tiny", patch_size=2, epsilon=0.5 / 3, **shape),
+        "lipnext": lip.LipNeXt(size="tiny", patch_size=2, neck="pool", epsilon=0.5 / 3, **shape),
         "sll_net": lip.SLLNet(**sizes, pool_size=2, epsilon=0.25, **shape),
         "ordinary": ordinary,
     }

@@ -28,7 +28,9 @@ def measure(case, depth):
     import keras_lipnext as lip
 
     shape = {"input_shape": (32, 32, 3), "num_classes": 10, "patch_size": 2}
-    model = lip.LipNeXt(depth=depth, width=64, shift_ratio=1 / 8, remat=case == "remat", **shape)
+    model = lip.LipNeXt(
+        depth=depth, width=64, neck="pool", shift_ratio=1 / 8, remat=case == "remat", **shape
+    )
     parts = PARTS if case == "accumulate" else 1
     if parts > 1:
         config = model.optimizer.get_config() | {"gradient_accumulation_steps": parts}
@@ -48,7 +50,13 @@ def measure(case, depth):
             step()
         seconds.append(time.perf_counter() - start)
     estimate = lip.LipNeXt.estimate(
-        batch=count, depth=depth, width=64, shift_ratio=1 / 8, remat=case == "remat", **shape
+        batch=count,
+        depth=depth,
+        width=64,
+        neck="pool",
+        shift_ratio=1 / 8,
+        remat=case == "remat",
+        **shape,
     )
     return {
         "backend": keras.backend.backend(),

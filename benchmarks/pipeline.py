@@ -72,7 +72,9 @@ def measure(arguments, source, size, side, batch):
     x = generator.random((batch, side, side, 3), dtype="float32")
     labels = generator.integers(0, 1000, (16, batch))
     calls = {
-        "step": TrainingStep(lip.LipNeXt(size=size, input_shape=(side, side, 3)), x, labels),
+        "step": TrainingStep(
+            lip.LipNeXt(size=size, input_shape=(side, side, 3), neck="pool"), x, labels
+        ),
         **passes(source, side, batch),
     }
     timings = measuring.interleaved(calls, arguments.rounds, arguments.seconds)

@@ -54,6 +54,7 @@ def measure(arguments, data, parts):
         shift_ratio=1 / 16,
         input_shape=(8, 8, 3),
         patch_size=4,
+        neck="pool",
         num_classes=10,
     )
     x = np.zeros((arguments.batch, 8, 8, 3), "float32")

@@ -39,7 +39,7 @@ def measure(arguments, form, depth):
     loaded = measuring.resident_gib()
 
     start = time.perf_counter()
-    model = lip.LipNeXt(input_shape=shape, **sizes)
+    model = lip.LipNeXt(input_shape=shape, neck="pool", **sizes)
     if form == "plain":
         unconstrained(model)
         metrics = ["accuracy", lip.metrics.CertifiedAccuracy(36 / 255)]

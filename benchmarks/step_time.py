@@ -58,6 +58,7 @@ def steps(depth, width, tokens, learning_rate):
             input_shape=(32, 32, 3),
             num_classes=10,
             patch_size=4,
+            neck="pool",
             depth=depth,
             width=width,
             shift_ratio=ratio,

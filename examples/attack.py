@@ -186,6 +186,19 @@ def attack_all(attacks, images, closest, epsilons, to_model):
         )
 
 
+def attacked(model, x, predictions, epsilons, steps, restarts):
+    """Distances of the closest inputs that all attacks find, shape (n,), infinite without any."""
+    margins = np.diff(np.partition(model.predict(x, verbose=0), -2)[:, -2:])
+    module = lip.certification.as_torch_module(model, logit_scale=MARGIN / np.median(margins))
+    # Images go to the libraries channels first; vectors as they are.
+    channels = -1 if x.ndim == 4 and keras.config.image_data_format() == "channels_last" else 1
+    images = torch.tensor(np.moveaxis(x, channels, 1).copy())
+    attacks = Attacks(module, images, model.output_shape[-1], steps, restarts)
+    closest = Closest(model, x, predictions)
+    attack_all(attacks, images, closest, epsilons, lambda a: np.moveaxis(a, 1, channels))
+    return closest.distances
+
+
 def table(certificate, distances, epsilons):
     """Both bounds of the robust accuracy, in Markdown."""
     rows = ["| epsilon | certified (CRA) | empirical |", "| ---: | ---: | ---: |"]
@@ -246,17 +259,11 @@ def main(arguments):
     x, y, epsilons = x[chosen], y[chosen], sorted(arguments.epsilons)
 
     certificate = lip.certify(model, x, y, epsilons=epsilons)
-    margins = np.diff(np.partition(model.predict(x, verbose=0), -2)[:, -2:])
-    module = lip.certification.as_torch_module(model, logit_scale=MARGIN / np.median(margins))
-    # Images go to the libraries channels first; vectors as they are.
-    channels = -1 if x.ndim == 4 and keras.config.image_data_format() == "channels_last" else 1
-    images = torch.tensor(np.moveaxis(x, channels, 1).copy())
-    attacks = Attacks(module, images, model.output_shape[-1], arguments.steps, arguments.restarts)
-    closest = Closest(model, x, certificate.predictions)
     print(f"\nAttacking {len(x)} predictions ({keras.backend.backend()} backend):")
-    attack_all(attacks, images, closest, epsilons, lambda a: np.moveaxis(a, 1, channels))
-
-    distances, radii = closest.distances, certificate.radii
+    distances = attacked(
+        model, x, certificate.predictions, epsilons, arguments.steps, arguments.restarts
+    )
+    radii = certificate.radii
     rows = table(certificate, distances, epsilons)
     ratios = np.divide(distances, radii, out=np.full(len(radii), np.inf), where=radii > 0)
     flipped = int((ratios < 0.999).sum())

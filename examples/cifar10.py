@@ -138,7 +138,7 @@ if __name__ == "__main__":
     add("--epochs", type=int, default=100, help="passes over the data (100)")
     add("--depth", type=int, default=8, help="number of blocks (8)")
     add("--width", type=int, default=256, help="number of channels (256)")
-    add("--neck", choices=["pool", "patches"], default="pool", help="behind the blocks (pool)")
+    add("--neck", choices=["pool", "patches"], help="behind the blocks (patches)")
     add("--batch-size", type=int, default=128, help="of training (128)")
     add("--epsilon", type=float, default=36 / 255, help="l2 radius of interest (36/255)")
     add("--temperature", type=float, default=4.0, help="of the EMMA loss (4)")

@@ -37,6 +37,8 @@ def load_digits_split():
 def small_lipnext(**kwargs):
     arguments = {"input_shape": (8, 8, 1), "num_classes": 10, "depth": 2, "width": 16}
     arguments |= {"patch_size": 2, "shift_ratio": 1 / 8}
+    if kwargs.get("output") != "dense":
+        arguments["neck"] = "pool"
     return lip.LipNeXt(**(arguments | kwargs))
 
 

@@ -297,10 +297,21 @@ def presets():
     """Every file of results/, which names a certified model."""
     rows = []
     for of in _certified_models():
-        certified = "; ".join(f"{share(v)} at {_radius(e)}" for e, v in of["certified_accuracy"].items())
+        certified = "; ".join(
+            f"{share(v)} at {_radius(e)}" for e, v in of["certified_accuracy"].items()
+        )
         left = "; ".join(f"{share(v)} at {_radius(e)}" for e, v in of["attacked_accuracy"].items())
         size = f"{of['parameters'] / 1e3:,.0f} k"
-        rows.append((f"`{of['model']}`", of["data_name"], size, share(of["clean_accuracy"]), certified, left))
+        rows.append(
+            (
+                f"`{of['model']}`",
+                of["data_name"],
+                size,
+                share(of["clean_accuracy"]),
+                certified,
+                left,
+            )
+        )
     heads = ["preset", "data", " weights", " clean", "certified (CRA)", "left by an attack"]
     return table(heads, rows)
 
@@ -348,7 +359,11 @@ def _radius(epsilon):
 
 @figure
 def accuracy():
-    names = {"cifar10": "CIFAR-10, LipNeXt", "full": "CIFAR-10, the paper's block", "mnist": "MNIST"}
+    names = {
+        "cifar10": "CIFAR-10, LipNeXt",
+        "full": "CIFAR-10, the paper's block",
+        "mnist": "MNIST",
+    }
     found = results("accuracy")["results"]
     rows = []
     for task, name in names.items():
@@ -373,19 +388,34 @@ def bfloat16():
     return table([*heads, " loss over float32's"], rows)
 
 
+OF_255 = {"0.141": "36/255", "0.282": "72/255", "0.424": "108/255"}
+
+
+def ablation(group):
+    rows = results("ablations")["groups"][group]
+    cells = [
+        (
+            of["name"],
+            of["seeds"],
+            f"{of['cpu_seconds']:,.0f}",
+            *(share(v) for v in (of["clean"], *of["cra"].values())),
+        )
+        for of in rows
+    ]
+    radii = [f" CRA({OF_255.get(r) or f'{float(r):g}'})" for r in rows[0]["cra"]]
+    return table(["", " seeds", " CPU seconds", " clean", *radii], cells)
+
+
 @figure
 def necks():
-    rows = []
-    for run in results("necks")["runs"]:
-        for of in run["rows"]:
-            cells = [share(value) for value in of["cra"].values()]
-            seconds, weights = round(of["seconds"]), f"{of['weights'] / 1e3:,.0f} k"
-            name = re.sub(r"dense_depth (\d)", r"`dense_depth=\1`", of["neck"])
-            epochs = run["settings"]["epochs"]
-            rows.append((name, epochs, seconds, weights, share(of["clean"]), *cells))
-    radii = results("necks")["runs"][0]["rows"][0]["cra"]
-    heads = ["neck", " epochs", " seconds", " weights", " clean", *(f" CRA({r})" for r in radii)]
-    return table(heads, rows)
+    groups = [group for group in results("ablations")["groups"] if group.startswith("neck")]
+    return "\n\n".join(ablation(group) for group in groups)
+
+
+@figure
+def ablations():
+    groups = [group for group in results("ablations")["groups"] if not group.startswith("neck")]
+    return "\n\n".join(f"**{group.capitalize()}**\n\n{ablation(group)}" for group in groups)
 
 
 # Sizes, memory, devices

@@ -1,7 +1,7 @@
 """Runs the examples for the gallery: what each prints, and its picture, into docs/gallery.
 
-    make gallery                  (all of them: some ten minutes)
-    python docs/_build/gallery.py quickstart attack
+make gallery                  (all of them: some ten minutes)
+python docs/_build/gallery.py quickstart attack
 """
 
 import csv

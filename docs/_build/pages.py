@@ -1,6 +1,6 @@
 """Lays out the site's pages in a folder, for Sphinx: those of docs, filled, and those made.
 
-    python docs/_build/pages.py build/docs
+python docs/_build/pages.py build/docs
 """
 
 import pathlib

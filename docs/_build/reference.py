@@ -174,9 +174,7 @@ def entry(room, name, node, module):
             body.append(directive("property", f"{name}.{method.name}", room, text))
         else:
             options = [
-                f":{kind}:"
-                for kind in ("classmethod", "staticmethod")
-                if of_kind(method, kind)
+                f":{kind}:" for kind in ("classmethod", "staticmethod") if of_kind(method, kind)
             ]
             title = f"{name}.{method.name}{signature(method, True)}"
             body.append(directive("method", title, room, text, options))
@@ -193,7 +191,9 @@ def entries(room, name):
     nodes = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
     if is_module:
         text = [f":::{{py:module}} {source}\n:::\n", markdown(ast.get_docstring(tree)), ""]
-        return "\n".join(text + [entry(source, n.name, n, source) for n in nodes if n.name[0] != "_"])
+        return "\n".join(
+            text + [entry(source, n.name, n, source) for n in nodes if n.name[0] != "_"]
+        )
     (node,) = [n for n in nodes if n.name == name]
     return entry(room, name, node, source)
 

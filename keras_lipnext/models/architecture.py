@@ -19,7 +19,7 @@ from keras_lipnext.layers.images import NAMES, SPATIAL
 from keras_lipnext.losses import EMMA
 from keras_lipnext.metrics import CertifiedAccuracy
 from keras_lipnext.models import necks
-from keras_lipnext.models.sizes import SIZES
+from keras_lipnext.models.sizes import POOLED_SIZES, SIZES
 from keras_lipnext.report.text import range_warning
 
 # Logits of a 1-Lipschitz network grow like the norm of images, so with the root of their size.
@@ -169,7 +169,8 @@ class LipNeXtArchitecture(Architecture):
         if self.output == "dense":
             self._resolve_dense()
             return
-        self._resolve(neck="pool" if self.neck is None else self.neck)
+        if self.neck is None:
+            self._resolve(neck="pool" if self.size in POOLED_SIZES else "patches")
         if self.neck not in NECKS:
             raise ValueError(
                 "`neck` must be 'pool' (L2 pooling, the paper's form) or 'patches' (orthogonal "

@@ -3,6 +3,7 @@ import dataclasses
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Self
 
 import keras
@@ -15,7 +16,7 @@ from keras_lipnext.models.built import BuiltModel
 from keras_lipnext.models.certifiable import reject_unknown
 from keras_lipnext.models.estimate import Estimate, estimate
 from keras_lipnext.optimizers import ManifoldMuon, cosine
-from keras_lipnext.typing import DType
+from keras_lipnext.typing import Config, DType
 
 # Chosen on held-out training images (benchmarks/tune.py, results/tuning.jsonl).
 ANGLE = 0.04  # radians by which the matrices of sqrt(depth) blocks together turn in a step
@@ -36,9 +37,8 @@ class LipNeXt(BuiltModel):
         patches of the feature map, flattened -> OrthogonalDense -> BetaAbs -> flattened
         -> dense_depth x (OrthogonalDense -> BetaAbs)
 
-    which keeps the sign and the place of features, where pooling forgets both. It pays at large
-    radii and where epochs are scarce, for more weights and slower steps:
-    docs/guides/sizes.md has figures for both, of benchmarks/necks.py.
+    which keeps the sign and the place of features, where pooling forgets both, for more weights:
+    docs/guides/sizes.md has figures for both at equal time, of benchmarks/ablations.py.
 
     With output="dense" there are logits for each position of the input, for masks: of patches of
     p x p pixels, the neck is then the inverse of the stem,
@@ -89,8 +89,9 @@ class LipNeXt(BuiltModel):
         output: "classes", logits of the whole input, shape (batch, classes), or "dense", of each of
             its positions, shape (batch, height, width, classes) for images: classes last, whatever
             the data format.
-        neck: "pool", L2 pooling, or "patches"; see above. None is "pool", and with output="dense",
-            which has neither, None is all there is.
+        neck: "pool", L2 pooling, or "patches"; see above. None is "patches", but "pool" for the
+            sizes base, large, 1b and 2b, which are the paper's; with output="dense", which has
+            neither, None is all there is.
         neck_width: Units of each OrthogonalDense of the neck. None is 2 * width for "patches", at
             most 2048, and width for the dense layers behind "pool"; with output="dense", where it
             counts the numbers of a pixel, the larger of num_classes and what keeps all width
@@ -243,6 +244,11 @@ class LipNeXt(BuiltModel):
             # A copy: on JAX training gives away the buffers of a model's own weights.
             target.assign(keras.ops.copy(values))
         return model
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: Mapping[str, Any] | None = None) -> Self:
+        # Files from before there were necks have pooling, whatever the default is now.
+        return super().from_config({"neck": "pool", **config}, custom_objects)
 
     @classmethod
     def estimate(

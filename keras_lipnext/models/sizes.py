@@ -14,6 +14,8 @@ SIZES = {
     "1b": {"depth": 32, "width": 4096, "shift_ratio": 1 / 16},
     "2b": {"depth": 64, "width": 4096, "shift_ratio": 1 / 16},
 }
+# They end in L2 pooling, the paper's form: what replaces it was measured on small networks only.
+POOLED_SIZES = ("base", "large", "1b", "2b")
 
 
 def _sll(depth, width, hidden_filters, dense_depth, hidden_units):

@@ -14,7 +14,7 @@ NECKS = [
     {"neck": "patches"},
     {"neck": "patches", "neck_width": 24, "neck_patch_size": 1, "dense_depth": 2},
     {"neck": "patches", "neck_patch_size": 4, "dense_depth": 0},
-    {"dense_depth": 2, "neck_width": 24},
+    {"neck": "pool", "dense_depth": 2, "neck_width": 24},
 ]
 
 
@@ -22,12 +22,26 @@ def kernels(model):
     return {v.path: tuple(v.shape) for v in model.weights if v.path.endswith("kernel")}
 
 
-def test_the_papers_form_is_the_default_and_keeps_its_layers():
-    model = small_lipnext()
+def test_the_papers_form_keeps_its_layers():
+    model = small_lipnext(neck="pool")
     assert [layer.name for layer in model.layers] == [*BEFORE, "pool", "head"]
     config = model.get_config()
     assert (config["neck"], config["dense_depth"]) == ("pool", 0)
     assert config["neck_width"] is config["neck_patch_size"] is None
+
+
+def test_the_default_is_patches_where_that_was_measured_and_else_the_papers_form():
+    for options in ({"size": "tiny"}, {"size": "small"}, {"depth": 2, "width": 16}):
+        options |= {"input_shape": (8, 8, 1), "num_classes": 10}
+        model = lip.LipNeXt(**options, name="model")
+        patches = lip.LipNeXt(**options, neck="patches", name="model")
+        assert model.get_config() == patches.get_config()
+        assert lip.LipNeXt.estimate(**options).parameters == model.count_params()
+    for size in ("base", "large", "1b", "2b"):
+        pooled, patches, default = (
+            lip.LipNeXt.estimate(size, neck=neck).parameters for neck in ("pool", "patches", None)
+        )
+        assert default == pooled < patches
 
 
 @pytest.mark.parametrize(
@@ -185,8 +199,14 @@ def test_mixed_bfloat16(digits):
             r"3 x 3 positions. Received: neck_patch_size=3, a map of 4 x 4 \(images of 8 x 8, "
             r"patch_size=2\). Choose one of 1, 2, 4, or",
         ),
-        ({"neck_patch_size": 2}, r"of neck='patches'.*Received: neck='pool', neck_patch_size=2"),
-        ({"neck_width": 32}, r"there are none.*`dense_depth`.*neck_width=32, dense_depth=0"),
+        (
+            {"neck": "pool", "neck_patch_size": 2},
+            r"of neck='patches'.*Received: neck='pool', neck_patch_size=2",
+        ),
+        (
+            {"neck": "pool", "neck_width": 32},
+            r"there are none.*`dense_depth`.*neck_width=32, dense_depth=0",
+        ),
         ({"neck": "patches", "patch_size": 3}, "tiles images with patches of 3 x 3 pixels"),
     ],
 )
