@@ -52,7 +52,7 @@ RECIPES = {
         "epsilon": 0.2,
         "epochs": 4,
     },
-    "cifar10_jpeg_small": {**SMALL, "batch": 256, "shift": 1, "flip": True, "epochs": 5},
+    "cifar10_jpeg_small": {**SMALL, "batch": 128, "shift": 2, "flip": True, "epochs": 80},
 }
 
 

@@ -360,9 +360,10 @@ def _radius(epsilon):
 @figure
 def accuracy():
     names = {
-        "cifar10": "CIFAR-10, LipNeXt",
-        "full": "CIFAR-10, the paper's block",
-        "mnist": "MNIST",
+        "patches": "CIFAR-10, width 128, patches",
+        "cifar10": "CIFAR-10, L2 pooling",
+        "full": "CIFAR-10, L2 pooling, the paper's block",
+        "mnist": "MNIST, L2 pooling",
     }
     found = results("accuracy")["results"]
     rows = []
