@@ -17,7 +17,7 @@ q vectors of an image:
 
 Bytes moved are those of `keras.distribution.DataParallel`, sent in a ring: gradients are summed
 (XLA's CPU compiler sums the two parts of a mixing kernel's apart), each device steps matrices of
-its own, and gathers the others with their moments.
+its own, and gathers the others with their moments: as many of a shape as a multiple of d.
 
 A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
 pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and
@@ -175,6 +175,8 @@ def estimate(batch, devices, architecture):
     per_image += sum(2 * count * b for (_, b), count in dense.values())
     logits = LOSS_TENSORS * heads * classes if architecture.output == "dense" else 0
     largest = max(min(a * b * count, max(a * b, 2**22)) for a, b, count in shapes)
+    # A stack is lengthened to a multiple of the devices.
+    stepped = sum(-(-count // devices) * devices * a * b for a, b, count in shapes)
     return Estimate(
         parameters=parameters,
         forward_flops=forward,
@@ -191,7 +193,7 @@ def estimate(batch, devices, architecture):
         * (devices - 1)
         / devices
         * stored
-        * (parameters + blocks * c * m + on_manifold),
+        * (parameters + blocks * c * m + stepped),
         batch=batch,
         devices=devices,
         dtype=policy.name,

@@ -19,7 +19,9 @@ y = np.arange(512) % 10
 def train(scope, compile):
     keras.utils.set_random_seed(0)
     with scope:
-        model = lip.LipNeXt(depth=2, width=16, input_shape=(8, 8, 1), num_classes=10, patch_size=2)
+        model = lip.LipNeXt(
+            depth=2, width=16, input_shape=(8, 8, 1), num_classes=10, patch_size=2, neck="pool"
+        )
         compile(model)
     history = model.fit(x, y, batch_size=64, epochs=3, shuffle=False, verbose=0).history
     return model, history

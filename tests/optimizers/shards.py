@@ -19,7 +19,7 @@ def network(depth=3, width=16, **options):
 
 def with_everything():
     """All that keeps state of variables or steps some of them only."""
-    model = network()
+    model = network(neck="pool")
     model.get_layer("block_0").trainable = False
     model.get_layer("head").bias.constraint = keras.constraints.NonNeg()
     optimizer = lip.optimizers.ManifoldAdam(
@@ -30,7 +30,7 @@ def with_everything():
 
 
 def in_bfloat16():
-    return network(dtype="mixed_bfloat16")
+    return network(dtype="mixed_bfloat16", neck="pool")
 
 
 def train(make, distribution=None):
@@ -47,6 +47,8 @@ def check_layout(model, devices, kept):
     """Each matrix, and all that is `kept` of it, lies in `devices` parts: 1 / devices on each."""
     expected = {"patch_embedding": (1, devices), "mixing": (devices, 1), "dense": (1, devices)}
     expected["head"] = (devices, 1)
+    if model.get_config()["neck"] == "patches":
+        expected |= {"neck": (1, devices), "dense_0": (1, devices)}
     seen = set()
     for v in model.trainable_variables:
         if not v.path.endswith("kernel"):
@@ -65,7 +67,7 @@ def temporary_memory(distribution):
     """Bytes a device needs for a step of the optimizer alone, beside variables and gradients."""
     keras.distribution.set_distribution(distribution)
     keras.utils.set_random_seed(0)
-    model = network(depth=8, width=64)
+    model = network(depth=8, width=64, neck="pool")  # lone matrices are stepped on all devices
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
     weights = [v.value for v in model.trainable_variables]
