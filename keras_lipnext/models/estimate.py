@@ -189,11 +189,7 @@ def estimate(batch, devices, architecture):
         activation_bytes=n
         * (computed * per_image + stored * (logits + math.prod(architecture.image))),
         temporary_bytes=OPTIMIZER_TEMPORARIES * max(stored, 4) * largest,
-        moved_bytes=2
-        * (devices - 1)
-        / devices
-        * stored
-        * (parameters + blocks * c * m + stepped),
+        moved_bytes=2 * (devices - 1) / devices * stored * (parameters + blocks * c * m + stepped),
         batch=batch,
         devices=devices,
         dtype=policy.name,

@@ -21,7 +21,13 @@ NAMES = ("lipnext", "sll_net", "functional")
 
 def lipnext():
     return lip.LipNeXt(
-        input_shape=(8, 8, 1), num_classes=3, depth=1, width=8, patch_size=2, shift_ratio=1 / 8
+        input_shape=(8, 8, 1),
+        num_classes=3,
+        depth=1,
+        width=8,
+        patch_size=2,
+        shift_ratio=1 / 8,
+        neck="pool",
     )
 
 

@@ -95,9 +95,7 @@ def test_frozen_layers_stay_frozen_when_loaded(digits, tmp_path):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_weight_counts(size):
-    model = lip.LipNeXt(
-        size=size, input_shape=(8, 8, 3), num_classes=7, patch_size=2, neck="pool"
-    )
+    model = lip.LipNeXt(size=size, input_shape=(8, 8, 3), num_classes=7, patch_size=2, neck="pool")
     depth, width, ratio = (SIZES[size][k] for k in ("depth", "width", "shift_ratio"))
     stored, paper = matrix_weights(depth, width, ratio)
     assert paper == 2 * depth * width**2
