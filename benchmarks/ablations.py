@@ -184,7 +184,7 @@ def main():
     parser.add_argument("--data", help="folder of the image sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time (1)")
-    parser.add_argument("--report", action="store_true", help="only print the results so far")
+    parser.add_argument("--report", action="store_true", help="no training, only the tables")
     arguments = parser.parse_args()
     unknown = set(arguments.groups) - set(GROUPS)
     if unknown:

@@ -38,7 +38,7 @@ class LipNeXt(BuiltModel):
         -> dense_depth x (OrthogonalDense -> BetaAbs)
 
     which keeps the sign and the place of features, where pooling forgets both, for more weights:
-    docs/guides/sizes.md has figures for both at equal time, of benchmarks/ablations.py.
+    docs/guides/sizes.md has figures and CPU seconds of both, of benchmarks/ablations.py.
 
     With output="dense" there are logits for each position of the input, for masks: of patches of
     p x p pixels, the neck is then the inverse of the stem,
