@@ -37,6 +37,7 @@ RECIPES = {
         "data": "digits",
         "size": "tiny",
         "patch_size": 2,
+        "neck": "pool",
         "epsilon": 0.5 / 3,
         "batch": 64,
         "images": None,
@@ -93,6 +94,7 @@ def train(name, data, folder, epochs=None, seconds=None):
     print(f"{name}: {epochs} epochs after {time.perf_counter() - start:.0f} s", flush=True)
     resuming = lip.callbacks.BackupAndRestore(folder / "backup", seed=training.seed)
     training.fit(epochs=epochs, verbose=2, callbacks=[resuming])
+    (folder / "epochs_that_fit").unlink(missing_ok=True)
     training.model.save_to_preset(folder)
     radii = tune.TASKS[settings.get("data", "cifar10")]["radii"]
     metrics = [lip.metrics.CertifiedAccuracy(r, name=f"{r:.3f}") for r in radii]
