@@ -53,7 +53,14 @@ RECIPES = {
         "epsilon": 0.2,
         "epochs": 4,
     },
-    "cifar10_jpeg_small": {**SMALL, "batch": 128, "shift": 2, "flip": True, "epochs": 80},
+    "cifar10_jpeg_small": {
+        **SMALL,
+        "temperature": 3,
+        "batch": 128,
+        "shift": 1,
+        "flip": True,
+        "epochs": 100,
+    },
 }
 
 

@@ -239,6 +239,19 @@ def shifts():
 
 
 @figure
+def block_forms():
+    rows = []
+    for path in sorted(RESULTS.glob("block_forms_*.json")):
+        name, device = path.stem.removeprefix("block_forms_").split("_", 1)
+        for of in json.loads(path.read_text())["rows"]:
+            passes = [of[form].get("passes", "") for form in ("parts", "expanded")]
+            where = (BACKENDS[name], device.replace("_", " "), of["width"])
+            rows.append((*where, *passes, of["expanded"]["ratio"]))
+    heads = ["backend", "device", " width", " passes, parts in order", " expanded", " time"]
+    return table(heads, rows)
+
+
+@figure
 def symmetric_products():
     rows = []
     for path in sorted(RESULTS.glob("symmetric_products_*.json")):

@@ -18,16 +18,30 @@ from keras_lipnext.layers import (
 )
 
 
+@pytest.fixture
+def expanded(monkeypatch):
+    """A list that grows by every block that is expanded."""
+    calls, expand = [], LipNeXtBlock._expanded
+
+    def counted(block, inputs):
+        calls.append(block)
+        return expand(block, inputs)
+
+    monkeypatch.setattr(LipNeXtBlock, "_expanded", counted)
+    return calls
+
+
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("padding", ["circular", "zero"])
-def test_equals_the_papers_formula(padding):
+def test_equals_the_papers_formula(padding, training, expanded):
     """beta_abs(M R^T S(R (x + p)) + b), all matrices whole, in float64."""
-    x = random_input((2, 3, 4, 16), "float64")
+    x = random_input((11, 3, 4, 16), "float64")
     with backend.float64_scope():
         block = LipNeXtBlock(1 / 8, 0.75, padding, dtype="float64")
         block.build(x.shape)
         block.positional_bias.bias.assign(random_input((3, 4, 1), "float64", seed=1))
         block.dense.bias.assign(random_input((16,), "float64", seed=2))
-        actual = to_numpy(block(keras.ops.convert_to_tensor(x)))
+        actual = to_numpy(block(keras.ops.convert_to_tensor(x), training=training))
         p = to_numpy(block.positional_bias.bias)
         m, b = to_numpy(block.dense.kernel).T, to_numpy(block.dense.bias)
         rows = to_numpy(block.mixing.kernel).T  # R_s, to be completed to an orthogonal R
@@ -39,6 +53,47 @@ def test_equals_the_papers_formula(padding):
         z = shifted @ r @ m.T + b
         expected = to_numpy(BetaAbs(0.75, dtype="float64")(keras.ops.convert_to_tensor(z)))
     np.testing.assert_allclose(actual, expected, atol=1e-12)
+    assert len(expanded) == training
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_training_changes_neither_function_nor_gradients(data_format, expanded):
+    """In float64, with respect to the inputs and to all weights."""
+    shape = (11, 3, 4, 16) if data_format == "channels_last" else (11, 16, 3, 4)
+    x = random_input(shape, "float64")
+    with backend.float64_scope():
+        block = LipNeXtBlock(1 / 8, data_format=data_format, dtype="float64")
+        block.build(shape)
+        block.positional_bias.bias.assign(random_input(block.positional_bias.bias.shape, "float64"))
+        block.dense.bias.assign(random_input((16,), "float64", seed=2))
+        arguments = [x, *(to_numpy(v) for v in block.trainable_variables)]
+
+        def slope(index, training):
+            def energy(value):
+                at = [*arguments[:index], value, *arguments[index + 1 :]]
+                answer, _ = block.stateless_call(at[1:], [], at[0], training=training)
+                return keras.ops.sum(keras.ops.sin(answer))
+
+            value = keras.ops.convert_to_tensor(arguments[index])
+            return to_numpy(backend.gradient(energy, value))
+
+        found = [[slope(i, t) for i in range(len(arguments))] for t in (True, False)]
+    assert len(expanded) == len(arguments)
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 0.1
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_small_batches_full_mixing_and_predictions_are_not_expanded(expanded):
+    """The product of the kernels costs as much as 8 more vectors would: 128 are enough for it."""
+    block, full = LipNeXtBlock(1 / 8), LipNeXtBlock(1 / 8, mixing="full")
+    block(np.ones((10, 3, 4, 16), "float32"), training=True)
+    full(np.ones((11, 3, 4, 16), "float32"), training=True)
+    block(np.ones((11, 3, 4, 16), "float32"))
+    block(np.ones((11, 3, 4, 16), "float32"), training=False)
+    assert expanded == []
+    block(np.ones((11, 3, 4, 16), "float32"), training=True)
+    assert expanded == [block]
 
 
 def test_parts_inherit_the_dtype():
@@ -121,23 +176,25 @@ def test_a_frozen_block_has_no_trainable_part_whenever_it_was_frozen(when):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers with jax")
-def test_products_are_of_matrices_on_an_accelerator():
+@pytest.mark.parametrize("training", [False, True])
+def test_products_are_of_matrices_on_an_accelerator(training):
     """Of a product with several batch axes XLA makes the gradient by transposing both operands."""
     import jax
 
     block = LipNeXtBlock(1 / 8)
-    block.build((2, 4, 4, 16))
+    block.build((8, 4, 4, 16))
 
     def energy(values, x):
-        answer, _ = block.stateless_call(values, [], x)
+        answer, _ = block.stateless_call(values, [], x, training=training)
         return keras.ops.sum(keras.ops.square(answer))
 
     values = [v.value for v in block.trainable_variables]
     gradients = jax.jit(jax.grad(energy, (0, 1)))
-    exported = jax.export.export(gradients, platforms=["cuda"])(values, random_input((2, 4, 4, 16)))
+    exported = jax.export.export(gradients, platforms=["cuda"])(values, random_input((8, 4, 4, 16)))
     lines = exported.mlir_module().splitlines()
     products = [line for line in lines if "stablehlo.dot_general" in line]
-    assert len(products) == 9  # three, and two for the gradients of each
+    # Three, in training with that of the kernels a fourth, and two for the gradients of each.
+    assert len(products) == (12 if training else 9)
     for product in products:
         assert "batching_dims" not in product
         assert product.count("tensor<") == 3 and re.fullmatch(
