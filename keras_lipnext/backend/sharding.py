@@ -1,4 +1,7 @@
-"""Stacks of matrices on several devices (JAX) or processes (PyTorch): each steps some, whole."""
+"""Stacks of matrices on several devices (JAX) or processes (PyTorch): each steps some, whole.
+
+A matrix alone in its stack is stepped by all of them: the same time, and nothing to send around.
+"""
 
 import keras
 import numpy as np
@@ -31,25 +34,26 @@ def dealt(values, sharding):
         sharding: `jax.sharding.NamedSharding`.
 
     Returns:
-        Their stack, lengthened by repetition to a multiple of the number of devices.
+        Their stack, lengthened by repetition to a multiple of the number of devices; of one matrix
+        a stack of one, which each device has.
     """
-    devices = devices_of(sharding)
-    length = -(-len(values) // devices) * devices
-    stack = keras.ops.stack([values[i % len(values)] for i in range(length)])
-    for layout in _layouts(sharding):
+    count, devices = len(values), devices_of(sharding)
+    length = 1 if count == 1 else -(-count // devices) * devices
+    stack = keras.ops.stack([values[i % count] for i in range(length)])
+    for layout in _layouts(sharding, length):
         stack = _laid_out(stack, layout)
     return stack
 
 
 def collected(stack, sharding, count):
     """The first `count` members of a `dealt` stack as a list, each laid out by `sharding` again."""
-    for layout in reversed(_layouts(sharding)):
+    for layout in reversed(_layouts(sharding, stack.shape[0])):
         stack = _laid_out(stack, layout)
     return keras.ops.unstack(stack[:count], count)
 
 
-def _layouts(sharding):
-    """Of a stack, from members that lie as `sharding` says to members that lie whole.
+def _layouts(sharding, length):
+    """Of a stack so long, from members that lie as `sharding` says to members that lie whole.
 
     First the axes of the mesh along which members are repeated deal out the stack: each device
     keeps some of what it has. Then those along which members are split do: all-to-all. In one step
@@ -60,7 +64,8 @@ def _layouts(sharding):
     mesh, spec = sharding.mesh, sharding.spec
     split = [name for names in spec if names for name in np.atleast_1d(names)]
     repeated = tuple(name for name in mesh.axis_names if name not in split)
-    specs = ((None, *spec), (repeated, *spec), ((*repeated, *split),))
+    alone = ((None, *spec), ())
+    specs = alone if length == 1 else ((None, *spec), (repeated, *spec), ((*repeated, *split),))
     return [NamedSharding(mesh, PartitionSpec(*axes)) for axes in specs]
 
 

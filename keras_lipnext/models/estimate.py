@@ -13,13 +13,15 @@ q vectors of an image:
     optimizer       one float a matrix's entry (momentum), two for every other one (Adam)
     activations     n T (L (3 C + m) + 2 C); remat: n T (L C + 3 C + m + 2 C), one block at a time;
                     and 2 n N q b
-    bytes moved     (d - 1) / d (2 (parameters + L C m) + 2 (entries of matrices)) on d devices
+    bytes moved     (d - 1) / d (2 (parameters + L C m) + 2 (entries of blocks' matrices)) on d
+                    devices
 
 Bytes moved are those of `keras.distribution.DataParallel`, sent in a ring: gradients are summed
 (XLA's CPU compiler sums the two parts of a mixing kernel's apart), each device steps matrices of
-its own, and gathers the others with their moments: as many of a shape as a multiple of d. Not counted is the
-product of a block's kernels that training forms, 6 C^2 m a step with its gradients: at most 4 % of
-the block's FLOPs, where it is formed (`LipNeXtBlock`).
+its own, and gathers the others with their moments: as many of a shape as a multiple of d. A matrix
+that is the only one of its shape is stepped by all of them. Not counted is the product of a block's
+kernels that training forms, 6 C^2 m a step with its gradients: at most 4 % of the block's FLOPs
+where it is formed (`LipNeXtBlock`).
 
 A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
 pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and
@@ -27,6 +29,7 @@ variables are in the variables' dtype. A mixed policy keeps a copy of each matri
 dtype, too. tests/models/test_estimate.py compares with what XLA says of compiled programs.
 """
 
+import collections
 import dataclasses
 import math
 
@@ -177,8 +180,13 @@ def estimate(batch, devices, architecture):
     per_image += sum(2 * count * b for (_, b), count in dense.values())
     logits = LOSS_TENSORS * heads * classes if architecture.output == "dense" else 0
     largest = max(min(a * b * count, max(a * b, 2**22)) for a, b, count in shapes)
-    # A stack is lengthened to a multiple of the devices.
-    stepped = sum(-(-count // devices) * devices * a * b for a, b, count in shapes)
+    # A stack is lengthened to a multiple of the devices; a lone matrix is stepped on all of them.
+    stacks = collections.Counter()
+    for a, b, count in shapes:
+        stacks[a, b] += count
+    stepped = sum(
+        -(-count // devices) * devices * a * b for (a, b), count in stacks.items() if count > 1
+    )
     return Estimate(
         parameters=parameters,
         forward_flops=forward,
