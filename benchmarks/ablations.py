@@ -47,6 +47,8 @@ GROUPS = {
     "neck": {
         "patches": {},
         "patches, `neck_width=128`": {"neck_width": 128},
+        "patches, `neck_patch_size=2`": {"neck_patch_size": 2},
+        "patches, `neck_patch_size=8`, the whole map": {"neck_patch_size": 8},
         "patches, `dense_depth=3`": {"dense_depth": 3},
         "pool, 8 epochs": POOL | {"epochs": 8},
         "pool, `dense_depth=2`, 8 epochs": PAIR | {"epochs": 8},
@@ -96,7 +98,7 @@ GROUPS = {
     },
     "ramp": {
         "0.5": {},
-        "none": emma(ramp=0),
+        "0.1": emma(ramp=0.1),
         "0.25": emma(ramp=0.25),
         "1": emma(ramp=1.0),
     },

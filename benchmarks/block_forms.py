@@ -6,7 +6,7 @@ Forward and backward passes of 4 blocks of shift ratio 1/16, in turns: CPU secon
 other processes disturb least, seconds on an accelerator, where activations are bfloat16. "passes"
 are the bytes that XLA's compiled program reads and writes, and "kept" those of its temporaries,
 over the bytes of one activation, for a block: what 4 blocks take more than 2, halved. On PyTorch,
-which compiles nothing, only time. Writes results/block_forms_<backend>_<device>.json.
+which compiles nothing, only time. Not for TensorFlow. Writes results/block_forms_*.json.
 """
 
 import statistics
@@ -87,6 +87,8 @@ def main():
     parser = measuring.parser(__doc__, backends=("own",))
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
+    if keras.backend.backend() == "tensorflow":
+        parser.error("on JAX and PyTorch only. Received: KERAS_BACKEND=tensorflow")
     rows = []
     for shape in SHAPES[backend.on_cpu()]:
         rows.append(measure(shape, arguments.rounds))

@@ -1,6 +1,7 @@
 """Stacks of matrices on several devices (JAX) or processes (PyTorch): each steps some, whole.
 
-A matrix alone in its stack is stepped by all of them: the same time, and nothing to send around.
+A matrix alone in its stack is stepped by all of them: in the same time, and its results need not be
+sent around.
 """
 
 import keras

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
@@ -7,7 +8,7 @@ from keras import ops
 from keras_lipnext.arguments import resolve_data_format
 from keras_lipnext.layers.beta_abs import BetaAbs
 from keras_lipnext.layers.full_shift_mixing import FullShiftMixing
-from keras_lipnext.layers.images import channel_axis, channels_along, matmul, sides_of
+from keras_lipnext.layers.images import along, channel_axis, channels_along, matmul, sides_of
 from keras_lipnext.layers.orthogonal_dense import OrthogonalDense
 from keras_lipnext.layers.positional_bias import PositionalBias
 from keras_lipnext.layers.shift_mixing import ShiftMixing
@@ -15,9 +16,18 @@ from keras_lipnext.layers.weights import NAMESPACE
 from keras_lipnext.typing import Config, Shape, Tensor
 
 MIXINGS = {"reduced": ShiftMixing, "full": FullShiftMixing}
-# Vectors a channel that moves from which on the product of a block's kernels, once a batch, costs
-# less than the pass over the vectors that it saves: at most 4 % of the block's products.
+# The parts whose kernels training multiplies with each other.
+EXPANDED = (PositionalBias, ShiftMixing, OrthogonalDense, BetaAbs)
+# Vectors a channel that moves from which on that product, once a batch on each device, costs less
+# than the pass over the vectors that it saves: at most 1/16 of the block's other products.
 ROWS_FOR_EACH_MOVING = 16
+
+
+def expands(rows: int, moving: int) -> bool:
+    """Whether training multiplies the kernels of a block, whose batch has so many vectors."""
+    distribution = keras.distribution.distribution()
+    devices = distribution.device_mesh.devices.size if distribution else 1
+    return rows >= ROWS_FOR_EACH_MOVING * moving * devices
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -51,8 +61,8 @@ class LipNeXtBlock(keras.layers.Layer):
     Output shape:
         The input's.
 
-    In training, of batches that are large enough, the product M R_s^T of its kernels replaces a
-    pass over the inputs: the same function, rounded otherwise.
+    In training, of batches that are large enough or of unknown size, it multiplies M with R_s^T
+    and does not form the sum of inputs and shifts: the same function, rounded otherwise.
 
     Parts can be frozen apart, `block.mixing.trainable = False`, and stay so in saved files.
 
@@ -128,7 +138,6 @@ class LipNeXtBlock(keras.layers.Layer):
         return frozen + ["dense"] * (not self.built and not self.trainable)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        # JAX traces it where blocks are recomputed: then it is not known, and nothing is kept.
         if training is True and self._pays_to_expand(inputs):
             return self._expanded(inputs)
         x = inputs
@@ -136,25 +145,47 @@ class LipNeXtBlock(keras.layers.Layer):
             x = part(x)
         return x
 
+    def rematerialized_call(
+        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Callable[..., Tensor]:
+        """`layer_call`, computed anew in the backward pass where a `keras.RematScope` says so.
+
+        `training` is bound: TensorFlow takes no keywords here, and JAX would make an array of it.
+        """
+
+        def bound(*inputs: Tensor) -> Tensor:
+            return layer_call(*inputs, **kwargs)
+
+        call = super().rematerialized_call(bound, *args)
+        return lambda *inputs, **_: call(*inputs)
+
     def _pays_to_expand(self, inputs: Tensor) -> bool:
-        """Whether the product of the two kernels is small beside that with the inputs."""
-        if self._mixing != "reduced":
+        """Whether the parts are the usual ones, and the product of their kernels is small."""
+        parts = self.parts
+        if tuple(map(type, parts)) != EXPANDED or parts[2].activation != keras.activations.linear:
             return False
         sizes = list(inputs.shape)
         del sizes[self._axis]
-        return None in sizes or math.prod(sizes) >= ROWS_FOR_EACH_MOVING * self.mixing.moving
+        if not all(isinstance(size, int) for size in sizes):
+            return True
+        return expands(math.prod(sizes), self.mixing.moving)
 
     def _expanded(self, inputs: Tensor) -> Tensor:
         """The same function with `M (x + R_s^T c) = M x + (M R_s^T) c`, what moves being `c`.
 
-        The sum in brackets, as large as the inputs, is not formed: a pass less in each direction,
-        and nothing of it is kept for the backward pass. Training only: what a certificate bounds
-        are the parts.
+        The sum in brackets, as large as the inputs, is not formed. Training only: what a
+        certificate bounds are the parts.
         """
-        x = self.positional_bias(inputs)
-        changes = self.mixing.changes(x)
-        kernel = ops.matmul(ops.transpose(self.mixing.kernel), self.dense.kernel)
-        return self.activation(self.dense(x) + matmul(changes, kernel, self._axis))
+        positional_bias, mixing, dense, activation = self.parts
+        axis = self._axis
+        # Cast here: outside of the parts' calls nothing else does, and each only once.
+        moving = ops.cast(mixing.kernel, mixing.compute_dtype)
+        kernel = ops.cast(dense.kernel, dense.compute_dtype)
+        bias = ops.cast(dense.bias, dense.compute_dtype)
+        x = positional_bias(inputs)
+        changes = matmul(mixing.changes(x, moving), ops.matmul(ops.transpose(moving), kernel), axis)
+        x = matmul(x, kernel, axis) + changes
+        return activation(x + along(bias, axis, len(x.shape)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

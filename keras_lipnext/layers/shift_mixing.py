@@ -84,12 +84,12 @@ class ShiftMixing(keras.layers.Layer):
         return channels, self.moving
 
     def call(self, inputs: Tensor) -> Tensor:
-        kernel = keras.ops.transpose(self.kernel)
-        return inputs + matmul(self.changes(inputs), kernel, channel_axis(self.data_format))
+        kernel, axis = keras.ops.convert_to_tensor(self.kernel), channel_axis(self.data_format)
+        return inputs + matmul(self.changes(inputs, kernel), keras.ops.transpose(kernel), axis)
 
-    def changes(self, inputs: Tensor) -> Tensor:
-        """`(S_s - I) R_s x`, in the basis of the rows that move."""
-        rows = matmul(inputs, self.kernel, channel_axis(self.data_format))
+    def changes(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """`(S_s - I) R_s x` of a kernel R_s^T: in the basis of the rows that move."""
+        rows = matmul(inputs, kernel, channel_axis(self.data_format))
         return shift_changes(rows, self.padding, self.data_format)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

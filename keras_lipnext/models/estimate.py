@@ -19,9 +19,9 @@ q vectors of an image:
 Bytes moved are those of `keras.distribution.DataParallel`, sent in a ring: gradients are summed
 (XLA's CPU compiler sums the two parts of a mixing kernel's apart), each device steps matrices of
 its own, and gathers the others with their moments: as many of a shape as a multiple of d. A matrix
-that is the only one of its shape is stepped by all of them. Not counted is the product of a block's
-kernels that training forms, 6 C^2 m a step with its gradients: at most 4 % of the block's FLOPs
-where it is formed (`LipNeXtBlock`).
+that is the only one of its shape is stepped by all of them. Not counted is what blocks do in other
+ways in training (`LipNeXtBlock`): the product of two kernels, 6 C^2 m a step with its gradients, at
+most 1/16 of the block's FLOPs; and that PyTorch then keeps 2 C + m of a block, not 3 C + m.
 
 A multiplication and an addition are two FLOPs, as XLA counts. Activations are what the backward
 pass keeps, and the two tensors it works on, in the compute dtype, and the images; gradients and

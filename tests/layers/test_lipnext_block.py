@@ -96,6 +96,34 @@ def test_small_batches_full_mixing_and_predictions_are_not_expanded(expanded):
     assert expanded == [block]
 
 
+def test_changed_blocks_are_not_expanded(expanded):
+    """Parts that were exchanged, or a subclass's own, compute something else."""
+
+    class Backwards(LipNeXtBlock):
+        @property
+        def parts(self):
+            return super().parts[::-1]
+
+    x = random_input((11, 3, 4, 16), "float32")
+    activated, other, backwards = LipNeXtBlock(1 / 8), LipNeXtBlock(1 / 8), Backwards(1 / 8)
+    other.activation = keras.layers.ReLU()
+    for block in (activated, other, backwards):
+        block.build(x.shape)
+        if block is activated:
+            block.dense.activation = keras.activations.relu
+        answers = [to_numpy(block(x, training=training)) for training in (True, False)]
+        np.testing.assert_array_equal(*answers)
+    assert expanded == []
+
+
+def test_unknown_batches_are_expanded():
+    """TensorFlow's are of no known size, as are those of exported programs."""
+    block = LipNeXtBlock(1 / 8)
+    block.build((None, 3, 4, 16))
+    for batch, expected in ((None, True), (11, True), (10, False)):
+        assert block._pays_to_expand(keras.KerasTensor((batch, 3, 4, 16))) is expected
+
+
 def test_parts_inherit_the_dtype():
     block = LipNeXtBlock(dtype="mixed_bfloat16")
     block.build((None, 4, 4, 8))
