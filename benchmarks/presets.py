@@ -37,7 +37,7 @@ RECIPES = {
         "data": "digits",
         "size": "tiny",
         "patch_size": 2,
-        "neck": "pool",
+        "neck_width": 64,
         "epsilon": 0.5 / 3,
         "batch": 64,
         "images": None,

@@ -193,6 +193,12 @@ def test_the_packages_presets_certify_to_the_figures_they_came_with(name):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2e6
 
 
+@pytest.mark.once
+def test_the_presets_are_a_small_part_of_the_package():
+    folders = [presets.folder_of(name) for name in lip.LipNeXt.presets]
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 8e6
+
+
 def test_the_digits_preset_on_its_test_images():
     """All of what its certificate says of held-out images, derived anew."""
     claimed = presets.described("digits_tiny")["certificate"]
