@@ -374,7 +374,6 @@ def _radius(epsilon):
 def accuracy():
     names = {
         "patches": "CIFAR-10, width 128, patches",
-        "wide": "CIFAR-10, width 192, neck of 384, temperature 3, ramp 1/4",
         "cifar10": "CIFAR-10, L2 pooling",
         "full": "CIFAR-10, L2 pooling, the paper's block",
         "mnist": "MNIST, L2 pooling",
