@@ -37,7 +37,7 @@ RECIPES = {
         "data": "digits",
         "size": "tiny",
         "patch_size": 2,
-        "neck_width": 64,
+        "neck_width": 64,  # all presets together stay below 8 MB
         "epsilon": 0.5 / 3,
         "batch": 64,
         "images": None,

@@ -306,6 +306,13 @@ def convergence():
 
 
 @figure
+def longest_training():
+    """Which model of results/ took longest to train, and how long."""
+    longest = max(_certified_models(), key=lambda of: of["training_seconds"])
+    return f"`{longest['model']}` {longest['training_seconds'] / 60:.0f} minutes"
+
+
+@figure
 def presets():
     """Every file of results/, which names a certified model."""
     rows = []

@@ -207,10 +207,7 @@ def _collect(model, given, steps, prefix):
         unusual = unusual_arguments(operation, args, kwargs)
         if isinstance(operation, keras.Model):
             _check(operation)
-            if unusual:
-                raise ValueError(
-                    f"{title(operation)} is called with {', '.join(unusual)}, not as at inference."
-                )
+            _check_at_inference(operation, unusual)
             _check_same_shape(operation, "takes inputs of", operation.inputs[0], shapes[0])
             made = _collect(operation, Value(reads[0]), steps, f"{name}/")
             made_shape = tuple(node.output_tensors[0].shape)
@@ -222,7 +219,8 @@ def _collect(model, given, steps, prefix):
         ):
             # At inference it is the layer that it wraps, whose kernel it divided in training.
             operation, kwargs = operation.layer, {}
-        if declares_parts(operation) and not unusual and not replaced(operation):
+        if declares_parts(operation) and not replaced(operation):
+            _check_at_inference(operation, unusual)
             check_one_tensor(operation, node)
             made, spec = _unrolled(operation, args[0], node.input_tensors[0], steps, name)
             check_output(operation, tuple(spec.shape), tuple(node.output_tensors[0].shape))
@@ -316,6 +314,13 @@ def _map_tensors(arguments, function):
 
     args = keras.tree.map_structure(replace, arguments.args)
     return tuple(args), keras.tree.map_structure(replace, arguments.kwargs)
+
+
+def _check_at_inference(operation, unusual):
+    if unusual:
+        raise ValueError(
+            f"{title(operation)} is called with {', '.join(unusual)}, not as at inference."
+        )
 
 
 def _check_same_shape(model, what, tensor, given):

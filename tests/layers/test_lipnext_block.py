@@ -1,4 +1,5 @@
 import re
+import types
 
 import keras
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from data import to_numpy
 from layer_checks import random_input
 
-from keras_lipnext import backend
+from keras_lipnext import backend, lipschitz_bound
 from keras_lipnext.layers import (
     BetaAbs,
     FullShiftMixing,
@@ -116,12 +117,27 @@ def test_changed_blocks_are_not_expanded(expanded):
     assert expanded == []
 
 
-def test_unknown_batches_are_expanded():
-    """TensorFlow's are of no known size, as are those of exported programs."""
+def test_which_batches_are_expanded(monkeypatch):
+    """TensorFlow's are of no known size, as are those of exported programs. Devices share one."""
     block = LipNeXtBlock(1 / 8)
-    block.build((None, 3, 4, 16))
-    for batch, expected in ((None, True), (11, True), (10, False)):
-        assert block._pays_to_expand(keras.KerasTensor((batch, 3, 4, 16))) is expected
+    block.build((None, 4, 4, 16))
+
+    def expands(batch):
+        return block._pays_to_expand(keras.KerasTensor((batch, 4, 4, 16)))
+
+    assert [expands(batch) for batch in (None, 8, 7)] == [True, True, False]
+    four = types.SimpleNamespace(device_mesh=types.SimpleNamespace(devices=np.zeros((2, 2))))
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: four)
+    assert [expands(batch) for batch in (None, 32, 31)] == [True, True, False]
+
+
+def test_predictions_as_in_training_are_not_certified():
+    """They are of another program than that of the parts, which a certificate is about."""
+    inputs = keras.Input((4, 4, 16))
+    x = L2Pool()(LipNeXtBlock(1 / 8)(inputs, training=True))
+    model = keras.Model(inputs, NormalizedDense(3)(x))
+    with pytest.raises(ValueError, match=r"LipNeXtBlock.*training=True.*not as at inference"):
+        lipschitz_bound(model)
 
 
 def test_parts_inherit_the_dtype():
