@@ -161,7 +161,8 @@ def seen(row):
     found = []
     for result in tune.results():
         without = {k: v for k, v in result["settings"].items() if k != "seed"}
-        if json.dumps(without, sort_keys=True) == key:
+        on_cpu = result.get("device", "cpu") == "cpu"  # whose seconds the tables give
+        if on_cpu and json.dumps(without, sort_keys=True) == key:
             found.append(result)
     return found
 

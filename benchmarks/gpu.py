@@ -16,11 +16,12 @@ the optimizer's), peak memory beside the estimate's, the first step's seconds, a
 and the projection that ends `fit`, the defect of the kernels and the proven constant K in front of
 the head. Last the quickstart: its digits trained on the card, K and certified accuracy.
 
-Programs of one network are compiled at once, each in a process of its own, and timed one after the
-other when all are ready: a minute or so for a network, of which the cores do most. Figures are
-printed as soon as they are known; writes results/gpu_<card>.json.
+Each program has a process of its own, one after the other: compilation takes all cores, and XLA
+tries its products on the card. Only what a finished one has still to say of K is left to the cores
+beside the next. Figures are printed as soon as they are known; writes results/gpu_<card>.json.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -55,19 +56,6 @@ def synchronize():
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-
-
-def card():
-    """Name of the device, as its framework says it."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def peak_bytes():
@@ -155,7 +143,7 @@ def kernel_times(step, count=3):
 
 
 def measure(case, variant, profile):
-    """Builds and compiles, says "ready", and goes on when a line comes in."""
+    """Prints rows, and "timed" as soon as the card is free for others."""
     import keras
     import numpy as np
     from training_step import TrainingStep, unconstrained
@@ -179,8 +167,6 @@ def measure(case, variant, profile):
     step()
     step.wait()
     first = time.perf_counter() - start
-    print("ready", flush=True)
-    sys.stdin.readline()
     for _ in range(3):
         step()
     step.wait()
@@ -204,13 +190,15 @@ def measure(case, variant, profile):
         "estimated_gb": rounded(training.peak_bytes / 1e9),
     }
     print(json.dumps(row), flush=True)
-    if profile == "profile" and keras.backend.backend() == "jax":
-        print(json.dumps({"case": case, "kernels": kernel_times(step), "of": variant}), flush=True)
-    if variant != "step":
-        return
     for _ in range(STEPS - TIMED - 4):
         step()
-    for variable, value in zip(model.trainable_variables, step.weights()):
+    weights = step.weights()
+    if profile == "profile" and keras.backend.backend() == "jax":
+        print(json.dumps({"case": case, "kernels": kernel_times(step), "of": variant}), flush=True)
+    print("timed", flush=True)
+    if variant != "step":
+        return
+    for variable, value in zip(model.trainable_variables, weights):
         variable.assign(value)
     kernels = [v for v in model.trainable_variables if v.constraint is not None]
     kernels = [v for v in kernels if isinstance(v.constraint, lip.manifolds.Stiefel)]
@@ -267,37 +255,23 @@ def start(backend, *arguments):
         **os.environ,
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several programs wait on the card at once
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # one process may still hold what it trained
     }
     command = [sys.executable, "-W", "ignore", __file__, "--child", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def rows_of(process):
-    """The JSON objects a child prints until it ends, printed here too."""
+def rows_of(process, until=None):
+    """The JSON objects a child prints until it says so or ends, printed here too."""
     rows = []
     for line in process.stdout:
         if line.startswith("{"):
             rows.append(json.loads(line))
             print(line, end="", flush=True)
+        elif line == f"{until}\n":
+            return rows
     if process.wait():
         print(f"failed: {process.args[4:]} (exit status {process.returncode})", flush=True)
-    return rows
-
-
-def rows_of_case(backend, case, variants, profile):
-    """All variants, compiled at once and timed in turns."""
-    children = [start(backend, "measure", case, variant, profile) for variant in variants]
-    for child in children:
-        while (line := child.stdout.readline()) and line != "ready\n":
-            pass
-    rows = []
-    for child in children:
-        if child.poll() is None:
-            print("go", file=child.stdin, flush=True)
-        rows += rows_of(child)
     return rows
 
 
@@ -325,9 +299,12 @@ def run_tests(backends, workers):
             "KERAS_BACKEND": backend,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "OMP_NUM_THREADS": "1",
+            "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # their programs run once
         }
         rooms = [f"tests/{room}" for room in ROOMS]
-        options = ["-n", str(workers), "--tb=line", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+        options = ["-v", "-n", str(workers), "--dist", "worksteal", "--tb=short"]
+        options += ["-p", "no:benchmark", "-p", "no:cacheprovider"]
+        options += ["--continue-on-collection-errors"]  # of tests that want TensorFlow, too
         command = [sys.executable, "-m", "pytest", *options, *rooms]
         print(f"== {backend}", flush=True)
         subprocess.run(command, cwd=root, env=environment, check=False)
@@ -341,11 +318,17 @@ def main(arguments):
         content[backend] = {**facts, "rows": rows, "shares": known, "quickstart": []}
         name = f"gpu_{facts['card'].lower().replace(' ', '_')}"
         profile = "profile" if arguments.profile else "plain"
-        for index, case in enumerate(arguments.cases):
-            variants = arguments.variants or VARIANTS[: 2 if index else 4]
-            rows += rows_of_case(backend, case, variants, profile)
-            known |= shares(rows, case, facts["rates"]["bfloat16"][0])
-            measuring.write(name, content)  # what is known, should the machine be taken away
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            rest = []
+            for index, case in enumerate(arguments.cases):
+                for variant in arguments.variants or VARIANTS[: 2 if index else 4]:
+                    child = start(backend, "measure", case, variant, profile)
+                    rows += rows_of(child, until="timed")
+                    rest.append(pool.submit(rows_of, child))
+                known |= shares(rows, case, facts["rates"]["bfloat16"][0])
+                measuring.write(name, content)  # what is known, should the machine be taken away
+            for answer in rest:
+                rows += answer.result()
         if arguments.epochs:
             rows = rows_of(start(backend, "quickstart", arguments.epochs))
             content[backend]["quickstart"] += rows
@@ -358,8 +341,9 @@ def child(kind, *arguments):
     elif kind == "quickstart":
         print(json.dumps(quickstart(int(arguments[0]))), flush=True)
     else:
-        size = (8192, 32, 1024) if card().lower() != "cpu" else (512, 4, 128)
-        print(json.dumps({"card": card(), "rates": rates(*size)}), flush=True)
+        card = measuring.device()
+        size = (8192, 32, 1024) if card != "cpu" else (512, 4, 128)
+        print(json.dumps({"card": card, "rates": rates(*size)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,24 @@ def versions(names=PACKAGES):
     return found
 
 
+def device():
+    """Name of the accelerator in use, as its framework says it, or "cpu"."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.devices()[0].device_kind
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(found[0])["device_name"] if found else "cpu"
+
+
 def machine():
     """Facts about this machine that the figures depend on."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")

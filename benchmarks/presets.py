@@ -61,6 +61,19 @@ RECIPES = {
         "flip": True,
         "epochs": 100,
     },
+    # For one GPU and ten minutes: `--seconds 500`.
+    "cifar10_jpeg_large": {
+        **SMALL,
+        "patch_size": 2,
+        "depth": 8,
+        "width": 384,
+        "neck_width": 224,
+        "loss": {"class": "EMMA", "epsilon": 3 * 36 / 255, "temperature": 4, "ramp": 0.25},
+        "batch": 256,
+        "shift": 2,
+        "flip": True,
+        "epochs": 400,
+    },
 }
 
 

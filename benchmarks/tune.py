@@ -17,7 +17,7 @@ task: the first 20,000 images of CIFAR-10 (JPEG q75 copy) in 6 epochs, or of MNI
 accuracy on 5,000 held-out images of the training part, by the model's own float32 metric. The test
 part is not touched. `--workers` trainings at a time share the machine, on Linux each with a core of
 its own: of a card one small network takes little. "seconds" are those of `fit`, compilation
-included, "cpu_seconds" what it took of the cores.
+included, "cpu_seconds" what it took of the cores; "device" is "cpu" or a card's name.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import time
 
 import datasets
 import keras
+import measuring
 
 import keras_lipnext as lip
 
@@ -175,7 +176,7 @@ def run(settings, data):
     x = datasets.padded(x, training.margin)
     scores = model.evaluate(x, y, batch_size=500, verbose=0, return_dict=True)
     seconds = {"seconds": round(seconds), "cpu_seconds": round(of_cores)}
-    return {"settings": settings, **seconds, **scores}
+    return {"settings": settings, "device": measuring.device(), **seconds, **scores}
 
 
 def in_child(settings, data, cores):
