@@ -302,7 +302,7 @@ def run_tests(backends, workers):
             "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # their programs run once
         }
         rooms = [f"tests/{room}" for room in ROOMS]
-        options = ["-v", "-n", str(workers), "--dist", "worksteal", "--tb=short"]
+        options = ["-vv", "-n", str(workers), "--dist", "worksteal", "--tb=short"]
         options += ["-p", "no:benchmark", "-p", "no:cacheprovider"]
         options += ["--continue-on-collection-errors"]  # of tests that want TensorFlow, too
         command = [sys.executable, "-m", "pytest", *options, *rooms]

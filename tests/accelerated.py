@@ -1,9 +1,14 @@
 """An accelerator's ways, taken on a CPU: what is decided by the device, and what it would round."""
 
 import keras
+import pytest
 
 from keras_lipnext import backend
 from keras_lipnext.backend import precision as products
+
+ON_CPU = products.on_cpu()
+# What holds where float32 products are float32, of tests that run on a card by benchmarks/gpu.py.
+of_cpus = pytest.mark.skipif(not ON_CPU, reason="accelerators round float32 products")
 
 BITS = {"increment": 10, "direction": 7}  # of TF32 and bfloat16, beside the leading one
 

@@ -1,5 +1,6 @@
 """`certified_parts`: composite layers that are the composition of their sub-layers, and say so."""
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -188,6 +189,7 @@ class Saturated(Pair):
         return super().call(keras.ops.clip(inputs, -3.0, 3.0))
 
 
+@accelerated.of_cpus
 @pytest.mark.parametrize("cls", [Residual, Scaled, Swapped, Saturated])
 @pytest.mark.parametrize(
     "prove",

@@ -1,5 +1,6 @@
 """The explicit matrix against one assembled tap by tap, and against Keras' own layers."""
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ CASES = [
 ]
 
 
+@accelerated.of_cpus
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_equals_what_keras_computes(case):
     """Padding that falls to one side only is where backends could differ."""

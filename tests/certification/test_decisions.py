@@ -2,6 +2,7 @@
 
 import itertools
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -412,6 +413,7 @@ def test_shares_at_each_position_are_left_out():
     assert "softmax" in other.evidence.bound.notes[0]
 
 
+@accelerated.of_cpus
 def test_a_model_that_answers_otherwise_is_refused():
     model, x = dense_model(), images()
     evaluation = Evaluation(read(model), CLASSES)

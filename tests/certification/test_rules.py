@@ -2,6 +2,7 @@
 
 import re
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -379,6 +380,7 @@ class Hidden(kl.Layer):
         return self._factor * inputs
 
 
+@accelerated.of_cpus
 def test_the_models_own_predictions_are_compared():
     layer = Hidden()
     model = model_of(lambda x: kl.Dense(3)(layer(x)), (4,))

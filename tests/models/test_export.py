@@ -1,5 +1,6 @@
 """`model.export` to every format that Keras writes on a backend: the outputs of what is written."""
 
+import accelerated
 import keras
 import numpy as np
 import pytest
@@ -95,6 +96,7 @@ def test_onnx(make, tmp_path):
     assert_written(model, answer)
 
 
+@accelerated.of_cpus
 @quiet
 @every_model
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from accelerated import ON_CPU
 from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
@@ -30,7 +31,7 @@ def test_mixed_precision_trains_as_float32_does(digits):
         reached[policy] = [certificate.clean_accuracy, certificate.certified_accuracy[0.1], loss]
     plain, mixed = reached["float32"], reached["mixed_bfloat16"]
     assert plain[1] > 0.7
-    np.testing.assert_allclose(mixed[:2], plain[:2], atol=0.03)
+    np.testing.assert_allclose(mixed[:2], plain[:2], atol=0.03 if ON_CPU else 0.04)
     np.testing.assert_allclose(mixed[2], plain[2], rtol=0.1)
 
 
