@@ -1,12 +1,13 @@
 """An accelerator's ways, taken on a CPU: what is decided by the device, and what it would round."""
 
+import compiling  # noqa: F401  before what imports a backend
 import keras
 import pytest
 
 from keras_lipnext import backend
 from keras_lipnext.backend import precision as products
 
-ON_CPU = products.on_cpu()
+ON_CPU = products.on_cpu()  # whatever a test pretends later
 # What holds where float32 products are float32, of tests that run on a card by benchmarks/gpu.py.
 of_cpus = pytest.mark.skipif(not ON_CPU, reason="accelerators round float32 products")
 

@@ -1,14 +1,13 @@
 """Shared set-up: seeds, a clean Keras configuration for each test, and the digits."""
 
+import accelerated
 import compiling  # noqa: F401  before what imports a backend
 import data  # noqa: F401  its settings
 import hypothesis
 import keras
 import pytest
 
-from keras_lipnext.backend import precision, programs
-
-ON_CPU = precision.on_cpu()  # whatever a test pretends later
+from keras_lipnext.backend import programs
 
 # Property tests compile on their first example: no deadline. The same examples every time, and
 # fewer where each shape is compiled anew.
@@ -28,7 +27,7 @@ def pytest_runtest_call(item):
         return (yield)
     except (ValueError, AssertionError) as error:
         refused = "No float32 program can be certified in this process" in str(error)
-        if ON_CPU or not refused:
+        if accelerated.ON_CPU or not refused:
             raise
         pytest.skip("float32 programs are certified on CPUs")
 
