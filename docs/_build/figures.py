@@ -530,12 +530,13 @@ def gpu():
                         f"{of['milliseconds']:.1f} ms",
                         f"{of['images_a_second']:,}",
                         f"{of['peak_gb']:.1f} GB ({of['estimated_gb']:.1f})",
+                        share(of["tflops"] / of_backend["rates"]["bfloat16"][0], 0),
                         share(share_of, 0) if whole and share_of is not None else "",
                         f"{ends[of['case']]:.1e}" if whole and of["case"] in ends else "",
                     )
                 )
         heads = ["blocks x width", "what", " a step", " images a second", " peak (estimate)"]
-        heads += [" optimizer's share", " K - 1 after 50 steps"]
+        heads += [" of the card's rate", " optimizer's share", " K - 1 after 50 steps"]
         card = next(found[b]["card"] for b in BACKENDS if b in found)
         text += [f"One {card}:", "", table(heads, rows), ""]
     return "\n".join(text)
