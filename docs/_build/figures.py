@@ -252,6 +252,19 @@ def block_forms():
 
 
 @figure
+def gpu_passes():
+    rows = []
+    versions = results("gpu_passes")["passes"]
+    for name in sorted(versions, key="now".__eq__):
+        for of in versions[name]:
+            moved = [of[form][kind] for form in ("parts", "expanded") for kind in of[form]]
+            dtype = {"mixed_bfloat16": "bfloat16"}.get(of["dtype"], of["dtype"])
+            rows.append((name, of["width"], dtype, *(f"{passes:.1f}" for passes in moved)))
+    heads = ["version", " width", "dtype", " parts: products", " others"]
+    return table([*heads, " expanded: products", " others"], rows)
+
+
+@figure
 def symmetric_products():
     rows = []
     for path in sorted(RESULTS.glob("symmetric_products_*.json")):

@@ -183,7 +183,10 @@ class LipNeXtBlock(keras.layers.Layer):
         kernel = ops.cast(dense.kernel, dense.compute_dtype)
         bias = ops.cast(dense.bias, dense.compute_dtype)
         x = positional_bias(inputs)
-        changes = matmul(mixing.changes(x, moving), ops.matmul(ops.transpose(moving), kernel), axis)
+        # Transposed: else XLA on GPUs makes one product of R_s x and M R_s^T, and for that a copy
+        # of x with M below it.
+        moved = ops.transpose(ops.matmul(ops.transpose(kernel), moving))
+        changes = matmul(mixing.changes(x, moving), moved, axis)
         x = matmul(x, kernel, axis) + changes
         return activation(x + along(bias, axis, len(x.shape)))
 

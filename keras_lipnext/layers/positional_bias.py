@@ -54,12 +54,18 @@ class PositionalBias(keras.layers.Layer):
             )
         channels_along(self, input_shape)
         last = self.data_format == "channels_last"
-        self.bias = add_bias(self, (*sides, 1) if last else (1, *sides), self.initializer)
+        shape = (*sides, 1) if last else (1, *sides)
+        self.bias = add_bias(self, shape, self.initializer, autocast=False)
         sizes = dict(zip(spatial_axes(self.data_format, rank), sides))
         self.input_spec = keras.layers.InputSpec(ndim=rank, axes=sizes)
 
     def call(self, inputs: Tensor) -> Tensor:
-        return inputs + self.bias
+        # One value for each sample before it is cast: so the gradient sums over channels first,
+        # and then over samples. XLA on GPUs takes both at once only in a layout that has samples
+        # beside channels, into which it would bring the activations of the whole block and back.
+        bias = keras.ops.convert_to_tensor(self.bias)
+        samples = keras.ops.broadcast_to(bias, (keras.ops.shape(inputs)[0], *bias.shape))
+        return inputs + keras.ops.cast(samples, keras.backend.standardize_dtype(inputs.dtype))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

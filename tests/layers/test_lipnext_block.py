@@ -221,8 +221,12 @@ def test_a_frozen_block_has_no_trainable_part_whenever_it_was_frozen(when):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers with jax")
 @pytest.mark.parametrize("training", [False, True])
-def test_products_are_of_matrices_on_an_accelerator(training):
-    """Of a product with several batch axes XLA makes the gradient by transposing both operands."""
+def test_products_and_sums_on_an_accelerator(training):
+    """Of a product with several batch axes XLA makes the gradient by transposing both operands.
+
+    And it transposes activations for a sum over axes that do not lie side by side. What is compiled
+    for a card: benchmarks/gpu_passes.py.
+    """
     import jax
 
     block = LipNeXtBlock(1 / 8)
@@ -244,3 +248,9 @@ def test_products_are_of_matrices_on_an_accelerator(training):
         assert product.count("tensor<") == 3 and re.fullmatch(
             r".*contracting_dims = \[[01]\] x \[[01]\].*", product
         ), product
+    sums = re.findall(r"dimensions = \[([\d, ]*)\] : \(tensor<([\dx]*)x", "\n".join(lines))
+    assert len(sums) == 3
+    for axes, shape in sums:
+        sizes = list(map(int, shape.split("x")))
+        axes = [axis for axis in map(int, axes.split(",")) if sizes[axis] > 1]
+        assert axes == list(range(axes[0], axes[-1] + 1)), (axes, shape)

@@ -1,0 +1,131 @@
+"""Bytes that a LipNeXt block moves on an H200, counted in what XLA compiles for one; without one.
+
+    python -m venv cuda && cuda/bin/pip install "jax[cuda12]" keras threadpoolctl
+    KERAS_BACKEND=jax PYTHONPATH=. cuda/bin/python benchmarks/gpu_passes.py
+    KERAS_BACKEND=jax PYTHONPATH=OTHER cuda/bin/python benchmarks/gpu_passes.py --name COMMIT
+
+Forward and backward passes in bfloat16 and in float32. What each kernel reads and writes is summed,
+apart for products (cuBLAS) and for all others, and given in passes, over the bytes of one
+activation, for a block: what 4 blocks move more than 2, halved. "parts" are a block's parts in
+order, "expanded" the block as training computes it. Products are not tuned without a card, which
+does not change what they read. Writes results/gpu_passes.json, figures of other names stay.
+"""
+
+import functools
+import json
+import math
+import os
+import re
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false")
+
+import jax
+import keras
+import measuring
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from keras_lipnext.layers import LipNeXtBlock
+
+# What XLA has to know of an H200 (SXM, 141 GB); XLA's GpuTargetConfigProto.
+H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  l2_cache_size: 52428800 memory_bandwidth: 4800000000000 device_memory_size: 151397597184
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "sm_9.0"
+"""
+SHAPES = ((1024, 8, 512), (4096, 14, 128))  # width, side of the square map, batch
+DTYPES = ("mixed_bfloat16", "float32")
+FORMS = {"parts": False, "expanded": True}
+BYTES = {"bf16": 2, "f32": 4, "pred": 1, "s32": 4}
+KERNEL = re.compile(r"\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)")
+FREE = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant")
+
+
+@functools.cache
+def card():
+    """The sharding of a program for one H200."""
+    described = topologies.get_topology_desc(
+        platform="cuda", topology_name="h200", topology="1x1x1", target_config=H200
+    )
+    return SingleDeviceSharding(described.devices[0])
+
+
+def size(shapes):
+    """Bytes of arrays as HLO writes them, e.g. "bf16[8,4]{1,0}"; work space, in s8, left out."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    sizes = (
+        BYTES[d] * math.prod(map(int, filter(None, n.split(",")))) for d, n in found if d != "s8"
+    )
+    return sum(sizes)
+
+
+def moved(program):
+    """Bytes that the kernels of a compiled program read and write: {"products", "others"}."""
+    text = program.as_text()
+    shapes, found = {}, {"products": 0, "others": 0}
+    for name, shape, kind, operands in KERNEL.findall(text[text.index("\nENTRY") :]):
+        shapes[name] = shape
+        if kind not in FREE:
+            read = (shapes.get(operand.strip().lstrip("%"), "") for operand in operands.split(","))
+            where = "products" if kind == "custom-call" else "others"
+            found[where] += size(shape) + sum(map(size, read))
+    return found
+
+
+def compiled(training, depth, policy, width, side, batch):
+    """Gradients of a chain of blocks with respect to weights and inputs."""
+    blocks = [LipNeXtBlock(1 / 16, dtype=policy) for _ in range(depth)]
+    shape = (batch, side, side, width)
+    for block in blocks:
+        block.build(shape)
+    values = [
+        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in b.trainable_variables] for b in blocks
+    ]
+
+    def energy(values, x):
+        for block, weights in zip(blocks, values):
+            x, _ = block.stateless_call(weights, [], x, training=training)
+        return keras.ops.sum(keras.ops.square(keras.ops.cast(x, "float32")))
+
+    x = jax.ShapeDtypeStruct(shape, blocks[0].compute_dtype)
+    return (
+        jax.jit(jax.grad(energy, (0, 1)), in_shardings=card(), out_shardings=card())
+        .lower(values, x)
+        .compile()
+    )
+
+
+def main():
+    parser = measuring.parser(__doc__, backends=("own",))
+    parser.add_argument("--name", default="now", help='of the package\'s version ("now")')
+    arguments = parser.parse_args()
+    rows = []
+    for width, side, batch in SHAPES:
+        for policy in DTYPES:
+            row = {"width": width, "side": side, "batch": batch, "dtype": policy}
+            one = batch * side**2 * width * (4 if policy == "float32" else 2)
+            for form, training in FORMS.items():
+                two, four = (
+                    moved(compiled(training, depth, policy, width, side, batch)) for depth in (2, 4)
+                )
+                row[form] = {key: round((four[key] - two[key]) / 2 / one, 2) for key in four}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    path = measuring.RESULTS / "gpu_passes.json"
+    known = json.loads(path.read_text())["passes"] if path.exists() else {}
+    measuring.write("gpu_passes", {"passes": {**known, arguments.name: rows}})
+
+
+if __name__ == "__main__":
+    main()
