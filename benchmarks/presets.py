@@ -50,8 +50,9 @@ RECIPES = {
         **DIGITS,
         "data": "fashion_mnist",
         "flip": True,
+        "shift": 1,
         "epsilon": 0.2,
-        "epochs": 4,
+        "epochs": 20,
     },
     "cifar10_jpeg_small": {
         **SMALL,
