@@ -394,6 +394,7 @@ def _radius(epsilon):
 def accuracy():
     names = {
         "patches": "CIFAR-10, width 128, patches",
+        "tuned": "CIFAR-10, width 192, patches, tuned",
         "cifar10": "CIFAR-10, L2 pooling",
         "full": "CIFAR-10, L2 pooling, the paper's block",
         "mnist": "MNIST, L2 pooling",
