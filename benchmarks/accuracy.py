@@ -8,7 +8,7 @@ test part is evaluated once, by `certify`, in float64. Tasks:
 
 - patches: the first 20,000 images of CIFAR-10 (JPEG q75 copy), 6 epochs, no augmentation, 4 blocks
   of width 128, LipNeXt's defaults.
-- tuned: the same, of width 192, the neck 384 wide, beta 0.5, EMMA's ramp a quarter of the training.
+- tuned: the same, but of width 192, beta 0.5, and EMMA's ramp a quarter of the training.
 - cifar10: the same with L2 pooling, the paper's neck, and width 256.
 - mnist: 60,000 images, 10 epochs, 8 blocks of width 128, L2 pooling.
 - full: as cifar10, but with the paper's three-product block, `mixing="full"`, to see that the
@@ -30,7 +30,7 @@ import keras_lipnext as lip
 PATCHES = {"size": "small", "depth": 4, "input_shape": (32, 32, 3), "num_classes": 10}
 CIFAR = PATCHES | {"neck": "pool"}
 PATCHES |= {"width": 128}
-TUNED = PATCHES | {"width": 192, "neck_width": 384, "shift_ratio": 1 / 16, "beta": 0.5}
+TUNED = PATCHES | {"width": 192, "beta": 0.5}
 TUNED |= {"loss": {"epsilon": 3 * 36 / 255, "temperature": 4, "ramp": 0.25}}
 MNIST = {"depth": 8, "width": 128, "patch_size": 4, "input_shape": (28, 28, 1), "num_classes": 10}
 MNIST |= {"neck": "pool", "epsilon": 0.2, "temperature": 9.0, "learning_rate": 0.008}

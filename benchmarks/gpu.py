@@ -17,8 +17,9 @@ and the projection that ends `fit`, the defect of the kernels and the proven con
 the head. Last the quickstart: its digits trained on the card, K and certified accuracy.
 
 Each program has a process of its own, one after the other: compilation takes all cores, and XLA
-tries its products on the card. Only what a finished one has still to say of K is left to the cores
-beside the next. Figures are printed as soon as they are known; writes results/gpu_<card>.json.
+tries its products on the card. Only the proof of a finished one's K goes on beside the next, whose
+building and first step it may slow. Figures are printed as soon as they are known; writes
+results/gpu_<card>.json.
 """
 
 import concurrent.futures
@@ -143,7 +144,7 @@ def kernel_times(step, count=3):
 
 
 def measure(case, variant, profile):
-    """Prints rows, and "timed" as soon as the card is free for others."""
+    """Prints rows, and "trained" when only the proof of K is left, which is the cores' work."""
     import keras
     import numpy as np
     from training_step import TrainingStep, unconstrained
@@ -195,7 +196,6 @@ def measure(case, variant, profile):
     weights = step.weights()
     if profile == "profile" and keras.backend.backend() == "jax":
         print(json.dumps({"case": case, "kernels": kernel_times(step), "of": variant}), flush=True)
-    print("timed", flush=True)
     if variant != "step":
         return
     for variable, value in zip(model.trainable_variables, weights):
@@ -210,8 +210,9 @@ def measure(case, variant, profile):
         "steps": STEPS,
         "defect": drift,
         "defect_at_the_end_of_fit": max(_defect(v) for v in kernels),
-        "K_minus_1": lip.lipschitz_bound(model).body_constant - 1,
     }
+    print("trained", flush=True)
+    row["K_minus_1"] = lip.lipschitz_bound(model).body_constant - 1
     print(json.dumps(row), flush=True)
 
 
@@ -263,14 +264,14 @@ def start(backend, *arguments):
 
 def rows_of(process, until=None):
     """The JSON objects a child prints until it says so or ends, printed here too."""
-    rows = []
+    rows, reported = [], process.returncode is not None
     for line in process.stdout:
         if line.startswith("{"):
             rows.append(json.loads(line))
             print(line, end="", flush=True)
         elif line == f"{until}\n":
             return rows
-    if process.wait():
+    if process.wait() and not reported:
         print(f"failed: {process.args[4:]} (exit status {process.returncode})", flush=True)
     return rows
 
@@ -323,7 +324,7 @@ def main(arguments):
             for index, case in enumerate(arguments.cases):
                 for variant in arguments.variants or VARIANTS[: 2 if index else 4]:
                     child = start(backend, "measure", case, variant, profile)
-                    rows += rows_of(child, until="timed")
+                    rows += rows_of(child, until="trained")
                     rest.append(pool.submit(rows_of, child))
                 known |= shares(rows, case, facts["rates"]["bfloat16"][0])
                 measuring.write(name, content)  # what is known, should the machine be taken away

@@ -7,8 +7,9 @@
 Forward and backward passes in bfloat16 and in float32. What each kernel reads and writes is summed,
 apart for products (cuBLAS) and for all others, and given in passes, over the bytes of one
 activation, for a block: what 4 blocks move more than 2, halved. "parts" are a block's parts in
-order, "expanded" the block as training computes it. Products are not tuned without a card, which
-does not change what they read. Writes results/gpu_passes.json, figures of other names stay.
+order, "expanded" the block as training computes it. Nothing is tuned without a card, and products
+are all left to cuBLAS, which takes nearly all of them on a card. Writes results/gpu_passes.json,
+figures of other names stay.
 """
 
 import functools
@@ -48,7 +49,7 @@ SHAPES = ((1024, 8, 512), (4096, 14, 128))  # width, side of the square map, bat
 DTYPES = ("mixed_bfloat16", "float32")
 FORMS = {"parts": False, "expanded": True}
 BYTES = {"bf16": 2, "f32": 4, "pred": 1, "s32": 4}
-KERNEL = re.compile(r"\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)")
 FREE = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant")
 
 
@@ -70,16 +71,42 @@ def size(shapes):
     return sum(sizes)
 
 
+def computations(text):
+    """{name: its instructions (name, shape, kind, operands, the rest of the line)}."""
+    found = {}
+    for name, body in re.findall(r"\n(?:ENTRY )?%(\S+) [^\n]*\{\n(.*?)\n\}", text, re.DOTALL):
+        lines = (INSTRUCTION.match(line) for line in body.splitlines())
+        found[name] = [
+            (name, shape, kind, re.findall(r"%([\w.-]+)", operands), operands + rest)
+            for name, shape, kind, operands, rest in (line.groups() for line in lines if line)
+        ]
+    return found
+
+
+def sizes_read(fused, count):
+    """What a fusion reads of each operand where that is less than all: only slices of it."""
+    sizes = {}
+    for name, _, kind, _, rest in fused:
+        users = [(k, shape) for _, shape, k, operands, _ in fused if name in operands]
+        if kind == "parameter" and users and all("slice" in k for k, _ in users):
+            sizes[int(re.match(r"\d+", rest)[0])] = sum(size(shape) for _, shape in users)
+    return [sizes.get(index, math.inf) for index in range(count)]
+
+
 def moved(program):
     """Bytes that the kernels of a compiled program read and write: {"products", "others"}."""
     text = program.as_text()
-    shapes, found = {}, {"products": 0, "others": 0}
-    for name, shape, kind, operands in KERNEL.findall(text[text.index("\nENTRY") :]):
+    parts, shapes, found = computations(text), {}, {"products": 0, "others": 0}
+    for name, shape, kind, operands, rest in parts[re.search(r"ENTRY %(\S+)", text)[1]]:
         shapes[name] = shape
-        if kind not in FREE:
-            read = (shapes.get(operand.strip().lstrip("%"), "") for operand in operands.split(","))
-            where = "products" if kind == "custom-call" else "others"
-            found[where] += size(shape) + sum(map(size, read))
+        if kind in FREE:
+            continue
+        operands = [operand for operand in operands if operand in shapes]
+        most = [math.inf] * len(operands)
+        if fusion := re.search(r"calls=%([\w.-]+)", rest):
+            most = sizes_read(parts[fusion[1]], len(operands))
+        read = sum(min(size(shapes[x]), limit) for x, limit in zip(operands, most))
+        found["products" if kind == "custom-call" else "others"] += size(shape) + read
     return found
 
 

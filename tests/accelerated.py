@@ -8,8 +8,12 @@ from keras_lipnext import backend
 from keras_lipnext.backend import precision as products
 
 ON_CPU = products.on_cpu()  # whatever a test pretends later
-# What holds where float32 products are float32, of tests that run on a card by benchmarks/gpu.py.
-of_cpus = pytest.mark.skipif(not ON_CPU, reason="accelerators round float32 products")
+
+
+def of_cpus(reason="accelerators round float32 products"):
+    """A mark: left out where benchmarks/gpu.py runs the tests on a card, for this reason."""
+    return pytest.mark.skipif(not ON_CPU, reason=reason)
+
 
 BITS = {"increment": 10, "direction": 7}  # of TF32 and bfloat16, beside the leading one
 

@@ -65,7 +65,8 @@ class PositionalBias(keras.layers.Layer):
         # beside channels, into which it would bring the activations of the whole block and back.
         bias = keras.ops.convert_to_tensor(self.bias)
         samples = keras.ops.broadcast_to(bias, (keras.ops.shape(inputs)[0], *bias.shape))
-        return inputs + keras.ops.cast(samples, keras.backend.standardize_dtype(inputs.dtype))
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        return inputs + keras.ops.cast(samples, keras.backend.result_type(dtype, self.compute_dtype))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

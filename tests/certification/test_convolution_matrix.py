@@ -50,7 +50,7 @@ CASES = [
 ]
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus()
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_equals_what_keras_computes(case):
     """Padding that falls to one side only is where backends could differ."""

@@ -380,13 +380,12 @@ class Hidden(kl.Layer):
         return self._factor * inputs
 
 
-@accelerated.of_cpus
 def test_the_models_own_predictions_are_compared():
     layer = Hidden()
     model = model_of(lambda x: kl.Dense(3)(layer(x)), (4,))
     x = np.random.default_rng(0).normal(size=(5, 4))
     assert lip.certify(model, x, verbose=0).radii.max() > 0
-    layer._factor = -2.0
+    layer._factor = -2.0 if accelerated.ON_CPU else -200.0  # within what TF32 may lose there
     model.make_predict_function(force=True)
     with pytest.raises(ValueError, match="own predictions are not those of its evaluation"):
         lip.certify(model, x, verbose=0)

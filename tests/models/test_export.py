@@ -96,7 +96,7 @@ def test_onnx(make, tmp_path):
     assert_written(model, answer)
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus("an exported program stays on its device")
 @quiet
 @every_model
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")

@@ -26,7 +26,7 @@ def test_the_exponential_is_the_geodesic_step():
             np.testing.assert_allclose(to_numpy(variable), reference.x, atol=2e-5)
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus()
 def test_clipnorm_acts_on_the_euclidean_gradient():
     variable = keras.Variable(np.eye(3, dtype="float32"))
     variable.constraint = Stiefel()

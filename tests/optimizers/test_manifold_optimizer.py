@@ -127,7 +127,6 @@ def test_the_work_does_not_grow_with_the_depth(make, monkeypatch):
     assert [tuple(c) for c in calls] == [(20, 6, 6), (20, 8, 3)]
 
 
-@accelerated.of_cpus
 @every_optimizer
 def test_variables_that_skip_steps_do_not_drift(make):
     """Gradients in turn: one of them never meets a multiple of the projections' period."""
@@ -140,10 +139,10 @@ def test_variables_that_skip_steps_do_not_drift(make):
     for step in range(400):
         turns[step % 2]([rng.normal(size=(32, 32)).astype("float32")])
     for variable in variables:
-        assert float(stiefel.defect(variable)) < 2e-6
+        assert float(stiefel.defect(variable)) < (2e-6 if accelerated.ON_CPU else 3e-5)
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus("accelerators look at a sixteenth of the rows a step")
 @every_optimizer
 def test_weights_that_were_set_come_back_with_the_next_step(make):
     variables = make_variables("float32")
@@ -349,7 +348,7 @@ def test_no_drift_after_a_thousand_noisy_steps(make, size=64):
         assert np.abs(to_numpy(kernel) - start).max() > 0.05
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus("accelerators look at a sixteenth of the rows a step")
 @every_optimizer
 def test_a_single_huge_step_stays_on_the_manifold(make):
     variables = make_variables("float32")
@@ -398,7 +397,7 @@ def test_options_train_on_the_manifold(make, options):
     assert_on_manifold(model)
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus()
 @every_optimizer
 def test_learning_rate_schedule(make):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.0])
@@ -607,7 +606,7 @@ def test_bad_precision(make):
         make(precision="tf32")
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus()
 @every_optimizer
 def test_precision_changes_nothing_on_a_cpu(make):
     optimizer = make(0.05, precision="float32")
@@ -618,7 +617,7 @@ def test_precision_changes_nothing_on_a_cpu(make):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus()
 @every_optimizer
 @pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "auto")])
 def test_float32_is_what_is_asked_for_on_an_accelerator(make, dtype, precision, monkeypatch):
@@ -666,7 +665,7 @@ def test_no_drift_on_an_accelerator(make, monkeypatch):
         assert float(stiefel.defect(variable)) < 3e-5
 
 
-@accelerated.of_cpus
+@accelerated.of_cpus("the CPU's stacks come first")
 @every_optimizer
 def test_stacks_are_larger_on_an_accelerator(make, monkeypatch):
     monkeypatch.setattr(manifold_optimizer, "STACK_ENTRIES", 36)
