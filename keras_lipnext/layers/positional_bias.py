@@ -66,7 +66,8 @@ class PositionalBias(keras.layers.Layer):
         bias = keras.ops.convert_to_tensor(self.bias)
         samples = keras.ops.broadcast_to(bias, (keras.ops.shape(inputs)[0], *bias.shape))
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        return inputs + keras.ops.cast(samples, keras.backend.result_type(dtype, self.compute_dtype))
+        dtype = keras.backend.result_type(dtype, self.compute_dtype)
+        return keras.ops.add(inputs, keras.ops.cast(samples, dtype))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
