@@ -10,23 +10,33 @@ activation, for a block: what 4 blocks move more than 2, halved. "parts" are a b
 order, "expanded" the block as training computes it. Nothing is tuned without a card, and products
 are all left to cuBLAS, which takes nearly all of them on a card. Writes results/gpu_passes.json,
 figures of other names stay.
+
+With `--memory CASE ...`, cases of benchmarks/gpu.py, instead the bytes that XLA plans for a whole
+training step: weights, state and batch, and temporaries, beside `LipNeXt.estimate`.
 """
 
+import concurrent.futures
 import functools
 import json
 import math
+import multiprocessing
 import os
 import re
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false")
 
+import gpu
 import jax
 import keras
 import measuring
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+import keras_lipnext as lip
+from keras_lipnext import backend
+from keras_lipnext.backend import precision
 from keras_lipnext.layers import LipNeXtBlock
 
 # What XLA has to know of an H200 (SXM, 141 GB); XLA's GpuTargetConfigProto.
@@ -133,10 +143,57 @@ def compiled(training, depth, policy, width, side, batch):
     )
 
 
+def planned(case):
+    """Gigabytes of a training step of benchmarks/gpu.py, as its "step"."""
+    batch, options = gpu.CASES[case]
+    model = lip.LipNeXt(**options, neck="pool", dtype=gpu.DTYPE)
+    model.optimizer.build(model.trainable_variables)
+    shape = model.input_shape[1:]
+    model.evaluate(np.zeros((1, *shape), "float32"), np.zeros(1, "int32"), verbose=0)  # metrics
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = [[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in part] for part in parts]
+    data = [
+        jax.ShapeDtypeStruct((batch, *shape), "float32"),
+        jax.ShapeDtypeStruct((batch,), "int64"),
+    ]
+    for module in (precision, backend):  # from here on the way of accelerators is taken
+        module.on_cpu = lambda: False
+    jitted = jax.jit(model.train_step, donate_argnums=0, in_shardings=card(), out_shardings=card())
+    plan = jitted.lower(tuple(state), tuple(data)).compile().memory_analysis()
+    total = plan.argument_size_in_bytes + plan.temp_size_in_bytes
+    total += plan.output_size_in_bytes - plan.alias_size_in_bytes
+    estimate = lip.LipNeXt.estimate(**options, neck="pool", batch=batch, dtype=gpu.DTYPE)
+    return {
+        "case": case,
+        "batch": batch,
+        "planned_gb": round(total / 1e9, 2),
+        "estimated_gb": round(estimate.peak_bytes / 1e9, 2),
+    }
+
+
 def main():
     parser = measuring.parser(__doc__, backends=("own",))
+    parser.add_argument("--memory", nargs="+", choices=gpu.CASES, metavar="CASE")
     parser.add_argument("--name", default="now", help='of the package\'s version ("now")')
     arguments = parser.parse_args()
+    path = measuring.RESULTS / "gpu_passes.json"
+    known = json.loads(path.read_text()) if path.exists() else {"passes": {}, "memory": []}
+    known.pop("machine", None)
+    if arguments.memory:
+        # Each in a process of its own: that a card is there stays pretended.
+        spawning = multiprocessing.get_context("spawn")
+        for case in arguments.memory:
+            with concurrent.futures.ProcessPoolExecutor(1, spawning) as pool:
+                row = pool.submit(planned, case).result()
+            print(json.dumps(row), flush=True)
+            known["memory"] = [of for of in known["memory"] if of["case"] != case] + [row]
+            measuring.write("gpu_passes", known)
+        return
     rows = []
     for width, side, batch in SHAPES:
         for policy in DTYPES:
@@ -149,9 +206,8 @@ def main():
                 row[form] = {key: round((four[key] - two[key]) / 2 / one, 2) for key in four}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    path = measuring.RESULTS / "gpu_passes.json"
-    known = json.loads(path.read_text())["passes"] if path.exists() else {}
-    measuring.write("gpu_passes", {"passes": {**known, arguments.name: rows}})
+    known["passes"][arguments.name] = rows
+    measuring.write("gpu_passes", known)
 
 
 if __name__ == "__main__":
