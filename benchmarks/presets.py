@@ -50,9 +50,8 @@ RECIPES = {
         **DIGITS,
         "data": "fashion_mnist",
         "flip": True,
-        "shift": 1,
         "epsilon": 0.2,
-        "epochs": 20,
+        "epochs": 4,  # twenty, with shifts of 1, were no better on held-out images
     },
     "cifar10_jpeg_small": {
         **SMALL,
