@@ -265,6 +265,15 @@ def gpu_passes():
 
 
 @figure
+def gpu_memory():
+    rows = [
+        (of["case"], of["batch"], f"{of['planned_gb']:.1f} GB", f"{of['estimated_gb']:.1f} GB")
+        for of in results("gpu_passes")["memory"]
+    ]
+    return table(["network", " batch", " XLA's plan", " estimate"], rows)
+
+
+@figure
 def symmetric_products():
     rows = []
     for path in sorted(RESULTS.glob("symmetric_products_*.json")):
