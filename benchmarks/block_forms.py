@@ -93,19 +93,8 @@ def main():
     for shape in SHAPES[backend.on_cpu()]:
         rows.append(measure(shape, arguments.rounds))
         print(rows[-1], flush=True)
-    measuring.write(f"block_forms_{keras.backend.backend()}_{device()}", {"rows": rows})
-
-
-def device():
-    if backend.on_cpu():
-        return "cpu"
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind.lower().replace(" ", "_")
-    import torch
-
-    return torch.cuda.get_device_name().lower().replace(" ", "_")
+    device = measuring.device().lower().replace(" ", "_")
+    measuring.write(f"block_forms_{keras.backend.backend()}_{device}", {"rows": rows})
 
 
 if __name__ == "__main__":

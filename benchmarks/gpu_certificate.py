@@ -68,24 +68,6 @@ def make(folder):
         model.save(folder / f"{name}.keras")
 
 
-def device():
-    """Name of the device that Keras computes on."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    import tensorflow as tf
-
-    found = tf.config.list_physical_devices("GPU")
-    return tf.config.experimental.get_device_details(found[0])["device_name"] if found else "cpu"
-
-
 def certified(folder):
     """A row for each file and arithmetic."""
     import keras
@@ -127,7 +109,7 @@ def run(folder, output):
         rows.append(row)
         shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
         print(json.dumps(shown), flush=True)
-    facts = {"device": device(), "backend": keras.backend.backend()}
+    facts = {"device": measuring.device(), "backend": keras.backend.backend()}
     content = {**facts, "machine": measuring.machine(), "rows": rows}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content) + "\n")

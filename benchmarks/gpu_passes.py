@@ -33,6 +33,7 @@ import measuring
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+from training_step import state_on_jax
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -149,13 +150,7 @@ def planned(case):
     model = lip.LipNeXt(**options, neck="pool", dtype=gpu.DTYPE)
     model.optimizer.build(model.trainable_variables)
     shape = model.input_shape[1:]
-    model.evaluate(np.zeros((1, *shape), "float32"), np.zeros(1, "int32"), verbose=0)  # metrics
-    parts = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
+    parts = state_on_jax(model, np.zeros((1, *shape), "float32"), np.zeros(1, "int32"))
     state = [[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in part] for part in parts]
     data = [
         jax.ShapeDtypeStruct((batch, *shape), "float32"),

@@ -11,6 +11,18 @@ def unconstrained(model):
         variable.constraint = None
 
 
+def state_on_jax(model, x, targets):
+    """The variables that `model.train_step` takes and returns on JAX, in four lists."""
+    model.evaluate(x, targets, verbose=0)  # makes the metrics' state
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    return tuple(map(list, parts))
+
+
 class TrainingStep:
     """Takes one training step on a batch; unless `wait` is False it is finished on return.
 
@@ -68,15 +80,9 @@ class TrainingStep:
         import jax
 
         model = self._model
-        model.evaluate(self._x[:1], next(self._targets)[:1], verbose=0)  # makes the metrics' state
-        parts = (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
+        parts = state_on_jax(model, self._x[:1], next(self._targets)[:1])
         # Copies, because donated buffers are gone and the model may be used again.
-        self._state = jax.tree.map(lambda v: v.value.copy(), tuple(map(list, parts)))
+        self._state = jax.tree.map(lambda v: v.value.copy(), parts)
         step = jax.jit(model.train_step, donate_argnums=0)
 
         def take(data):

@@ -2,7 +2,6 @@ import accelerated
 import keras
 import numpy as np
 import pytest
-from accelerated import ON_CPU
 from data import to_numpy
 from manifolds.test_fast_exp import random_skew
 
@@ -31,7 +30,7 @@ def test_without_a_given_norm_it_turns_as_rotate_does(n, norm):
     # Below 0.04 radians `rotate` takes a polynomial of third order.
     tolerance = 1e-6 + min(norm, 0.04) ** 3 / 6
     np.testing.assert_allclose(to_numpy(moved), to_numpy(rotate(x, d)), atol=tolerance)
-    assert defect(moved) < (6e-7 if ON_CPU else 2e-6)
+    assert defect(moved) < (6e-7 if accelerated.ON_CPU else 2e-6)
 
 
 @pytest.mark.parametrize("norm", [1e-3, 0.01, 0.03])
@@ -45,7 +44,7 @@ def test_with_the_norm_of_muons_direction_it_turns_as_rotate_does(norm):
     d = tensor(np.stack([q @ (d - d.T) @ q.T] * 2))
     moved = branchless.turn(x, d, tensor(norm))
     np.testing.assert_allclose(to_numpy(moved), to_numpy(rotate(x, d, tensor(norm))), atol=2e-6)
-    assert defect(moved) < (6e-7 if ON_CPU else 2e-6)
+    assert defect(moved) < (6e-7 if accelerated.ON_CPU else 2e-6)
 
 
 @pytest.mark.parametrize("norm", [1.0, 3.0, 1e3, 1e6])
