@@ -125,8 +125,9 @@ def machine():
     """Facts about this machine that the figures depend on."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     model = cpuinfo.exists() and re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text())
+    allowed = getattr(os, "sched_getaffinity", None)  # `taskset` gives fewer than there are
     return {
-        "cores": os.cpu_count(),
+        "cores": len(allowed(0)) if allowed else os.cpu_count(),
         "cpu": model[1] if model else platform.processor(),
         "load": round(os.getloadavg()[0], 1),  # other processes may have been running
         "python": platform.python_version(),

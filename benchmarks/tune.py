@@ -11,6 +11,7 @@ A line holds the arguments of `keras_lipnext.LipNeXt` that differ from the task'
 - "centring": true for blocks that subtract the batch's mean of each channel, in use a running one
 - "margin": so many rows and columns of zeros around each image
 - "images", "epochs", "batch", "seed" and "data", "cifar10" or "mnist"
+- "part": "whole" to train on what else is held out, when all settings are chosen
 
 Results are appended to results/tuning.jsonl; settings that are there already are not run again. The
 task: the first 20,000 images of CIFAR-10 (JPEG q75 copy) in 6 epochs, or of MNIST in 5; certified
@@ -121,9 +122,9 @@ class Training:
         margin: Rows and columns of zeros around each image.
     """
 
-    def __init__(self, settings, data, part="train"):
+    def __init__(self, settings, data):
         options = dict(settings)
-        name = options.pop("data", "cifar10")
+        name, part = options.pop("data", "cifar10"), options.pop("part", "train")
         self.seed, images = options.pop("seed", 0), options.pop("images", 20000)
         self.batch, optimizer = options.pop("batch", 128), options.pop("optimizer", None)
         self.epochs = options.pop("epochs", TASKS[name]["epochs"])

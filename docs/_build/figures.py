@@ -530,6 +530,23 @@ def gpu_certificate():
 
 
 @figure
+def rounded_products():
+    found = results("rounded_products")["rows"]
+    radii = list(found[0]["cra"])
+    rows = []
+    for rounding, name in ((False, "float32"), (True, "rounded as a card would")):
+        mine = [of for of in found if of["rounded"] == rounding]
+        certified = []
+        for radius in radii:
+            values = [of["cra"][radius] for of in mine]
+            certified.append(f"{share(statistics.mean(values))} ({span([100 * v for v in values], 1)})")
+        worst = (max(of[key] for of in mine) for key in ("defect", "excess_of_32_layers"))
+        rows.append((name, *certified, *map(short, worst)))
+    heads = (f" CRA({radius})" for radius in radii)
+    return table(["products", *heads, " defect", " K - 1 of 32 layers"], rows)
+
+
+@figure
 def gpu():
     """A table a card: training steps on each backend that was measured."""
     text = []
