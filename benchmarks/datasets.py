@@ -71,6 +71,9 @@ def padded(images, margin):
 class Augmented(keras.utils.PyDataset):
     """Batches in an order of their own each epoch, images shifted and perhaps mirrored.
 
+    Order, shifts and flips follow from NumPy's random state as an epoch begins, so that
+    BackupAndRestore repeats them.
+
     Args:
         images, labels: As `load` returns them.
         batch: Images of a batch; what is left over at the end of an epoch is left out of it.
@@ -78,27 +81,23 @@ class Augmented(keras.utils.PyDataset):
         flip: Whether half of the images are mirrored.
         cutout: Side of a square of grey that half of the images get, anywhere inside.
         randaugment: Strength in [0, 1] of Keras' RandAugment, as the examples use it.
-        seed: Of order, shifts and flips.
     """
 
-    def __init__(
-        self, images, labels, batch, shift=0, flip=False, cutout=0, randaugment=0.0, seed=0
-    ):
-        super().__init__(workers=4, use_multiprocessing=False, max_queue_size=16)
+    def __init__(self, images, labels, batch, shift=0, flip=False, cutout=0, randaugment=0.0):
+        super().__init__()  # one worker: others would fetch batches before the epoch's order
         self._windows = np.lib.stride_tricks.sliding_window_view(
             padded(images, shift), images.shape[1:3], axis=(1, 2)
         )
         self._labels, self._batch, self._shift, self._flip = labels, batch, shift, flip
         self._cutout = cutout
         self._changed = _randaugment(randaugment) if randaugment else None
-        self._seed, self._epoch = seed, 0
-        self._order = np.random.default_rng(seed).permutation(len(labels))
+        self.on_epoch_begin()
 
     def __len__(self):
         return len(self._labels) // self._batch
 
     def __getitem__(self, index):
-        rng = np.random.default_rng((self._seed, self._epoch, index))
+        rng = np.random.default_rng((self._seed, index))
         rows = self._order[index * self._batch : (index + 1) * self._batch]
         down, right = rng.integers(0, 2 * self._shift + 1, (2, len(rows)))
         images = np.moveaxis(self._windows[rows, down, right], 1, -1)
@@ -115,9 +114,9 @@ class Augmented(keras.utils.PyDataset):
                 images[row, top : top + side, left : left + side] = 0.5
         return images, self._labels[rows]
 
-    def on_epoch_end(self):
-        self._epoch += 1
-        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._order))
+    def on_epoch_begin(self):
+        self._order = np.random.permutation(len(self._labels))
+        self._seed = np.random.randint(2**31)
 
 
 def _randaugment(strength):

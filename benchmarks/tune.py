@@ -150,9 +150,7 @@ class Training:
         """Trains for the settings' epochs, or as many as are given."""
         arguments = {"epochs": epochs or self.epochs, "verbose": 0, **arguments}
         if self.augmentation:
-            augmented = datasets.Augmented(
-                self.x, self.y, self.batch, seed=self.seed, **self.augmentation
-            )
+            augmented = datasets.Augmented(self.x, self.y, self.batch, **self.augmentation)
             return self.model.fit(augmented, **arguments)
         return self.model.fit(self.x, self.y, batch_size=self.batch, **arguments)
 

@@ -187,7 +187,10 @@ def attack_all(attacks, images, closest, epsilons, to_model):
 
 
 def attacked(model, x, predictions, epsilons, steps, restarts):
-    """Distances of the closest inputs that all attacks find, shape (n,), infinite without any."""
+    """Distances of the closest inputs that all attacks find, and the names of these attacks.
+
+    The distances are of shape (n,), infinite where none was found.
+    """
     margins = np.diff(np.partition(model.predict(x, verbose=0), -2)[:, -2:])
     module = lip.certification.as_torch_module(model, logit_scale=MARGIN / np.median(margins))
     # Images go to the libraries channels first; vectors as they are.
@@ -196,7 +199,7 @@ def attacked(model, x, predictions, epsilons, steps, restarts):
     attacks = Attacks(module, images, model.output_shape[-1], steps, restarts)
     closest = Closest(model, x, predictions)
     attack_all(attacks, images, closest, epsilons, lambda a: np.moveaxis(a, 1, channels))
-    return closest.distances
+    return closest.distances, [*attacks.minimising, *attacks.bounded]
 
 
 def table(certificate, distances, epsilons):
@@ -260,7 +263,7 @@ def main(arguments):
 
     certificate = lip.certify(model, x, y, epsilons=epsilons)
     print(f"\nAttacking {len(x)} predictions ({keras.backend.backend()} backend):")
-    distances = attacked(
+    distances, _ = attacked(
         model, x, certificate.predictions, epsilons, arguments.steps, arguments.restarts
     )
     radii = certificate.radii
