@@ -131,6 +131,41 @@ def test_a_programs_default_changes_no_product(precision, operands, expected, de
         assert f"precision = [{expected}, {expected}]" in line
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's dispatcher")
+@pytest.mark.parametrize(
+    "precision, setting, operands, shapes",
+    [
+        ("exact", "highest", "float32", [(2, 8, 8), (2, 8, 8)]),
+        ("exact", "high", "float64", [(2, 8, 8), (2, 8, 8)]),
+        ("increment", "high", "bfloat16", [(2, 8, 24), (2, 24, 8)]),  # three of them, summed as one
+        ("direction", "high", "bfloat16", [(2, 8, 8), (2, 8, 8)]),
+    ],
+)
+def test_products_of_pytorch_on_cuda(precision, setting, operands, shapes):
+    """By tensors that have a device and no values: no card is needed."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in str(function):
+                seen.append(([tuple(a.shape) for a in args[:2]], {a.dtype for a in args[:2]}))
+            return function(*args, **(kwargs or {}))
+
+    seen, before = [], torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(setting)
+        with FakeTensorMode():
+            a = torch.empty(2, 8, 8, device="cuda")
+            with Seeing():
+                product = backend.matmul(a, a, precision)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [(shapes, {getattr(torch, operands)})]
+    assert product.dtype == torch.float32 and product.device.type == "cuda"
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="switches of PyTorch")
 @pytest.mark.parametrize("setting, rounds", [("highest", False), ("high", True), ("medium", True)])
 def test_what_pytorch_is_allowed_to_round_is_computed_in_float64(setting, rounds, pair):

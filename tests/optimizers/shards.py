@@ -1,5 +1,7 @@
 """Trains on eight virtual devices: run by test_replicas in its own process."""
 
+import re
+
 import jax
 import keras
 import numpy as np
@@ -79,6 +81,20 @@ def temporary_memory(distribution):
     return analysis.temp_size_in_bytes
 
 
+def products_of_a_device():
+    """How many matrices one of eight devices multiplies at once in a step of sixteen."""
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    variables = [keras.Variable(np.eye(32, dtype="float32")) for _ in range(16)]
+    for variable in variables:
+        variable.constraint = lip.manifolds.Stiefel()
+    optimizer = lip.optimizers.ManifoldMuon(0.01)
+    optimizer.build(variables)
+    weights, state = ([v.value for v in held] for held in (variables, optimizer.variables))
+    text = jax.jit(optimizer.stateless_apply).lower(state, weights, weights).compile().as_text()
+    keras.distribution.set_distribution(None)
+    return set(re.findall(r"= f32\[(\d+),32,32\]\S* dot\(", text))
+
+
 assert len(jax.devices()) == 8
 ADAM = {"momentum", "velocity", "slow", "average", "gradient_accumulator"}
 # Relative error of the losses, absolute of the weights. Sums in another order: 5e-7 and 3e-6 seen,
@@ -110,3 +126,7 @@ for data, model in ((1, 8), (2, 4)):
     eight = temporary_memory(parallel(data, model))
     assert eight < one / 5, (data, model, one, eight)
 print("shards are small")
+
+found = products_of_a_device()
+assert found == {"2"}, found
+print("data parallelism shares the step")

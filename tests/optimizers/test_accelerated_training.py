@@ -78,6 +78,85 @@ def test_a_step_has_no_branch_and_each_product_its_precision(make, expected, mon
     assert products_of_stacks(text, 3) == expected
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX lowers for what is not there")
+@pytest.mark.parametrize("options", [{}, {"use_ema": True}], ids=str)
+def test_the_recipe_as_it_comes_has_no_branch(options, monkeypatch):
+    """Its schedule, its patches and its metrics among it; an average, too."""
+    accelerated.pretend(monkeypatch)
+    model = small_lipnext(depth=3, width=32, neck="patches", dtype="mixed_bfloat16")
+    if options:
+        model.compile(ManifoldMuon(0.01, **options), loss=model.loss)
+    assert not re.search(r"stablehlo\.(case|if|while)", lowered_step(model))
+
+
+def kernels():
+    """Three of each shape of `MUON` and `ADAM`."""
+    variables = [keras.Variable(np.eye(32, n, dtype="float32")) for n in (32, 16) * 3]
+    for variable in variables:
+        variable.constraint = Stiefel()
+    return variables
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's graphs")
+@pytest.mark.parametrize("make, expected", [(ManifoldMuon, MUON), (ManifoldAdam, ADAM)])
+def test_a_step_of_tensorflow_has_no_branch_and_each_product_its_precision(
+    make, expected, monkeypatch
+):
+    import tensorflow as tf
+
+    accelerated.pretend(monkeypatch)
+    variables, optimizer = kernels(), make(0.01)
+    optimizer.build(variables)
+    step = tf.function(lambda *gradients: optimizer.apply(gradients, variables))
+    traced = step.get_concrete_function(*(tf.TensorSpec(v.shape, "float32") for v in variables))
+    graphs = [traced.graph, *(f.graph for f in traced.graph._functions.values())]
+    operations = [o for graph in graphs for o in graph.get_operations()]
+    assert not [o for o in operations if re.search("If|Case|While|Switch|Svd", o.type)]
+    asked = {"bfloat16": "bf16", "float32": "HIGH", "float64": "HIGHEST"}
+    found = collections.defaultdict(collections.Counter)
+    for operation in operations:
+        if "MatMul" in operation.type:
+            a, b = operation.inputs
+            assert a.shape[0] == b.shape[0] == 3
+            shapes = tuple("x".join(map(str, m.shape[1:])) for m in (a, b))
+            found[shapes][asked[a.dtype.name]] += 1
+    assert found == expected
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's dispatcher")
+@pytest.mark.parametrize("make, expected", [(ManifoldMuon, MUON), (ManifoldAdam, ADAM)])
+def test_a_step_of_pytorch_reads_nothing_and_each_product_has_its_precision(
+    make, expected, monkeypatch
+):
+    """What each precision is on CUDA: tests/test_backend.py."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Forbidding(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            read = re.search("local_scalar_dense|nonzero|svd|equal.default", str(function))
+            assert not read, f"{function} waits for the device"
+            return function(*args, **(kwargs or {}))
+
+    accelerated.pretend(monkeypatch)
+    asked = {"direction": "bf16", "increment": "HIGH", "exact": "HIGHEST"}
+    found = collections.defaultdict(collections.Counter)
+
+    def product(a, b, precision):
+        assert a.shape[0] == b.shape[0] == 3
+        shapes = tuple("x".join(map(str, m.shape[1:])) for m in (a, b))
+        found[shapes][asked[precision]] += 1
+        return torch.matmul(a, b)
+
+    monkeypatch.setitem(accelerated.products._PRODUCTS, "torch", product)
+    variables, optimizer = kernels(), make(0.01)
+    optimizer.build(variables)
+    gradients = [torch.ones(*v.shape) for v in variables]
+    with Forbidding():
+        optimizer.apply(gradients, variables)
+    assert found == expected
+
+
 def spectral_excess(model):
     """By how much the kernels' norms multiply to more than 1."""
     kernels = [v for v in model.trainable_variables if isinstance(v.constraint, Stiefel)]

@@ -23,6 +23,7 @@ def test_eight_devices_take_the_same_steps_in_an_eighth_of_the_memory():
     text, log = output_of("optimizers/shards.py", **virtual_devices(8), TF_CPP_MIN_LOG_LEVEL="1")
     assert "shards agree" in text
     assert "shards are small" in text
+    assert "data parallelism shares the step" in text
     # XLA's warning that it gives every device all parts on the way from one layout to another.
     assert "full rematerialization" not in log
 
