@@ -243,6 +243,7 @@ def quickstart(epochs):
     bound = lip.lipschitz_bound(model)
     return {
         "case": "quickstart",
+        "epochs": epochs,
         "backend": keras.backend.backend(),
         "K_minus_1": bound.body_constant - 1,
         "clean_accuracy": certificate["clean_accuracy"],

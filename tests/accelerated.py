@@ -1,5 +1,7 @@
 """An accelerator's ways, taken on a CPU: what is decided by the device, and what it would round."""
 
+import contextlib
+
 import compiling  # noqa: F401  before what imports a backend
 import keras
 import pytest
@@ -30,8 +32,33 @@ def rounded(x, bits):
     return scaled - (scaled - x)
 
 
+def rounded_backwards(x, bits):
+    """`x`, whose gradient is rounded on its way back."""
+
+    @keras.ops.custom_gradient
+    def identity(x):
+        def gradient(*arguments, upstream=None):
+            return rounded(arguments[0] if upstream is None else upstream, bits)
+
+        return x, gradient
+
+    return identity(x)
+
+
 def round_products(monkeypatch):
-    """Products that may lose something do; all others are left as they are."""
+    """Products that may lose something do, a model's own forward and backward among them.
+
+    Those are TF32's in float32; all others are left as they are.
+    """
+    plain = keras.ops.matmul
+
+    def of_layers(a, b):
+        if keras.backend.standardize_dtype(a.dtype) != "float32":
+            return plain(a, b)
+        bits = BITS["increment"]
+        return rounded_backwards(plain(rounded(a, bits), rounded(b, bits)), bits)
+
+    monkeypatch.setattr(keras.ops, "matmul", of_layers)
 
     def product(a, b, precision):
         if keras.backend.standardize_dtype(a.dtype) == "bfloat16":  # summed in float32
@@ -43,6 +70,40 @@ def round_products(monkeypatch):
 
     pretend(monkeypatch)
     monkeypatch.setitem(products._PRODUCTS, keras.backend.backend(), product)
+
+
+@contextlib.contextmanager
+def float32_as(setting):
+    """The program's own setting: "default", "ieee", or what else the backend knows."""
+    name = keras.backend.backend()
+    if name == "jax":
+        import jax
+
+        with jax.default_matmul_precision(
+            {"default": None, "ieee": "highest"}.get(setting, setting)
+        ):
+            yield
+    elif name == "torch":
+        import torch
+
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        try:
+            torch.backends.cudnn.allow_tf32 = setting != "ieee"
+            if setting not in ("default", "ieee"):
+                torch.set_float32_matmul_precision(setting)
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+    else:
+        import tensorflow as tf
+
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        try:
+            tf.config.experimental.enable_tensor_float_32_execution(setting != "ieee")
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def forbid_branches(monkeypatch):

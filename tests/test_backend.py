@@ -202,6 +202,35 @@ def test_autocast_reaches_no_exact_product(pair):
         assert relative_error("exact", *pair) < 1e-6
 
 
+# Of products and of convolutions, on an accelerator.
+FLOAT32 = {
+    "jax": {
+        "default": ("tf32", "tf32"),
+        "ieee": ("float32", "float32"),
+        "bfloat16": ("tf32", "tf32"),
+        "tensorfloat32": ("tf32", "tf32"),
+        "BF16_BF16_F32": ("bfloat16", "bfloat16"),
+        "BF16_BF16_F32_X3": ("tf32", "tf32"),
+    },
+    "torch": {
+        "default": ("float32", "tf32"),
+        "ieee": ("float32", "float32"),
+        "high": ("tf32", "tf32"),
+        "medium": ("tf32", "tf32"),
+    },
+    "tensorflow": {"default": ("tf32", "tf32"), "ieee": ("float32", "float32")},
+}[keras.backend.backend()]
+
+
+@pytest.mark.parametrize("setting, expected", FLOAT32.items(), ids=FLOAT32)
+def test_what_float32_products_are_computed_in(setting, expected, monkeypatch):
+    with accelerated.float32_as(setting):
+        if accelerated.ON_CPU:
+            assert {backend.float32_products(c) for c in (False, True)} == {"float32"}
+            accelerated.pretend(monkeypatch)
+        assert tuple(backend.float32_products(c) for c in (False, True)) == expected
+
+
 def test_an_unknown_precision():
     with pytest.raises(
         ValueError, match=r"exact, increment, direction. Received: precision='fast'"

@@ -560,10 +560,10 @@ def rounded_products():
         for radius in radii:
             values = [of["cra"][radius] for of in mine]
             certified.append(f"{share(statistics.mean(values))} ({span([100 * v for v in values], 1)})")
-        worst = (max(of[key] for of in mine) for key in ("defect", "excess_of_32_layers"))
+        worst = (max(of[key] for of in mine) for key in ("defect", "excess_of_32_kernels"))
         rows.append((name, *certified, *map(short, worst)))
     heads = (f" CRA({radius})" for radius in radii)
-    return table(["products", *heads, " defect", " K - 1 of 32 layers"], rows)
+    return table(["products", *heads, " defect", " K - 1 of 32 kernels"], rows)
 
 
 @figure
@@ -587,6 +587,7 @@ def gpu():
                     (
                         f"{name}, {of['case']}",
                         VARIANTS.get(of["variant"], of["variant"]),
+                        f"{of['first_step_seconds']:.1f} s",
                         f"{of['milliseconds']:.1f} ms",
                         f"{of['images_a_second']:,}",
                         f"{of['peak_gb']:.1f} GB ({of['estimated_gb']:.1f})",
@@ -595,7 +596,7 @@ def gpu():
                         f"{ends[of['case']]:.1e}" if whole and of["case"] in ends else "",
                     )
                 )
-        heads = ["blocks x width", "what", " a step", " images a second", " peak (estimate)"]
+        heads = ["blocks x width", "what", " the first", " a step", " images a second", " peak (estimate)"]
         heads += [" of the card's rate", " optimizer's share", " K - 1 after 50 steps"]
         card = next(found[b]["card"] for b in BACKENDS if b in found)
         text += [f"One {card}:", "", table(heads, rows), ""]

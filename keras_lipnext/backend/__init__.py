@@ -19,6 +19,7 @@ from keras_lipnext.backend.core import (
 )
 from keras_lipnext.backend.float64 import call_in_float64, float64_scope
 from keras_lipnext.backend.precision import (
+    float32_products,
     indirect_convolutions,
     matmul,
     on_cpu,
@@ -41,6 +42,7 @@ __all__ = [
     "check_process_group",
     "compiled",
     "devices_of",
+    "float32_products",
     "float64_scope",
     "gradient",
     "has_value",

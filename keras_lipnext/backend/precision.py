@@ -147,6 +147,54 @@ def _tensorflow_product(a, b, precision):
 _PRODUCTS = {"jax": _jax_product, "torch": _torch_product, "tensorflow": _tensorflow_product}
 
 
+def float32_products(convolves: bool = True) -> str:
+    """What a model's float32 products are computed in here, at the coarsest its settings allow.
+
+    Args:
+        convolves: Whether convolutions are among them, for which PyTorch has a switch of its own.
+
+    Returns:
+        "float32", "tf32" or "bfloat16".
+    """
+    return "float32" if on_cpu() else _FLOAT32[keras.backend.backend()](convolves)
+
+
+def _jax_float32(convolves):
+    import jax
+
+    precision = jax.config.jax_default_matmul_precision
+    if precision in ("highest", "float32", "F32_F32_F32"):
+        return "float32"
+    # By JAX's older names, "bfloat16" among them, GPUs take TF32.
+    shorter = re.match(r"(BF16_BF16_(F32|BF16)$|F16_|ANY_F8)", str(precision))
+    return "bfloat16" if shorter else "tf32"
+
+
+def _torch_float32(convolves):
+    import torch
+
+    others = (torch.backends.mps, getattr(torch, "xpu", None))
+    if any(device is not None and device.is_available() for device in others):
+        return "tf32"
+    if torch.is_autocast_enabled("cuda"):
+        return "bfloat16"
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        convolutions = cudnn.conv.fp32_precision not in ("ieee", "none")
+    else:  # before PyTorch 2.9
+        convolutions = cudnn.allow_tf32
+    return "tf32" if _torch_may_round("cuda") or (convolves and convolutions) else "float32"
+
+
+def _tensorflow_float32(convolves):
+    import tensorflow as tf
+
+    return "tf32" if tf.config.experimental.tensor_float_32_execution_enabled() else "float32"
+
+
+_FLOAT32 = {"jax": _jax_float32, "torch": _torch_float32, "tensorflow": _tensorflow_float32}
+
+
 def reduced_float32() -> str | None:
     """Why a model's float32 products may be less than float32 in this process; None if they are it.
 

@@ -18,7 +18,8 @@ import numpy as np
 from keras_lipnext import backend
 from keras_lipnext.arguments import title
 from keras_lipnext.backend import keras_private
-from keras_lipnext.norms.roundoff import ARITHMETIC, TF32
+from keras_lipnext.lipschitz.own_precision import arithmetic_of
+from keras_lipnext.norms.roundoff import ARITHMETIC
 
 _NAME = "certified_parts"
 # Axes of unknown size are tried with so many entries.
@@ -186,7 +187,8 @@ def _compare(composite):
             np.asarray(keras.ops.convert_to_numpy(y), "float64") for y in (own, composed)
         )
     names = (dtypes | {dtype}) & set(ARITHMETIC)
-    allowed = max((_UNITS[name] * _unit(name) for name in names), default=0.0)
+    units = (_UNITS[name] * arithmetic_of(name, layer)[0] for name in names)
+    allowed = max(units, default=0.0)
     largest = np.abs(composed).max(initial=0.0, where=np.isfinite(composed))
     same = own.shape == composed.shape and np.allclose(
         own, composed, rtol=0.0, atol=allowed * largest, equal_nan=True
@@ -195,10 +197,6 @@ def _compare(composite):
         raise _refusal(
             layer, "its `call` answers otherwise than they do, applied one after the other"
         )
-
-
-def _unit(name):
-    return (TF32 if name == "float32" and not backend.on_cpu() else ARITHMETIC[name])[0]
 
 
 def _at_inference(layer, x):

@@ -40,6 +40,28 @@ def types(step):
     return names & set(ARITHMETIC)
 
 
+def convolves(operation):
+    """Whether an operation, or a layer in it, may convolve: those of others may do anything."""
+    layer = isinstance(operation, keras.layers.Layer)
+    within = keras_private.layers_within(operation) if layer else [operation]
+    return any(
+        hasattr(part, "kernel_size")
+        or "Conv" in type(part).__name__
+        or type(part).__module__.partition(".")[0] not in ("keras", "keras_lipnext")
+        for part in within
+    )
+
+
+def arithmetic_of(name, operation):
+    """(unit roundoff, smallest full number) of an operation's products of a type, on this device.
+
+    Float32 is what the device and the program's settings make of it.
+    """
+    if name == "float32":
+        name = backend.float32_products(convolves(operation))
+    return TF32 if name == "tf32" else ARITHMETIC[name]
+
+
 def low_precision(certifiable):
     """Whether a layer or a cast computes in less than float32."""
     found = set().union(*(types(step) for step in certifiable.steps))
@@ -66,13 +88,13 @@ def own_allowances(certifiable, bounds, shapes, inputs, logits, compared):
     coarse = [_coarser(step, parts, shapes) for step, parts in zip(body.steps, bounds)]
     norms = input_norms(inputs)
     # `predict` casts what it is given.
-    unit, tiny = _arithmetic({keras.config.floatx(), certifiable.graph.input_dtype})
+    names = {keras.config.floatx(), certifiable.graph.input_dtype} & set(ARITHMETIC)
+    unit, tiny = _coarsest(map(ARITHMETIC.get, names))
     given = 2 * unit * norms + tiny * math.sqrt(size(inputs.shape[1:]))
     r, d = (
         of_rows(v, len(logits)) for v in forward_errors(body, coarse, norms, given)[body.output]
     )
-    last = certifiable.head or (body.steps[-1] if body.steps else None)
-    unit, tiny = _arithmetic(types(last) if last else {keras.config.floatx()})
+    unit, tiny = _arithmetic(certifiable.head or (body.steps[-1] if body.steps else None))
     scale = _slack(unit) / UNIT_ROUNDOFF
     kernel, distances, joint = compared.kernel, compared.distances, compared.joint
     if kernel is None:
@@ -94,11 +116,11 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, compared):
         Booleans, shape (rows, classes).
     """
     allowed = own_allowances(certifiable, bounds, shapes, inputs, logits, compared)
-    last = certifiable.head or (certifiable.body.steps[-1] if certifiable.body.steps else None)
-    unit, _ = _arithmetic(types(last) if last else {keras.config.floatx()})
+    body = certifiable.body
+    unit, _ = _arithmetic(certifiable.head or (body.steps[-1] if body.steps else None))
     values, own = logits, own.astype("float64")
     for step in certifiable.shares:
-        unit, tiny = _arithmetic(types(step))
+        unit, tiny = _arithmetic(step)
         if step is certifiable.shares[-1]:
             own, lost = _logarithms(step, own, unit, tiny)
         else:
@@ -114,14 +136,15 @@ def margins_apart(certifiable, bounds, shapes, inputs, logits, own, compared):
         return (np.abs(exact - found) > allowed) & np.isfinite(exact) & np.isfinite(found)
 
 
-def _arithmetic(names):
-    """(unit roundoff, size of the smallest full numbers), the coarsest of the types named."""
-    known = [
-        TF32 if name == "float32" and not backend.on_cpu() else ARITHMETIC[name]
-        for name in names
-        if name in ARITHMETIC
-    ]
-    return tuple(map(max, zip(*known or [ARITHMETIC["float64"]])))
+def _arithmetic(step):
+    """(unit roundoff, smallest full number), the coarsest of a step's types, or of Keras' own."""
+    if step is None:
+        return ARITHMETIC[keras.config.floatx()]
+    return _coarsest(arithmetic_of(name, step.operation) for name in types(step))
+
+
+def _coarsest(known):
+    return tuple(map(max, zip(ARITHMETIC["float64"], *known)))
 
 
 def _slack(unit):
@@ -131,7 +154,7 @@ def _slack(unit):
 
 def _coarser(step, parts, shapes):
     """The bounds of a step in the arithmetic of the model, its inputs and outputs rounded."""
-    unit, tiny = _arithmetic(types(step))
+    unit, tiny = _arithmetic(step)
     scale = _slack(unit) / UNIT_ROUNDOFF
     entries = sum(size(shapes[i][1:]) for i in (*step.inputs, *step.outputs))
     weights = sum(size(weight.shape) for weight in getattr(step.operation, "weights", ()))

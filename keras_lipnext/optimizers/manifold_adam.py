@@ -57,10 +57,11 @@ class ManifoldAdam(ManifoldOptimizer):
         lookahead_step: Lookahead's slow step, in (0, 1].
         precision: Of the products on the manifold on accelerators; on CPUs all are float32. "auto":
             a square kernel's step is one bfloat16 product, three in TF32, a sixteenth of one in
-            TF32 and in float32, and never waits for the host; it turns no plane by more than about
-            1 radian, and leaves a defect of about 0.1 % of the learning rate until the end of
-            `fit`, which projects in float32. "float32": the products and branches of a step on
-            CPUs, several times slower.
+            TF32 and in float32, without a branch; it turns no plane by more than about 1 radian,
+            and leaves a defect of about 0.1 % of the learning rate until the end of `fit`, which
+            projects in float32. Lookahead, `ema_overwrite_frequency`, `retraction="exponential"`
+            and `gradient_accumulation_steps` branch all the same. "float32": the products and
+            branches of a step on CPUs, which is slower.
         schedule: Keras `LearningRateSchedule` by whose value both learning rates are multiplied in
             each step of a `CertifiableModel`'s `fit`. In place of a number of steps it gets the
             share of the training done, from 0 to 1, as in `keras_lipnext.optimizers.cosine()`.

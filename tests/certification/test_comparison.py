@@ -1,13 +1,17 @@
 """The model's own answers beside the certificate's: what differs is found, what does not passes."""
 
+import contextlib
+
+import accelerated
 import keras
 import numpy as np
 import pytest
-from data import to_numpy
+from data import small_lipnext, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import layers, twin
 from keras_lipnext.certification import evaluation
+from keras_lipnext.lipschitz.model import read
 
 kl = keras.layers
 
@@ -119,3 +123,23 @@ def test_augmentation_is_noted():
     assert note.startswith("Layer 'flip': augmentation, which counts as the identity")
     plain = model_of(kl.Dropout(0.5), kl.Flatten(), kl.Dense(3))
     assert lip.lipschitz_bound(plain).notes == ()
+
+
+@pytest.mark.parametrize(
+    "setting, found", [("ieee", True), ("default", keras.backend.backend() == "torch")]
+)
+def test_an_accelerators_answers_are_compared_by_the_arithmetic_in_use(setting, found, monkeypatch):
+    """A logit that is wrong by a twentieth of what logits span is seen where float32 is float32."""
+    accelerated.pretend(monkeypatch)
+    model = small_lipnext()
+    x = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
+    evaluated = evaluation.Evaluation(read(model), 10)
+    evaluated(x, len(x))
+    own = evaluated.own_answers(model, x)
+    wrong = own.copy()
+    wrong[-1, -1] += 0.05 * np.ptp(own)
+    with accelerated.float32_as(setting):
+        evaluated.compare(model, x, own)
+        refused = pytest.raises(ValueError, match="are not those of its evaluation")
+        with refused if found else contextlib.nullcontext():
+            evaluated.compare(model, x, wrong)

@@ -166,7 +166,10 @@ def spectral_excess(model):
 
 @pytest.mark.parametrize("make", [ManifoldMuon, ManifoldAdam])
 def test_training_in_rounded_products_ends_on_the_manifold(make, digits, monkeypatch):
-    """TF32 and bfloat16 wherever float32 is not asked for: 32 blocks would have K - 1 < 1e-5."""
+    """TF32 and bfloat16 wherever float32 is not asked for: 32 kernels would have K - 1 < 1e-5.
+
+    What that does to certified accuracy: benchmarks/rounded_products.py.
+    """
     accelerated.round_products(monkeypatch)
     (x, y), _ = digits
     model = small_lipnext(epsilon=0.1)
