@@ -73,6 +73,34 @@ def test_a_file_of_results_is_checked(script, tmp_path, monkeypatch, capsys):
     assert "lacks data_name, attacked_samples" in capsys.readouterr().out
 
 
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not(script, tmp_path, monkeypatch):
+    """Its shifted images and its seconds, too."""
+    recipe = {"data": "digits", "size": "tiny", "patch_size": 2, "shift": 1, "batch": 64}
+    monkeypatch.setitem(script.RECIPES, "trial", {**recipe, "images": 200, "epochs": 3})
+    script.train("trial", None, tmp_path / "whole")
+    real = script.Clock.on_epoch_end
+
+    def killing(clock, epoch, logs=None):
+        real(clock, epoch, logs)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Clock, "on_epoch_end", killing)
+        with pytest.raises(KeyboardInterrupt):
+            script.train("trial", None, tmp_path / "killed")
+    seen = []
+    monkeypatch.setattr(
+        script.Clock, "on_epoch_end", lambda *a, **k: seen.append(a[1]) or real(*a, **k)
+    )
+    monkeypatch.setattr(script.Clock, "on_train_end", lambda c, logs=None: seen.append(c.seconds))
+    script.train("trial", None, tmp_path / "killed")
+    assert seen[0] == 2 and len(seen[1]) == 3  # the third epoch alone; seconds of all three
+    models = [trained.load(tmp_path / name, script.lip.LipNeXt) for name in ("whole", "killed")]
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_augmented_batches_are_repeated_from_a_random_state(script):
     x = np.random.default_rng(0).random((20, 4, 4, 1)).astype("float32")
     data = script.datasets.Augmented(x, np.arange(20), 5, shift=1, flip=True)
