@@ -218,7 +218,7 @@ def _timed(call, repeats):
 
 def table(title, header, rows):
     """Prints a Markdown table; columns after the first are numbers."""
-    print(f"\n{title}, {os.cpu_count()} cores\n")
+    print(f"\n{title}, {machine()['cores']} cores\n")
     print(f"| {' | '.join(header)} |")
     print(f"| --- |{' ---: |' * (len(header) - 1)}")
     for row in rows:

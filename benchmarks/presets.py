@@ -45,15 +45,6 @@ RECIPES = {
         "epochs": 40,
     },
     "mnist_small": {**DIGITS, "epsilon": 0.2, "shift": 1, "epochs": 24},
-    "mnist_medium": {  # half an hour of one core
-        **DIGITS,
-        "part": "whole",
-        "width": 160,
-        "neck_width": 192,
-        "epsilon": 0.2,
-        "shift": 1,
-        "epochs": 18,
-    },
     # EMMA demands margins up to three times epsilon: here for 1.58.
     "mnist_small_wide_margin": {**DIGITS, "epsilon": 1.3 * 1.58 / 3, "epochs": 20},
     "fashion_mnist_small": {
