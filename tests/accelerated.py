@@ -73,6 +73,20 @@ def round_products(monkeypatch):
 
 
 @contextlib.contextmanager
+def switches_of_pytorch():
+    """Leaves PyTorch's switches for float32 as they were."""
+    import torch
+
+    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    try:
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
+@contextlib.contextmanager
 def float32_as(setting):
     """The program's own setting: "default", "ieee", or what else the backend knows."""
     name = keras.backend.backend()
@@ -86,24 +100,13 @@ def float32_as(setting):
     elif name == "torch":
         import torch
 
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        try:
+        with switches_of_pytorch():
             torch.backends.cudnn.allow_tf32 = setting != "ieee"
             if setting not in ("default", "ieee"):
                 torch.set_float32_matmul_precision(setting)
             yield
-        finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
     else:
-        import tensorflow as tf
-
-        before = tf.config.experimental.tensor_float_32_execution_enabled()
-        try:
-            tf.config.experimental.enable_tensor_float_32_execution(setting != "ieee")
-            yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(before)
+        yield
 
 
 def forbid_branches(monkeypatch):

@@ -153,15 +153,12 @@ def test_products_of_pytorch_on_cuda(precision, setting, operands, shapes):
                 seen.append(([tuple(a.shape) for a in args[:2]], {a.dtype for a in args[:2]}))
             return function(*args, **(kwargs or {}))
 
-    seen, before = [], torch.get_float32_matmul_precision()
-    try:
+    seen = []
+    with accelerated.switches_of_pytorch(), FakeTensorMode():
         torch.set_float32_matmul_precision(setting)
-        with FakeTensorMode():
-            a = torch.empty(2, 8, 8, device="cuda")
-            with Seeing():
-                product = backend.matmul(a, a, precision)
-    finally:
-        torch.set_float32_matmul_precision(before)
+        a = torch.empty(2, 8, 8, device="cuda")
+        with Seeing():
+            product = backend.matmul(a, a, precision)
     assert seen == [(shapes, {getattr(torch, operands)})]
     assert product.dtype == torch.float32 and product.device.type == "cuda"
 
@@ -171,15 +168,12 @@ def test_products_of_pytorch_on_cuda(precision, setting, operands, shapes):
 def test_what_pytorch_is_allowed_to_round_is_computed_in_float64(setting, rounds, pair):
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    try:
+    with accelerated.switches_of_pytorch():
         torch.set_float32_matmul_precision(setting)
         for device in ("cpu", "cuda"):
             assert products._torch_may_round(device) == rounds
         assert relative_error("exact", *pair) < (6e-8 if rounds else 1e-6)
         assert torch.get_float32_matmul_precision() == setting
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="switches of PyTorch")
@@ -218,7 +212,7 @@ FLOAT32 = {
         "high": ("tf32", "tf32"),
         "medium": ("tf32", "tf32"),
     },
-    "tensorflow": {"default": ("tf32", "tf32"), "ieee": ("float32", "float32")},
+    "tensorflow": {"default": ("tf32", "tf32")},
 }[keras.backend.backend()]
 
 

@@ -154,7 +154,7 @@ def float32_products(convolves: bool = True) -> str:
         convolves: Whether convolutions are among them, for which PyTorch has a switch of its own.
 
     Returns:
-        "float32", "tf32" or "bfloat16".
+        "float32", "tf32", "bfloat16" or "float16".
     """
     return "float32" if on_cpu() else _FLOAT32[keras.backend.backend()](convolves)
 
@@ -166,8 +166,9 @@ def _jax_float32(convolves):
     if precision in ("highest", "float32", "F32_F32_F32"):
         return "float32"
     # By JAX's older names, "bfloat16" among them, GPUs take TF32.
+    shortest = precision in (None, "default", "fastest", "bfloat16")
     shorter = re.match(r"(BF16_BF16_(F32|BF16)$|F16_|ANY_F8)", str(precision))
-    return "bfloat16" if shorter else "tf32"
+    return "bfloat16" if shorter or (shortest and jax.default_backend() == "tpu") else "tf32"
 
 
 def _torch_float32(convolves):
@@ -177,7 +178,7 @@ def _torch_float32(convolves):
     if any(device is not None and device.is_available() for device in others):
         return "tf32"
     if torch.is_autocast_enabled("cuda"):
-        return "bfloat16"
+        return str(torch.get_autocast_dtype("cuda")).removeprefix("torch.")
     cudnn = torch.backends.cudnn
     if hasattr(cudnn, "conv"):
         convolutions = cudnn.conv.fp32_precision not in ("ieee", "none")
@@ -189,7 +190,10 @@ def _torch_float32(convolves):
 def _tensorflow_float32(convolves):
     import tensorflow as tf
 
-    return "tf32" if tf.config.experimental.tensor_float_32_execution_enabled() else "float32"
+    options = tf.config.optimizer.get_experimental_options()
+    mixed = any(on for name, on in options.items() if name.startswith("auto_mixed_precision"))
+    # Whatever the switch for TF32 says: what XLA compiled keeps the position that it had then.
+    return "float16" if mixed else "tf32"
 
 
 _FLOAT32 = {"jax": _jax_float32, "torch": _torch_float32, "tensorflow": _tensorflow_float32}

@@ -41,14 +41,19 @@ def types(step):
 
 
 def convolves(operation):
-    """Whether an operation, or a layer in it, may convolve: those of others may do anything."""
-    layer = isinstance(operation, keras.layers.Layer)
-    within = keras_private.layers_within(operation) if layer else [operation]
+    """Whether an operation, or a layer in it, may convolve, or leave products to cuDNN otherwise.
+
+    That is known of the library's layers and Keras' dense ones; others may do so inside.
+    """
+    if not isinstance(operation, keras.layers.Layer):
+        return "Conv" in type(operation).__name__
     return any(
         hasattr(part, "kernel_size")
-        or "Conv" in type(part).__name__
-        or type(part).__module__.partition(".")[0] not in ("keras", "keras_lipnext")
-        for part in within
+        or not (
+            type(part) in (keras.layers.Dense, keras.layers.EinsumDense)
+            or type(part).__module__.startswith("keras_lipnext.")
+        )
+        for part in keras_private.layers_within(operation)
     )
 
 

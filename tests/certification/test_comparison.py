@@ -1,7 +1,5 @@
 """The model's own answers beside the certificate's: what differs is found, what does not passes."""
 
-import contextlib
-
 import accelerated
 import keras
 import numpy as np
@@ -125,21 +123,46 @@ def test_augmentation_is_noted():
     assert lip.lipschitz_bound(plain).notes == ()
 
 
-@pytest.mark.parametrize(
-    "setting, found", [("ieee", True), ("default", keras.backend.backend() == "torch")]
-)
-def test_an_accelerators_answers_are_compared_by_the_arithmetic_in_use(setting, found, monkeypatch):
-    """A logit that is wrong by a twentieth of what logits span is seen where float32 is float32."""
+# Settings under which products on an accelerator are float32, and TF32.
+SINGLE, SHORTER = {
+    "jax": ("ieee", "default"),
+    "torch": ("default", "high"),
+    "tensorflow": (None, "default"),
+}[keras.backend.backend()]
+
+
+def compared(make, setting, monkeypatch, wrong=0.0):
+    """Whether own answers on a pretended accelerator pass; one logit is wrong by so much of all."""
     accelerated.pretend(monkeypatch)
-    model = small_lipnext()
-    x = np.random.default_rng(0).random((4, 8, 8, 1)).astype("float32")
-    evaluated = evaluation.Evaluation(read(model), 10)
-    evaluated(x, len(x))
-    own = evaluated.own_answers(model, x)
-    wrong = own.copy()
-    wrong[-1, -1] += 0.05 * np.ptp(own)
     with accelerated.float32_as(setting):
-        evaluated.compare(model, x, own)
-        refused = pytest.raises(ValueError, match="are not those of its evaluation")
-        with refused if found else contextlib.nullcontext():
-            evaluated.compare(model, x, wrong)
+        model = make()
+        x = np.random.default_rng(0).random((4, *model.input_shape[1:])).astype("float32")
+        evaluated = evaluation.Evaluation(read(model), model.output_shape[-1])
+        evaluated(x, len(x))
+        own = np.array(evaluated.own_answers(model, x))
+        own[-1, -1] += wrong * np.ptp(own)
+        try:
+            evaluated.compare(model, x, own)
+        except ValueError as error:
+            assert "are not those of its evaluation" in str(error)
+            return False
+    return True
+
+
+def dense():
+    return model_of(layers.OrthogonalDense(6), layers.OrthogonalDense(4), shape=(6,))
+
+
+@pytest.mark.skipif(SINGLE is None, reason="nothing says that products are float32")
+def test_float32_on_an_accelerator_is_compared_as_such(monkeypatch):
+    assert compared(small_lipnext, SINGLE, monkeypatch)
+    assert not compared(small_lipnext, SINGLE, monkeypatch, wrong=0.05)
+    accelerated.round_products(monkeypatch)
+    assert not compared(dense, SINGLE, monkeypatch)
+
+
+def test_tf32_on_an_accelerator_raises_no_alarm(monkeypatch):
+    accelerated.round_products(monkeypatch)
+    for make in (small_lipnext, dense):
+        assert compared(make, SHORTER, monkeypatch)
+        assert not compared(make, SHORTER, monkeypatch, wrong=10.0)
