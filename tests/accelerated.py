@@ -74,14 +74,18 @@ def round_products(monkeypatch):
 
 @contextlib.contextmanager
 def switches_of_pytorch():
-    """Leaves PyTorch's switches for float32 as they were."""
+    """Leaves PyTorch's switches for float32 as they were; the older ones set some of the newer."""
     import torch
 
-    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv)
+    cudnn = torch.backends.cudnn
+    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
     before = [part.fp32_precision for part in parts]
+    older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     try:
         yield
     finally:
+        torch.set_float32_matmul_precision(older[0])
+        cudnn.allow_tf32 = older[1]
         for part, precision in zip(parts, before, strict=True):
             part.fp32_precision = precision
 
