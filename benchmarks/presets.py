@@ -254,7 +254,7 @@ def publish(name, data, folder):
         **robust,
         "command": f"python benchmarks/presets.py --data DIR --check results/{name}.json",
         "training_seconds": record["seconds"],
-        "training_cpu_seconds": record.get("cpu_seconds"),
+        "training_cpu_seconds": record["cpu_seconds"],
     }
     path = ROOT / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
