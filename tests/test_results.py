@@ -39,8 +39,10 @@ def test_no_attack_leaves_less_than_is_certified(path):
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_a_preset_was_trained_by_the_recipe_that_the_script_has(path, script):
     name = path.stem
-    known = name in trained.names()
-    metadata = trained.described(name if known else ROOT / "results" / name)["metadata"]
+    folder = ROOT / "results" / name
+    if name not in trained.names() and not folder.exists():
+        pytest.skip("a distribution has no networks too large for the package")
+    metadata = trained.described(folder if folder.exists() else name)["metadata"]
     recipe = {k: v for k, v in script.RECIPES[name].items() if k not in ("data", "margin")}
     assert metadata["recipe"] == json.loads(json.dumps(recipe))
 
