@@ -78,7 +78,9 @@ def switches_of_pytorch():
     import torch
 
     cudnn = torch.backends.cudnn
-    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
+    parts = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    parts += [getattr(cudnn, name, None) for name in ("conv", "rnn")]
+    parts = [part for part in parts if hasattr(part, "fp32_precision")]  # none before PyTorch 2.9
     before = [part.fp32_precision for part in parts]
     older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     try:

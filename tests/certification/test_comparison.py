@@ -10,6 +10,7 @@ import keras_lipnext as lip
 from keras_lipnext import layers, twin
 from keras_lipnext.certification import evaluation
 from keras_lipnext.lipschitz.model import read
+from keras_lipnext.lipschitz.own_precision import convolves
 
 kl = keras.layers
 
@@ -151,6 +152,31 @@ def compared(make, setting, monkeypatch, wrong=0.0):
 
 def dense():
     return model_of(layers.OrthogonalDense(6), layers.OrthogonalDense(4), shape=(6,))
+
+
+def in_a_graph(function, shape):
+    """The operation that Keras makes of a function of a series and a kernel of this shape."""
+    kernel = keras.ops.ones(shape)
+    return function(keras.Input((4, 1)), kernel)._keras_history.operation
+
+
+@pytest.mark.parametrize(
+    "operation, expected",
+    [
+        (lambda: kl.Dense(2), False),
+        (lambda: kl.EinsumDense("ab,bc->ac", output_shape=2), False),
+        (lambda: layers.OrthogonalDense(2), False),
+        (lambda: in_a_graph(keras.ops.matmul, (1, 2)), False),
+        (lambda: kl.Conv1D(2, 2), True),
+        (lambda: kl.TimeDistributed(kl.Conv2D(2, 2)), True),
+        (lambda: layers.SDPConv2D(2, 3), True),
+        (lambda: in_a_graph(keras.ops.conv, (2, 1, 2)), True),
+        (lambda: kl.LSTM(2), True),  # cuDNN has a switch for these, too
+        (lambda: type("Mine", (kl.Dense,), {})(2), True),  # who knows
+    ],
+)
+def test_what_may_convolve(operation, expected):
+    assert convolves(operation()) == expected
 
 
 @pytest.mark.skipif(SINGLE is None, reason="nothing says that products are float32")
