@@ -51,7 +51,7 @@ def train(arguments, process, processes):
         with torch.no_grad():
             optimizer.apply([v.value.grad for v in variables], variables)
         if process == 0 and (step + 1) % 20 == 0:
-            print(f"step {step + 1}: loss of process 0 {float(loss):.4f}")
+            print(f"step {step + 1}: loss of process 0 {float(loss.detach()):.4f}")
     optimizer.finalize_variable_values(variables)  # as `fit` does: removes rounding drift
     return model
 

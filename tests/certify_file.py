@@ -6,6 +6,7 @@ python certify_file.py data.npz (model.keras result.npz)...
 import sys
 
 import keras
+import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext as lip
@@ -19,7 +20,7 @@ if __name__ == "__main__":
         weights_hash = certificate.evidence.weights_hash
         logits = Float64Twin(model)(data["x"])
         iterations = int(model.optimizer.iterations)
-        loss = model.fit(data["x"], data["y"], epochs=1, verbose=0).history["loss"]
+        loss = model.fit(data["x"], data["y"], batch_size=64, verbose=0).history["loss"]
         np.savez(
             result_file,
             radii=certificate.radii,

@@ -1,12 +1,9 @@
-"""Trains and evaluates under a debugging switch: run by test_debugging_switches in its process.
-
-python debugged.py SWITCH
-"""
+"""Trains and evaluates under debugging switches: run by test_debugging_switches in its process."""
 
 import contextlib
-import sys
 
 import keras
+import lean  # noqa: F401
 import numpy as np
 from data import small_lipnext
 
@@ -19,7 +16,14 @@ def searched():
     if backend == "jax":
         import jax
 
-        jax.config.update(sys.argv[1], True)
+        for switch, bad in (("jax_debug_nans", np.nan), ("jax_debug_infs", np.inf)):
+            jax.config.update(switch, True)
+            with contextlib.suppress(FloatingPointError):
+                jax.jit(lambda x, bad=bad: x * bad)(1.0)
+                raise AssertionError(f"{switch} sees nothing")
+            jax.config.update(switch, False)
+        jax.config.update("jax_debug_nans", True)
+        jax.config.update("jax_debug_infs", True)
         return contextlib.nullcontext()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -1,9 +1,9 @@
 """Every code block of README, docs and docstrings is run.
 
 Blocks of a page share one namespace, as a reader types them one after the other; `fit` takes one
-step in the place of its epochs, and of the digits a few are left to test. Python that cannot run
-says so in its fence, `python title="Not run: why"`, and must still compile. Of a shell block the
-commands of this package run, and of others what they name exists.
+step in the place of its epochs, the size "tiny" has two blocks, and of the digits a few are left to
+test. Python that cannot run says so in its fence, `python title="Not run: why"`, and must still
+compile. Of a shell block the commands of this package run, and of others what they name exists.
 """
 
 import ast
@@ -23,6 +23,7 @@ from test_structure import PUBLIC
 
 import keras_lipnext as lip
 from keras_lipnext import cli
+from keras_lipnext.models.sizes import SIZES
 
 pytestmark = [
     pytest.mark.once,
@@ -50,11 +51,12 @@ def run(code, names, where):
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """An empty folder for what a page reads and writes, little training, few images to test."""
+    """An empty folder for what a page reads and writes, little training, few blocks and images."""
     monkeypatch.chdir(tmp_path)
     fit = keras.Model.fit
     short = {"epochs": 1, "steps_per_epoch": 1, "validation_steps": 1, "verbose": 0}
     monkeypatch.setattr(keras.Model, "fit", lambda *args, **kw: fit(*args, **{**kw, **short}))
+    monkeypatch.setitem(SIZES, "tiny", {**SIZES["tiny"], "depth": 2})
     data = sklearn.datasets.load_digits()
     few = types.SimpleNamespace(**{k: data[k][:1512] for k in ("images", "data", "target")})
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)

@@ -25,7 +25,7 @@ from keras_lipnext.backend.precision import (
     on_cpu,
     reduced_float32,
 )
-from keras_lipnext.backend.programs import compiled, one_program
+from keras_lipnext.backend.programs import compiled, one_of, one_program
 from keras_lipnext.backend.sharding import (
     check_process_group,
     devices_of,
@@ -52,6 +52,7 @@ __all__ = [
     "matmul",
     "of_this_process",
     "on_cpu",
+    "one_of",
     "one_program",
     "processes",
     "processes_of",

@@ -55,6 +55,44 @@ def one_program(function):
     return wrapper
 
 
+def one_of(measure, branches):
+    """`branches[i](*operands)` of `i, *operands = measure(x)`: a switch where a program is traced.
+
+    Outside, JAX compiles what measures and the branch that is taken, and none that is not: those
+    for what is far off, a loop and a decomposition, take most of the time.
+
+    Args:
+        measure: Pure function of a tensor. Its first value is an integer.
+        branches: List of pure functions of the others.
+    """
+
+    @one_program
+    def switched(x):
+        branch, *operands = measure(x)
+        return keras.ops.switch(branch, branches, *operands)
+
+    measured, programs = one_program(measure), list(map(one_program, branches))
+
+    @functools.wraps(measure)
+    def wrapper(x):
+        if not _is_known_to_jax(x):
+            return switched(x)
+        branch, *operands = measured(x)
+        return programs[int(branch)](*operands)
+
+    switched.__name__ = measure.__name__
+    return wrapper
+
+
+def _is_known_to_jax(x):
+    """Whether a JAX array has its value, all of it in this process."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+
+
 def _traces():
     if keras.backend.backend() == "jax":
         return True

@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from keras_lipnext import backend
-from keras_lipnext.backend import matmul, one_program
+from keras_lipnext.backend import matmul, one_of
 from keras_lipnext.typing import Tensor
 
 P = ParamSpec("P")
@@ -209,15 +209,27 @@ def _counted_step(i: Tensor, x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor,
     return i + 1, x, gram_defect(x)
 
 
+def _measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The branch that `x` asks for, and what it takes."""
+    # Squares of large entries overflow; those of orthonormal matrices are at most 1.
+    x = x / ops.maximum(ops.max(ops.abs(x), axis=(-2, -1), keepdims=True), 1)
+    defect = gram_defect(x)
+    size = frobenius(defect)
+    branch = sum(ops.cast(size > _threshold(steps, dtype_of(x)), "int32") for steps in _STEPS)
+    return branch, x, defect
+
+
 # Made once: JAX compiles a branch anew for each new function object.
-_BRANCHES = [
-    *(lambda x, defect, steps=steps: newton_schulz(x, steps, defect) for steps in _STEPS),
-    _far,
-]
+_projected = one_of(
+    _measured,
+    [
+        *(lambda x, defect, steps=steps: newton_schulz(x, steps, defect) for steps in _STEPS),
+        _far,
+    ],
+)
 
 
 @tall
-@one_program
 def polar(x: Tensor) -> Tensor:
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
@@ -239,9 +251,4 @@ def polar(x: Tensor) -> Tensor:
     Returns:
         Tensor of the shape and dtype of `x` with orthonormal columns (rows, if m < n).
     """
-    # Squares of large entries overflow; those of orthonormal matrices are at most 1.
-    x = x / ops.maximum(ops.max(ops.abs(x), axis=(-2, -1), keepdims=True), 1)
-    defect = gram_defect(x)
-    size = frobenius(defect)
-    branch = sum(ops.cast(size > _threshold(steps, dtype_of(x)), "int32") for steps in _STEPS)
-    return ops.switch(branch, _BRANCHES, x, defect)
+    return _projected(x)

@@ -15,15 +15,16 @@ stiefel.defect(stiefel.retr(x, 0.1 * u)), stiefel.defect(stiefel.expmap(x, 0.1 *
 ```
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import ops
+from threadpoolctl import threadpool_limits
 
-from keras_lipnext.backend import matmul, one_program
+from keras_lipnext.backend import matmul
 from keras_lipnext.manifolds.fast_exp import fast_exp
 from keras_lipnext.manifolds.polar import (
     at_least_float32,
@@ -85,7 +86,7 @@ def random(
     seed: int | keras.random.SeedGenerator | None = None,
     dtype: str = "float32",
 ) -> Tensor:
-    """Random point.
+    """Random point, drawn by NumPy: the same for a seed on every backend and device.
 
     Uniformly distributed (QR of a Gaussian matrix) up to `STRUCTURED_FROM` rows. Above, where QR
     would take minutes for a large model, random columns of a Kronecker product of two uniformly
@@ -94,7 +95,8 @@ def random(
 
     Args:
         shape: Tuple (m, n); wide shapes give orthonormal rows.
-        seed: Integer or `keras.random.SeedGenerator`. None draws a fresh one.
+        seed: Integer or `keras.random.SeedGenerator`, whose next seed must be known: not inside a
+            compiled function. None draws a fresh one.
         dtype: Floating point dtype of the result.
 
     Returns:
@@ -105,44 +107,33 @@ def random(
             f"A random point needs a shape (m, n) of positive sizes. Received: shape={shape}"
         )
     rows, columns = max(shape), min(shape)
-    seeds = _seeds(seed)
+    if isinstance(seed, keras.random.SeedGenerator):
+        seed = ops.convert_to_numpy(seed.next())
+    generator = np.random.default_rng(seed)
     working = at_least_float32(dtype)
     factor = _factor_near_sqrt(rows)
     if rows < STRUCTURED_FROM or factor < 16:
-        x = _haar(rows, columns, seeds, working)
+        x = ops.convert_to_tensor(_haar(rows, columns, generator, working))
     else:
-        a = _haar(factor, factor, seeds, working)
-        b = _haar(rows // factor, rows // factor, seeds, working)
-        chosen = keras.random.shuffle(ops.arange(rows), seed=next(seeds))[:columns]
-        a = ops.take(a, chosen // (rows // factor), axis=1)
-        b = ops.take(b, chosen % (rows // factor), axis=1)
+        a = _haar(factor, factor, generator, working)
+        b = _haar(rows // factor, rows // factor, generator, working)
+        chosen = generator.permutation(rows)[:columns]
+        order, signs = generator.permutation(rows), 2 * generator.integers(2, size=(rows, 1)) - 1
+        # What is large is made on the device.
+        a = ops.convert_to_tensor(np.take(a, chosen // (rows // factor), axis=1))
+        b = ops.convert_to_tensor(np.take(b, chosen % (rows // factor), axis=1))
         x = ops.reshape(a[:, None, :] * b[None, :, :], (rows, columns))
-        order = keras.random.shuffle(ops.arange(rows), seed=next(seeds))
-        signs = 2 * keras.random.randint((rows, 1), 0, 2, seed=next(seeds)) - 1
-        x = ops.take(x, order, axis=0) * ops.cast(signs, working)
-    x = transpose(x) if shape[0] < shape[1] else x
-    return ops.cast(x, dtype)
+        x = ops.take(x, order, axis=0) * ops.convert_to_tensor(signs, working)
+    return ops.cast(transpose(x) if shape[0] < shape[1] else x, dtype)
 
 
-def _haar(rows: int, columns: int, seeds: Iterator[Any], dtype: str) -> Tensor:
-    return _unique_q(keras.random.normal((rows, columns), dtype=dtype, seed=next(seeds)))
-
-
-@one_program
-def _unique_q(x: Tensor) -> Tensor:
-    q, r = ops.qr(x)
+def _haar(rows: int, columns: int, generator: np.random.Generator, dtype: str) -> np.ndarray:
+    x = generator.standard_normal((rows, columns)).astype(dtype)
+    # More threads gain little, lose much where the cores are busy, and may round otherwise.
+    with threadpool_limits(1, "blas") if columns >= 32 else contextlib.nullcontext():
+        q, r = np.linalg.qr(x)
     # Signs of R's diagonal make the factorisation unique and Q uniformly distributed.
-    return q * ops.cast(ops.where(ops.diagonal(r) < 0, -1, 1), x.dtype)
-
-
-def _seeds(seed: Any) -> Iterator[Any]:
-    """Endless distinct seeds from one: keras.random repeats itself for a repeated integer."""
-    if isinstance(seed, keras.random.SeedGenerator):
-        while True:
-            yield seed
-    sequence = np.random.SeedSequence(seed)
-    while True:
-        yield int(sequence.spawn(1)[0].generate_state(1)[0] % (2**31))
+    return q * np.where(np.diagonal(r) < 0, -1, 1).astype(dtype)
 
 
 def _factor_near_sqrt(n: int) -> int:

@@ -115,6 +115,11 @@ def with_weights_put_back(callbacks):
     return list(itertools.chain.from_iterable(pairs))
 
 
+@backend.one_program
+def _largest_change(x, y):
+    return ops.max(ops.abs(ops.cast(x, "float32") - ops.cast(y, "float32")))
+
+
 def put_back(model):
     """Puts trainable weights back where their constraints keep them, if they are off visibly.
 
@@ -130,7 +135,7 @@ def put_back(model):
         if variable.constraint is not None:
             with backend.inference_scope():
                 kept = ops.cast(variable.constraint(value), variable.dtype)
-                moved = ops.max(ops.abs(ops.cast(kept, "float32") - ops.cast(value, "float32")))
+                moved = _largest_change(kept, value)
             # Rounding alone moves entries by less.
             half = keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
             if float(moved) > (2**-6 if half else 1e-4):

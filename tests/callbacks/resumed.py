@@ -1,9 +1,10 @@
 """Trains on digits under checkpoints; as a script, killed by SIGKILL: run by test_checkpoints.
 
-python resumed.py CALLBACK FOLDER EPOCH BATCH
+python resumed.py EPOCH BATCH FOLDER/CALLBACK...
 """
 
 import os
+import pathlib
 import signal
 import sys
 
@@ -37,13 +38,13 @@ class Shuffled(keras.utils.PyDataset):
         self.x, self.y, self.order = x, y, np.arange(len(x))
 
     def __len__(self):
-        return len(self.x) // 64
+        return len(self.x) // 32
 
     def on_epoch_begin(self):
         self.order = np.random.permutation(len(self.x))
 
     def __getitem__(self, index):
-        chosen = self.order[64 * index : 64 * (index + 1)]
+        chosen = self.order[32 * index : 32 * (index + 1)]
         return self.x[chosen], self.y[chosen]
 
 
@@ -53,11 +54,14 @@ def train(*callbacks):
     keras.utils.set_random_seed(5)
     # Orbax finds variables by names, which a process counts up.
     keras.backend.clear_session()
-    model = small_lipnext()
-    model.fit(Shuffled(x[:256], y[:256]), epochs=4, callbacks=callbacks, verbose=0)
+    model = small_lipnext(depth=1)
+    model.fit(Shuffled(x[:128], y[:128]), epochs=4, callbacks=callbacks, verbose=0)
     return [keras.ops.convert_to_numpy(v) for v in model.weights + model.optimizer.variables]
 
 
 if __name__ == "__main__":
-    name, folder, *at = sys.argv[1:]
-    train(getattr(lip.callbacks, name)(folder, seed=3), Kill(*map(int, at)))
+    import lean  # noqa: F401
+
+    epoch, batch, *folders = sys.argv[1:]
+    made = [getattr(lip.callbacks, pathlib.Path(folder).name)(folder, seed=3) for folder in folders]
+    train(*made, Kill(int(epoch), int(batch)))

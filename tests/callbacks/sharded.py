@@ -3,10 +3,12 @@
 python sharded.py FOLDER
 """
 
+import shutil
 import sys
 
 import jax
 import keras
+import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext as lip
@@ -24,7 +26,7 @@ def train(mesh, epochs, *callbacks):
     )
     keras.utils.set_random_seed(0)
     shape = {"input_shape": (8, 8, 1), "num_classes": 4, "patch_size": 2}
-    model = lip.LipNeXt(depth=2, width=16, **shape)
+    model = lip.LipNeXt(depth=1, width=16, **shape)
     options = {"batch_size": 64, "shuffle": False, "verbose": 0}
     history = model.fit(x, y, epochs=epochs, callbacks=callbacks, **options)
     return model, history.epoch
@@ -44,13 +46,13 @@ class Stop(keras.callbacks.Callback):
 
 assert len(jax.devices()) == 4
 expected = state(train((1, 4), 4)[0])
+stopped = OrbaxCheckpoint(f"{sys.argv[1]}/stopped")
+try:
+    train((1, 4), 4, stopped, Stop())
+except InterruptedError:
+    stopped.wait_until_finished()
 for name, mesh in (("same", (1, 4)), ("another", (2, 2))):
-    folder = f"{sys.argv[1]}/{name}"
-    callback = OrbaxCheckpoint(folder)
-    try:
-        train((1, 4), 4, callback, Stop())
-    except InterruptedError:
-        callback.wait_until_finished()
+    folder = shutil.copytree(f"{sys.argv[1]}/stopped", f"{sys.argv[1]}/{name}")
     model, epochs = train(mesh, 4, OrbaxCheckpoint(folder))
     assert epochs == [2, 3], epochs
     parts = {v.value.sharding.shard_shape(v.shape) for v in model.get_layer("block_0").weights}

@@ -12,7 +12,7 @@ import numpy as np
 import random_nets
 import red_team
 from data import to_numpy
-from random_nets import gradient_of
+from random_nets import gradients
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -100,18 +100,13 @@ def convolution_model():
 
 def gradient_norms(model, x):
     """{(i, j): norms of the gradients of z_i - z_j at x}, in float64."""
-    twin = Float64Twin(model)
-    norms = {}
-    for i in range(model.output_shape[-1]):
-        for j in range(i):
-
-            def difference(t, i=i, j=j):
-                logits = twin.tensor(t)
-                return logits[:, i] - logits[:, j]
-
-            slope = twin.call(gradient_of(twin, difference), x)
-            norms[i, j] = np.linalg.norm(slope.reshape(len(x), -1), axis=1)
-    return norms
+    slopes = gradients(Float64Twin(model), x, np.eye(model.output_shape[-1]))
+    slopes = slopes.reshape(*slopes.shape[:2], -1)
+    return {
+        (i, j): np.linalg.norm(slopes[i] - slopes[j], axis=1)
+        for i in range(len(slopes))
+        for j in range(i)
+    }
 
 
 def gradient_equality():

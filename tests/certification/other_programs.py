@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import keras
+import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext  # noqa: F401  its layers

@@ -245,12 +245,24 @@ def randomise(model, choose, seed):
         weight.assign(value.astype("float32"))
 
 
-def gradient_of(twin, function):
-    """The gradient of a function of the twin's inputs, compiled where that saves time."""
-    gradient = backend.compiled(lambda t: backend.gradient(function, t), twin.variables)
-    if keras.backend.backend() == "jax":
-        return gradient
-    return lambda t: backend.gradient(function, t)
+def gradients(twin, x, weights):
+    """Gradients at x of sums of the logits with each row of weights, (rows, *x.shape).
+
+    In one program, of as many copies of x as there are rows.
+    """
+    weights = np.asarray(weights, "float64")
+    rows = np.repeat(weights, len(x), axis=0)
+
+    def total(t):
+        return keras.ops.sum(twin.tensor(t) * keras.ops.convert_to_tensor(rows, dtype="float64"))
+
+    def gradient(t):
+        return backend.gradient(total, t)
+
+    if keras.backend.backend() == "jax":  # where that saves time
+        gradient = backend.compiled(gradient, twin.variables)
+    copies = np.tile(x, (len(weights), *(1 for _ in x.shape[1:])))
+    return twin.call(gradient, copies).reshape(len(weights), *x.shape)
 
 
 def check(model, seed=0, samples=6):
@@ -289,14 +301,9 @@ def check(model, seed=0, samples=6):
         pairs = pairwise_distances_float64(to_numpy(certifiable.head.operation.kernel))
     steepest = 0.0
     directions = [rng.normal(size=x.shape) for _ in range(2)]
-    for j in range(classes):
-        i = (j + 1 + seed % (classes - 1)) % classes
-
-        def difference(t, i=i, j=j):
-            logits = twin.tensor(t)
-            return logits[:, i] - logits[:, j]
-
-        slope = twin.call(gradient_of(twin, difference), x)
+    others = [(j + 1 + seed % (classes - 1)) % classes for j in range(classes)]
+    found = gradients(twin, x, np.eye(classes)[others] - np.eye(classes))
+    for j, (i, slope) in enumerate(zip(others, found)):
         lengths = np.linalg.norm(slope.reshape(samples, -1), axis=1)
         needed = bound.body_constant * pairs[i, j]
         if needed > 0:
@@ -343,9 +350,9 @@ def check_program(model, certifiable, x, directions):
         assert any(reason in str(refused) for reason in reasons), refused
         return 0
     certified = radii > 0
-    for point in [x, *within(x, radii, directions)]:
-        # What leaves the range of float32 is certified to be of no use.
-        own = to_numpy(model.predict_on_batch(point.astype("float32")))
-        wrong = own.argmax(axis=1) != predictions
-        assert not wrong[certified].any(), "a float32 program's certified prediction flipped"
+    points = [x, *within(x, radii, directions)]
+    # What leaves the range of float32 is certified to be of no use.
+    own = to_numpy(model.predict_on_batch(np.concatenate(points).astype("float32")))
+    wrong = own.argmax(axis=1).reshape(len(points), -1) != predictions
+    assert not wrong[:, certified].any(), "a float32 program's certified prediction flipped"
     return int(certified.sum())

@@ -38,7 +38,7 @@ def module_slope(module, x):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_images_channels_last(policy):
-    model = small_lipnext(input_shape=(8, 4, 3), dtype=policy)
+    model = small_lipnext(input_shape=(8, 4, 3), depth=1, dtype=policy)
     module, x = as_torch_module(model), batch(5, 3, 8, 4)
     images = x.numpy().transpose(0, 2, 3, 1)
     out = module(x)
@@ -54,7 +54,7 @@ def test_images_channels_last(policy):
 
 def test_images_channels_first():
     keras.config.set_image_data_format("channels_first")
-    model, x = small_lipnext(input_shape=(3, 8, 4)), batch(3, 3, 8, 4)
+    model, x = small_lipnext(input_shape=(3, 8, 4), depth=1), batch(3, 3, 8, 4)
     module = as_torch_module(model)
     np.testing.assert_allclose(module(x).numpy(), logits(model, x), atol=1e-6)
     np.testing.assert_allclose(module_slope(module, x), difference_slope(model, x), atol=1e-5)

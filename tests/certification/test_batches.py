@@ -58,6 +58,13 @@ def data_sets(x, y):
     }
 
 
+@pytest.fixture(scope="module")
+def expected(trained, digits):
+    """(30 images, their labels, their certificate)."""
+    _, (x, y) = digits
+    return x[:30], y[:30], lip.certify(trained, x[:30], y[:30], verbose=0)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -74,10 +81,8 @@ def data_sets(x, y):
         "list of batches",
     ],
 )
-def test_data_of_every_kind(name, trained, digits):
-    _, (x, y) = digits
-    x, y = x[:30], y[:30]
-    expected = lip.certify(trained, x, y, verbose=0)
+def test_data_of_every_kind(name, trained, expected):
+    x, y, expected = expected
     actual = lip.certify(trained, *data_sets(x, y)[name], verbose=0)
     np.testing.assert_allclose(actual.radii, expected.radii, rtol=1e-10)
     np.testing.assert_array_equal(actual.labels, y)

@@ -3,7 +3,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from data import dense_model, in_one_program, small_lipnext, to_numpy
+from data import dense_model, small_lipnext, to_numpy
+from random_nets import gradients
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -58,20 +59,14 @@ def stemless_lipnext():
 def difference_slopes(model, x, orthogonal=False):
     """{(i, j): gradient norms of z_i - z_j, shape (samples,)} in float64."""
     twin = Float64Twin(model)
-    slopes = {}
-    with backend.float64_scope():
-        if orthogonal:  # float32 kernels are orthonormal to 1e-7 only
+    if orthogonal:  # float32 kernels are orthonormal to 1e-7 only
+        with backend.float64_scope():
             for kernel in twin.variables:
                 if isinstance(kernel.constraint, lip.manifolds.Stiefel):
                     kernel.assign(lip.manifolds.stiefel.projx(kernel))
-        gradient = in_one_program(
-            lambda t, pair: backend.gradient(lambda u: twin.tensor(u) * pair, t)
-        )
-        x, units = np.asarray(x, "float64"), np.eye(model.output_shape[-1])
-        for i, j in itertools.combinations(range(len(units)), 2):
-            slope = gradient(*map(keras.ops.convert_to_tensor, (x, units[i] - units[j])))
-            slopes[i, j] = np.linalg.norm(to_numpy(slope).reshape(len(x), -1), axis=1)
-    return slopes
+    slopes = gradients(twin, x, np.eye(model.output_shape[-1])).reshape(-1, len(x), x[0].size)
+    pairs = itertools.combinations(range(len(slopes)), 2)
+    return {(i, j): np.linalg.norm(slopes[i] - slopes[j], axis=1) for i, j in pairs}
 
 
 def head_distances(model):

@@ -145,22 +145,29 @@ def others_ahead(own):
 def test_attacks_on_one_pixel_flip_it_beyond_and_not_inside_its_radius():
     model, x = dense_model(), images()
     certificate = lip.certify(model, x, verbose=0)
+    pixels, factors = [(0, 0), (1, 2), (3, 3)], (0.999, 5.0)
+    attacks = list(itertools.product(pixels, factors))
+    chosen = np.zeros((len(attacks), *certificate.radii.shape), bool)
+    for one, (pixel, _) in zip(chosen, attacks):
+        one[:, *pixel] = True
+    radii = np.stack([certificate.radii[:, *pixel] for pixel, _ in attacks])
+    assert (radii > 0).all()
     own = certificate.predictions[..., None] == np.arange(CLASSES)
+    own = np.concatenate([own] * len(attacks))
+
+    def target(logits):
+        margins = others_ahead(own)(logits)
+        return keras.ops.sum(keras.ops.where(chosen.reshape(margins.shape), margins, 0.0))
+
+    scaled = radii * [[factor] for _, factor in attacks]
+    _, logits = attacked(model, np.concatenate([x] * len(attacks)), target, scaled)
+    flipped = logits.argmax(axis=-1).reshape(chosen.shape) != certificate.predictions
     flips = 0
-    for row, column in [(0, 0), (1, 2), (3, 3)]:
-        radii = certificate.radii[:, row, column]
-        assert (radii > 0).all()
-
-        def target(logits, row=row, column=column):
-            return keras.ops.sum(others_ahead(own)(logits)[:, row, column])
-
-        for factor in (0.999, 5.0):
-            _, logits = attacked(model, x, target, factor * radii)
-            flipped = logits.argmax(axis=-1) != certificate.predictions
-            if factor < 1:
-                assert not flipped[certificate.radii >= radii[:, None, None]].any()
-            else:
-                flips += flipped[:, row, column].sum()
+    for one, within, pixels, (_, factor) in zip(flipped, radii, chosen, attacks):
+        if factor < 1:
+            assert not one[certificate.radii >= within[:, None, None]].any()
+        else:
+            flips += one[pixels].sum()
     assert flips > 0  # the attack does its work
 
 
@@ -172,17 +179,19 @@ def test_attacks_on_all_pixels_leave_certified_ones_and_the_iou_alone():
     epsilons = tuple(map(float, np.quantile(radii, (0.2, 0.5, 0.8))))
     certificate = lip.certify(model, x, labels, epsilons=epsilons, verbose=0)
     own = certificate.predictions[..., None] == np.arange(CLASSES)
-    for epsilon in epsilons:
-        kept = certificate.radii > epsilon
+    own = np.concatenate([own] * len(epsilons))
+    all_kept = np.stack([certificate.radii > epsilon for epsilon in epsilons])
+
+    def target(logits):
+        margins = keras.ops.maximum(others_ahead(own)(logits), -0.05)
+        return keras.ops.sum(keras.ops.where(all_kept.reshape(margins.shape), 0.0, margins))
+
+    moved = np.concatenate([x] * len(epsilons))
+    _, logits = attacked(model, moved, target, np.repeat(epsilons, len(x)))
+    answers = logits.argmax(axis=-1).reshape(all_kept.shape)
+    for epsilon, kept, predictions in zip(epsilons, all_kept, answers):
         assert kept.any()
         assert not kept.all()
-
-        def target(logits, kept=kept):
-            margins = others_ahead(own)(logits)
-            return keras.ops.sum(keras.ops.where(kept, 0.0, keras.ops.maximum(margins, -0.05)))
-
-        _, logits = attacked(model, x, target, np.full(len(x), epsilon))
-        predictions = logits.argmax(axis=-1)
         assert (predictions == certificate.predictions)[kept].all()
         found = least_mean_iou(predictions.ravel(), labels.ravel(), np.ones(labels.size, bool))
         assert certificate.certified_mean_iou[epsilon] <= found
@@ -425,6 +434,7 @@ def test_a_model_that_answers_otherwise_is_refused():
         evaluation.compare(model, x, own)
 
 
+@pytest.mark.once
 def test_reports(tmp_path):
     model, x = dense_model(), images()
     labels = np.random.default_rng(0).integers(0, CLASSES, (4, 4, 4))
@@ -464,6 +474,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("mutant", "detector"),
     [

@@ -33,6 +33,7 @@ def normalization():
 
 # (layer, shape of a sample, tightness): the constant is at most `tightness` times the largest
 # stretch found, None where the search is too weak to tell.
+# Layers of the library are here with what the rows of tests/layers/test_every_layer.py have not.
 CASES = [
     (lambda: kl.Rescaling(0.1, offset=-0.3), (5,), 1.001),
     (lambda: kl.Rescaling([0.1, 2.3, -0.7], offset=[0.3, 0.1, 0.2]), (4, 4, 3), 1.5),
@@ -48,40 +49,12 @@ CASES = [
     (lambda: kl.Dense(3, use_bias=False), (4, 5), 2),
     (lambda: lip.layers.OrthogonalDense(5, activation="softplus"), (5,), 1.2),
     (lambda: lip.layers.OrthogonalDense(7, axis=1), (5, 3), 1.2),
-    (lambda: lip.layers.NormalizedDense(4), (6,), 2),
-    (lambda: lip.layers.PatchEmbedding(2, 13), (4, 6, 3), 1.001),
-    (lambda: lip.layers.PositionalBias(), (4, 5, 3), 1.001),
     (lambda: lip.layers.ShiftMixing(1 / 8), (3, 4, 8), 1.001),
-    (lambda: lip.layers.ShiftMixing(1 / 4, "zero"), (3, 4, 8), 1.2),
     (lambda: lip.layers.FullShiftMixing(1 / 8), (3, 4, 8), 1.001),
-    (lambda: lip.layers.FullShiftMixing(1 / 4, "zero"), (3, 4, 8), 1.2),
-    (lambda: lip.layers.SpatialShift(1 / 8, "zero"), (3, 4, 8), 1.2),
-    (lambda: lip.layers.BetaAbs(0.5), (3, 6), 1.001),
-    (lambda: lip.layers.MaxMin(), (3, 6), 1.001),
-    (lambda: lip.layers.GroupSort(3), (2, 6), 1.001),
     (lambda: lip.layers.GroupSort(None, axis=1), (5, 3), 1.001),
-    (lambda: lip.layers.Householder(), (3, 6), 1.001),
     (lambda: lip.layers.Householder(axis=1), (4, 3), 1.001),
-    (lambda: lip.layers.SandwichDense(4), (5,), 1.5),
     (lambda: lip.layers.SandwichDense(6, "tanh", use_bias=False), (3, 2), 1.5),
     (lambda: lip.layers.SandwichDense(5, "softplus"), (5,), 3),
-    (lambda: lip.layers.Scale(-2.5), (7,), 1.001),
-    (lambda: lip.layers.L2Pool(), (3, 4, 5), None),
-    # Series and volumes.
-    (lambda: lip.layers.PatchEmbedding(3, 7), (6, 2), 1.001),
-    (lambda: lip.layers.PatchEmbedding(2, 9), (2, 4, 2, 1), 1.001),
-    (lambda: lip.layers.PositionalBias(), (4, 3), 1.001),
-    (lambda: lip.layers.PositionalBias(), (2, 3, 2, 3), 1.001),
-    (lambda: lip.layers.ShiftMixing(1 / 8), (5, 8), 1.001),
-    (lambda: lip.layers.ShiftMixing(1 / 2, "zero"), (3, 8), 1.2),
-    (lambda: lip.layers.ShiftMixing(1 / 6), (2, 3, 2, 6), 1.001),
-    (lambda: lip.layers.ShiftMixing(1 / 6, "zero"), (2, 3, 2, 6), 1.3),
-    (lambda: lip.layers.FullShiftMixing(1 / 8, "zero"), (5, 8), 1.2),
-    (lambda: lip.layers.FullShiftMixing(1 / 6), (2, 3, 2, 6), 1.001),
-    (lambda: lip.layers.SpatialShift(1 / 8, "zero"), (5, 8), 1.2),
-    (lambda: lip.layers.SpatialShift(1 / 6, "zero"), (2, 3, 2, 6), 1.3),
-    (lambda: lip.layers.L2Pool(), (7, 5), None),
-    (lambda: lip.layers.L2Pool(), (2, 3, 2, 5), None),
     (lambda: lip.layers.SDPDense(4, "aol"), (5,), 2),
     (lambda: lip.layers.SDPDense(6, "sll", "tanh"), (5,), 2),
     (lambda: lip.layers.SDPDense(6, "spectral", use_bias=False), (3, 5), 2),
@@ -200,21 +173,26 @@ def norms(x):
     return np.sqrt((x.reshape(len(x), -1) ** 2).sum(axis=1))
 
 
-def check(model, x, stretch=None):
-    """Float64 evaluation within the allowance, values within r, stretches below the constant."""
+def check(model, x):
+    """Float64 evaluation within the allowance, values within r, stretches below the constant.
+
+    Returns the constant, the largest stretch found and whether the model's own float32 answers are
+    near the exact ones, which low precision's are not.
+    """
     certifiable = whole(model)
-    (step, *_), index = certifiable.graph.steps, certifiable.graph.output
-    exact = extended.evaluate(certifiable, x)[index]
+    index = certifiable.graph.output
+    values = extended.evaluate(certifiable, x)
+    exact = values[index]
     computed = Float64Twin(certifiable)(x)
     assert computed.shape == exact.shape
-    shapes = {0: x.shape} | {i: v.shape for i, v in extended.evaluate(certifiable, x).items()}
+    shapes = {0: x.shape} | {i: v.shape for i, v in values.items()}
     bounds = [step_bounds(s, Context(s, shapes)) for s in certifiable.graph.steps]
     r, d = forward_errors(certifiable.graph, bounds, input_norms(x))[index]
     assert (norms(exact) <= r).all()
     error = norms(computed.astype(extended.LONG) - exact)
     assert (error <= d).all(), float((error / d).max())
     assert (d <= 1e-10 * (1 + r)).all()
-    check_program(model, x, exact, shapes)
+    own = check_program(model, x, exact, shapes)
     constant = lipschitz_bound_of(certifiable)
     y = x + np.random.default_rng(5).normal(size=x.shape) * 1e-3
     moved = extended.evaluate(certifiable, y)[index]
@@ -222,11 +200,13 @@ def check(model, x, stretch=None):
     assert (stretches <= constant).all(), (float(stretches.max()), constant)
     slope = steepest(certifiable, x[1:])  # at 0 maxima tie, and have no slope
     assert slope <= constant * (1 + 1e-8), (slope, constant)
-    return constant, max(float(stretches.max()), slope), step
+    near = np.allclose(own, exact.astype("float64"), 2e-4, 2e-4)
+    return constant, max(float(stretches.max()), slope), near
 
 
 def check_program(model, x, exact, shapes):
     """The model's own float32 answer within what float32 may do, or the layer refused for it."""
+    single = x.astype("float32")
     certifiable = whole(model)
     graph = certifiable.graph
     try:
@@ -234,13 +214,14 @@ def check_program(model, x, exact, shapes):
         bounds, _ = measured(graph, shapes, arithmetic=arithmetic)
     except ValueError as refused:
         assert re.search("certified as a float32 program|is no float32 program", str(refused))
-        return
+        return called(model, single)
     scale = 2.0**-24
     given = scale * input_norms(x) + 2.0**-126 * math.sqrt(x[0].size)
     _, d = forward_errors(graph, bounds, input_norms(x), given)[graph.output]
-    own = to_numpy(model.predict_on_batch(x.astype("float32"))).astype(extended.LONG)
-    error = norms(own - exact)
+    own = to_numpy(model.predict_on_batch(single))
+    error = norms(own.astype(extended.LONG) - exact)
     assert (error <= d).all(), float((error / d).max())
+    return own
 
 
 def steepest(certifiable, x, entries=1200):
@@ -266,13 +247,10 @@ def test_layer(case):
     make, shape, tightness = CASES[case]
     model = built(make, shape)
     x = samples(shape)
-    constant, stretch, _ = check(model, x)
+    constant, stretch, near = check(model, x)
+    assert near, "not what Keras computes"
     if tightness:
         assert constant <= tightness * stretch
-    # The same function as Keras computes, in float32.
-    expected = extended.evaluate(whole(model), x)[trace(model).output]
-    actual = called(model, x.astype("float32"))
-    np.testing.assert_allclose(actual, expected.astype("float64"), rtol=2e-4, atol=2e-4)
 
 
 IDENTITIES = [cls for cls, rule in _LAYERS.items() if rule.identity]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
 # JAX and TensorFlow compile each network anew. benchmarks/soundness.py runs thousands.
-EXAMPLES = {"torch": 80, "tensorflow": 10}.get(keras.backend.backend(), 6)
+EXAMPLES = {"torch": 80, "tensorflow": 10}.get(keras.backend.backend(), 8)
 
 
 @pytest.mark.slow
@@ -24,6 +24,7 @@ def test_random_networks(data, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_the_networks_are_of_many_kinds_and_mostly_certified():
     """The generator itself: else the test above could pass on nothing."""
     kinds, certified, steepest = collections.Counter(), 0, []

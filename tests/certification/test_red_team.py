@@ -148,6 +148,7 @@ def answers(tmp_path_factory):
         settings = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         settings |= {
             "KERAS_BACKEND": backend,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OMP_NUM_THREADS": "4",
             "TF_NUM_INTRAOP_THREADS": "4",
         }

@@ -1,5 +1,7 @@
 """What all SDP-based layers must do: their constant in float32, and gradients, at odd weights."""
 
+import math
+
 import extended
 import keras
 import numpy as np
@@ -65,16 +67,18 @@ def check_diagonal(layer, input_shape):
     rng = np.random.default_rng(3)
     with backend.float64_scope():
         layer.build((None, *input_shape))
+        form = traced(layer.diagonal_form)
         for kernel in kernels(tuple(layer.kernel.shape), rng, 8):
-            kernel = np.asarray(kernel, "float64")
+            kernel = keras.ops.convert_to_tensor(kernel, dtype="float64")
             log_q = None
             if layer.log_q is not None:
                 log_q = 10 ** rng.uniform(-1, 2) * rng.normal(size=layer.log_q.shape) + 15
                 layer.log_q.assign(log_q)
+                log_q = keras.ops.convert_to_tensor(log_q)
             layer.kernel.assign(kernel)
-            w, inverse, scale = map(to_numpy, layer.diagonal_form(kernel, log_q))
+            w, inverse, scale = map(to_numpy, form(kernel, log_q))
             assert inverse.dtype == "float64"
-            assert scale == (abs(kernel).max() or 1)
+            assert scale == (abs(to_numpy(kernel)).max() or 1)
             exact = extended.sdp_diagonal(layer, w.astype(extended.LONG))
             np.testing.assert_allclose(inverse, (1 / exact).astype("float64"), rtol=1e-11)
 
@@ -151,18 +155,23 @@ def check_half_precision(layer, input_shape, dtype="float16"):
     x = rng.normal(size=(3, *input_shape)).astype("float32")
     kernel = rng.normal(size=layer.kernel.shape)
     bias = 0.1 * rng.normal(size=layer.bias.shape)
-    for size in (1.0, 1e-8, 1e-6, 1e3, 1e5, 1e10):
+
+    def answers(kernel, bias):
+        found = []
         for one in (layer, single):
-            one.kernel.assign(kernel * size)
-            one.bias.assign(bias * size)
-        half, full = (
-            called(lambda x, one=one: keras.ops.cast(one(x), "float32"), x)
-            for one in (layer, single)
-        )
-        np.testing.assert_allclose(half, full, atol=0.02)
+            values = [(one.kernel, kernel), (one.bias, bias)]
+            with keras.StatelessScope(state_mapping=values):
+                found.append((keras.ops.cast(one(x), "float32"), *one.diagonal_form()))
+        return found
+
+    answers = in_one_program(answers)
+    for size in (1.0, 1e-8, 1e-6, 1e3, 1e5, 1e10):
+        weights = (keras.ops.convert_to_tensor(w * size, "float32") for w in (kernel, bias))
+        (half, *form), (full, *exact) = answers(*weights)
+        np.testing.assert_allclose(to_numpy(half), to_numpy(full), atol=0.02)
         # T is that of the stored kernel, not of a rounded one.
-        for part, exact in zip(layer.diagonal_form(), single.diagonal_form()):
-            np.testing.assert_array_equal(to_numpy(part), to_numpy(exact))
+        for part, whole in zip(form, exact, strict=True):
+            np.testing.assert_array_equal(to_numpy(part), to_numpy(whole))
 
 
 def check_policies(cls, arguments, input_shape):
@@ -212,7 +221,7 @@ def check_values(layer, input_shape, kind):
 
 
 def check_gradients(make, input_shape):
-    """The kernel's gradient, in float64, against differences of the loss."""
+    """The gradient of each weight, in float64, against differences of the loss."""
     with backend.float64_scope():
         layer = make(dtype="float64")
         layer.build((None, *input_shape))
@@ -223,21 +232,25 @@ def check_gradients(make, input_shape):
         target = keras.ops.convert_to_tensor(
             rng.normal(size=(2, *layer.compute_output_shape((2, *input_shape))[1:]))
         )
-        for weight in layer.weights:
-            start = np.asarray(to_numpy(weight), "float64")
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
 
-            @in_one_program
-            def loss(value, weight=weight):
-                with keras.StatelessScope(state_mapping=[(weight, value)]):
-                    return keras.ops.sum(layer(x) * target)
+        def loss(values):
+            parts = keras.ops.split(values, [int(end) for end in ends[:-1]])
+            parts = [keras.ops.reshape(part, shape) for part, shape in zip(parts, shapes)]
+            with keras.StatelessScope(state_mapping=list(zip(layer.weights, parts))):
+                return keras.ops.sum(layer(x) * target)
 
-            value = keras.ops.convert_to_tensor(start)
-            slope = to_numpy(in_one_program(lambda v, f=loss: backend.gradient(f, v))(value))
-            assert np.isfinite(slope).all()
-            direction = rng.normal(size=start.shape)
+        both = in_one_program(lambda values: (loss(values), backend.gradient(loss, values)))
+        start = np.concatenate([to_numpy(weight).ravel() for weight in layer.weights])
+        slope = to_numpy(both(keras.ops.convert_to_tensor(start))[1])
+        assert np.isfinite(slope).all()
+        for part in np.split(np.arange(len(start)), ends[:-1]):
+            direction = np.zeros(len(start))
+            direction[part] = rng.normal(size=len(part))
             step = 1e-5
             ahead, behind = (
-                float(to_numpy(loss(keras.ops.convert_to_tensor(start + s * direction))))
+                float(to_numpy(both(keras.ops.convert_to_tensor(start + s * direction))[0]))
                 for s in (step, -step)
             )
             numeric = (ahead - behind) / (2 * step)

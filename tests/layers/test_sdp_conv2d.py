@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import sdp_checks
 
@@ -15,11 +17,17 @@ def test_equals_numpy(bound, size, padding):
     sdp_checks.check_values(layer, (5, 6, 2), "SDPConv2D")
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("size", NORM_GRID)
+def kernel_sizes():
+    """Every size and bound; of the large ones, whose norms take long, some on one backend only."""
+    for bound, size in itertools.product(BOUNDS, NORM_GRID):
+        few = size > 3 and (size, bound) not in ((5, "sll"), (7, "aol"), (7, "spectral"))
+        yield pytest.param(bound, size, marks=pytest.mark.once if few else ())
+
+
+@pytest.mark.parametrize("bound, size", list(kernel_sizes()))
 def test_constant_of_any_kernel(bound, size):
     layer = SDPConv2D(3, size, bound)
-    count = 64 if size < 5 else 24
+    count = 32 if size < 5 else 16
     sdp_checks.check_constants(layer, (None, 8, 8, 4), count, NORM_GRID[size])
 
 

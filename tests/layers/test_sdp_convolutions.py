@@ -1,5 +1,7 @@
 """What SDPConv2D and SDPResidualConv2D must do alike."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -20,19 +22,24 @@ def test_diagonal_equals_its_definition(convolution, bound):
         sdp_checks.check_diagonal(convolution(4, size, bound, dtype="float64"), (5, 5, 3))
 
 
-@both
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize(
-    "size, padding, sides",
-    [
+def executed():
+    """Every size and bound with each layer, and on one backend all of both."""
+    sizes = (
         (1, "same", (5, 5)),
         (3, "same", (5, 6)),
         (4, "circular", (6, 5)),
         (6, "same", (6, 6)),
         (7, "circular", (7, 7)),
         (6, "circular", (2, 1)),
-    ],
-)
+    )
+    for (i, convolution), (j, bound), (k, size) in itertools.product(
+        enumerate((SDPConv2D, SDPResidualConv2D)), enumerate(BOUNDS), enumerate(sizes)
+    ):
+        marks = () if (i + k) % 3 == j else pytest.mark.once
+        yield pytest.param(convolution, bound, *size, marks=marks)
+
+
+@pytest.mark.parametrize("convolution, bound, size, padding, sides", list(executed()))
 def test_constant_of_the_executed_kernel(convolution, bound, size, padding, sides):
     layer = convolution(4, size, bound, padding=padding)
     sdp_checks.check_executed_kernel(layer, sides)
@@ -48,9 +55,10 @@ def test_images_smaller_than_the_kernel_wrap_around_more_than_once(convolution, 
     outputs = called(layer, x)
     repeated = called(layer, np.tile(x, (1, 9, 9, 1)))
     np.testing.assert_allclose(outputs, repeated[:, : size[0], : size[1]], atol=1e-5)
-    inputs = keras.Input((None, None, 2))
-    model = keras.Model(inputs, layer(inputs))
-    np.testing.assert_allclose(model.predict(x, verbose=0), outputs, atol=1e-6)
+    if size == (3, 5):
+        inputs = keras.Input((None, None, 2))
+        model = keras.Model(inputs, layer(inputs))
+        np.testing.assert_allclose(model.predict(x, verbose=0), outputs, atol=1e-6)
 
 
 @both
@@ -63,8 +71,17 @@ def test_other_inputs_than_built_for_are_refused(convolution):
         layer(random_input((4, 4, 3)))
 
 
-@both
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize(
+    "convolution, bound",
+    [
+        (SDPConv2D, "aol"),
+        (SDPResidualConv2D, "sll"),
+        (SDPConv2D, "spectral"),
+        pytest.param(SDPResidualConv2D, "aol", marks=pytest.mark.once),
+        pytest.param(SDPConv2D, "sll", marks=pytest.mark.once),
+        pytest.param(SDPResidualConv2D, "spectral", marks=pytest.mark.once),
+    ],
+)
 def test_gradients(convolution, bound):
     sdp_checks.check_gradients(
         lambda **k: convolution(3, 3, bound, activation="tanh", **k), (4, 3, 2)

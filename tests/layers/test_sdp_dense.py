@@ -18,8 +18,7 @@ def test_equals_numpy(bound):
 @pytest.mark.parametrize("bound", FREE)
 @pytest.mark.parametrize("units, features", [(8, 8), (5, 12), (12, 5), (1, 6), (70, 90)])
 def test_constant_of_any_kernel(bound, units, features):
-    count = 64 if units == 70 else 256
-    largest = sdp_checks.check_constants(SDPDense(units, bound), (None, features), count)
+    largest = sdp_checks.check_constants(SDPDense(units, bound), (None, features), 64)
     assert largest > 1 - 1e-4  # the rank one kernels reach it
 
 

@@ -18,7 +18,7 @@ def test_equals_numpy(bound):
 @pytest.mark.parametrize("bound", BOUNDS[:3])
 @pytest.mark.parametrize("hidden, features", [(8, 8), (5, 12), (12, 5)])
 def test_constant_of_any_kernel(bound, hidden, features):
-    sdp_checks.check_constants(SDPResidualDense(hidden, bound), (None, features), 256)
+    sdp_checks.check_constants(SDPResidualDense(hidden, bound), (None, features), 64)
 
 
 @pytest.mark.parametrize("bound", BOUNDS[:3])

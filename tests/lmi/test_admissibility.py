@@ -72,6 +72,13 @@ CASES = [
 ]
 
 
+# Where another backend than one has nothing to add: products with each block are tested of all.
+FEW = [
+    pytest.param(case, marks=() if i in (0, 3, 5) else pytest.mark.once)
+    for i, case in enumerate(CASES)
+]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_blocks_are_those_of_the_derivation(case):
     training = lmi.RSLMI(network(**case), lipschitz=2.0)
@@ -89,7 +96,7 @@ def test_blocks_are_those_of_the_derivation(case):
         np.testing.assert_allclose(values, (basis * product).sum(axis=0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", FEW, ids=str)
 def test_the_blocks_sum_to_the_global_form(case):
     """Each in its place they are L^2 |dx|^2 - |dy|^2 + sum q: where all hold, the network does."""
     model = network(**case)
@@ -121,7 +128,7 @@ def test_the_blocks_sum_to_the_global_form(case):
     np.testing.assert_allclose(stacked @ total @ stacked, form, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", FEW, ids=str)
 def test_the_penalty_vanishes_iff_the_blocks_are_positive(case):
     """Against NumPy's eigenvalues, and the Lipschitz bound that follows where they are."""
     model = network(**case)
@@ -150,6 +157,7 @@ def test_the_penalty_vanishes_iff_the_blocks_are_positive(case):
     assert feasible == {False, True}
 
 
+@pytest.mark.once
 def test_the_krylov_sketch_finds_the_lowest_eigenvalues():
     """And a plain random one of the same size hardly any, which is why there is another."""
     model = network((60, 50), inputs=40, scale=1.2)

@@ -44,12 +44,14 @@ def test_radii_grow_and_no_attack_breaks_them(plain, name):
     assert not flipped.any()
 
 
+@pytest.mark.once
 def test_the_constant_is_the_bodys(plain):
     model, x, _ = plain
     certificate = lip.certify(model, x, epsilons=0.01, verbose=0, lipschitz="eclipse_fast")
     assert certificate.body_constant == lip.lmi.eclipse_fast(model, part="body").constant
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", METHODS)
 def test_the_models_constant_is_the_same_by_every_way(plain, name):
     model, x, _ = plain
@@ -75,6 +77,7 @@ def test_without_a_head_it_covers_the_logits():
     assert not flipped.any()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", METHODS)
 def test_every_report_names_the_method(plain, name, tmp_path):
     model, x, product = plain
@@ -95,6 +98,7 @@ def logits_of(model, x):
     return model.predict(x, verbose=0).astype("float64")
 
 
+@pytest.mark.once
 def test_radii_are_never_below_those_of_the_logits_constant(plain):
     """What `project` grants, margin / (sqrt(2) L), holds of the certificate too."""
     _, x, _ = plain
@@ -107,6 +111,7 @@ def test_radii_are_never_below_those_of_the_logits_constant(plain):
         assert (certificate.radii >= (1 - 1e-4) * margins / (2**0.5 * 2.0)).all()
 
 
+@pytest.mark.once
 def test_a_result_is_proven_again(plain):
     model, x, _ = plain
     best = lip.lmi.lipsdp(model)
@@ -132,6 +137,7 @@ def test_a_result_is_proven_again(plain):
         lip.certify(dense_chain((8, 6, 4), seed=0), x, verbose=0, lipschitz=best)
 
 
+@pytest.mark.once
 def test_pairs_take_the_better_of_both_multipliers(plain):
     model, _, _ = plain
     body, logits = (lip.lmi.lipsdp(model, part=part).multipliers for part in ("body", "logits"))
@@ -145,6 +151,7 @@ def result_with(multipliers, method="eclipse"):
     return lip.lmi.LipschitzResult(1.0, method, "verified", "logits", 0.0, multipliers)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_given_multipliers_of_any_dtype_certify_no_more_than_is_true(dtype):
     """Logits (x, -x) for x > 0: the distance of 1 to the boundary is 1."""
@@ -173,6 +180,7 @@ def test_given_multipliers_of_any_dtype_certify_no_more_than_is_true(dtype):
     assert 0.9 < max(radii) <= 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "multipliers",
     [None, (1.0, 2.0, 3.0), iter([np.ones(12)] * 3)],
@@ -184,6 +192,7 @@ def test_results_without_vectors_are_refused(plain, multipliers):
         lip.certify(model, x, verbose=0, lipschitz=result_with(multipliers))
 
 
+@pytest.mark.once
 def test_names_of_methods_are_text_in_one_line(plain, tmp_path):
     model, x, _ = plain
     found = lip.lmi.eclipse_fast(model)
@@ -199,6 +208,7 @@ def test_names_of_methods_are_text_in_one_line(plain, tmp_path):
             lip.certify(model, x, verbose=0, lipschitz=wrong)
 
 
+@pytest.mark.once
 def test_bad_methods_and_models(plain):
     model, x, _ = plain
     with pytest.raises(ValueError, match="lipschitz='best'"):

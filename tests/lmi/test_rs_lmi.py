@@ -10,10 +10,11 @@ from keras_lipnext import lmi
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def trained(model, digits, epochs=3, lipschitz=2.0, learning_rate=3e-3, **arguments):
+def trained(model, digits, epochs, lipschitz=2.0, images=None, **arguments):
     (x, y), _ = digits
+    x, y = x[:images], y[:images]
     training = lmi.RSLMI(model, lipschitz, **arguments)
-    training.compile(keras.optimizers.Adam(learning_rate), CROSS_ENTROPY, metrics=["accuracy"])
+    training.compile(keras.optimizers.Adam(3e-3), CROSS_ENTROPY, metrics=["accuracy"])
     history = training.fit(x, y, batch_size=50, epochs=epochs, verbose=0).history
     return training, history
 
@@ -69,7 +70,7 @@ def test_gradients_reach_weights_and_multipliers(jit, digits):
 def test_evaluation_adds_no_penalty_and_draws_nothing(digits):
     (x, y), _ = digits
     model = digits_network()
-    training, _ = trained(model, digits, epochs=1, lipschitz=0.1)
+    training, _ = trained(model, digits, epochs=1, lipschitz=0.1, images=100)
     before = training.get_weights()
     model.compile("sgd", CROSS_ENTROPY)
     found = training.evaluate(x, y, verbose=0, return_dict=True)["loss"]
@@ -80,7 +81,9 @@ def test_evaluation_adds_no_penalty_and_draws_nothing(digits):
 
 def test_saving_and_loading(digits, tmp_path):
     (x, y), _ = digits
-    training, _ = trained(digits_network(), digits, epochs=1, sketch=6, order=2, rank=3, seed=5)
+    training, _ = trained(
+        digits_network(), digits, 1, images=100, sketch=6, order=2, rank=3, seed=5
+    )
     training.save(tmp_path / "training.keras")
     loaded = keras.models.load_model(tmp_path / "training.keras")
     assert type(loaded) is lmi.RSLMI

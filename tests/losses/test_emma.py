@@ -217,7 +217,7 @@ def epsilons_during(model, **fit):
 )
 def test_epsilon_ramps_over_the_first_half(digits):
     (x, y), _ = digits
-    seen = epsilons_during(small_lipnext(), x=x[:80], y=y[:80], batch_size=20, epochs=4)
+    seen = epsilons_during(small_lipnext(depth=1), x=x[:80], y=y[:80], batch_size=20, epochs=4)
     progress = (np.arange(16) + 1) / 16
     # Keras may call the loss once more to build it.
     np.testing.assert_allclose(seen[-16:], 0.2 + 0.8 * np.minimum(progress / 0.5, 1), rtol=1e-5)
@@ -234,7 +234,7 @@ def test_the_ramp_runs_under_jit_without_recompiling(digits):
             traces.append(1)
             return super().call(y_true, y_pred)
 
-    model = small_lipnext()
+    model = small_lipnext(depth=1)
     model.compile(keras.optimizers.SGD(0.0), Counted(2.0, temperature=4.0, ramp=0.5, start=0.1))
     losses = []
     for initial_epoch in range(6):
@@ -272,7 +272,7 @@ def numpy_loss_ten(logits, labels, kernel, epsilon):
 def test_evaluation_uses_the_full_epsilon(digits):
     (x, y), _ = digits
     x, y = x[:64], y[:64]
-    model = small_lipnext()
+    model = small_lipnext(depth=1)
     model.compile(keras.optimizers.SGD(0.0), EMMA(2.0, temperature=4.0, ramp=1.0))
     expected = numpy_loss_ten(to_numpy(model(x)), y, to_numpy(model.head.kernel), 2.0).mean()
     history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history

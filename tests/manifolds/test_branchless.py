@@ -2,7 +2,7 @@ import accelerated
 import keras
 import numpy as np
 import pytest
-from data import to_numpy
+from data import to_numpy, traced
 from manifolds.test_fast_exp import random_skew
 
 from keras_lipnext.manifolds import branchless, polar, rotate
@@ -82,45 +82,56 @@ def test_a_huge_step_of_a_thin_matrix_is_shortened():
     assert defect(x) < 1e-6
 
 
-def drift_removed(x, steps):
-    for step in steps:
-        x = branchless.remove_drift(x, keras.ops.convert_to_tensor(step, "int32"))
-    return x
+def removing_drift():
+    """Function of matrices and numbers of steps: `remove_drift` at each, one program."""
+    program = traced(branchless.remove_drift)
+
+    def removed(x, steps):
+        for step in steps:
+            x = program(x, keras.ops.convert_to_tensor(step, "int32"))
+        return x
+
+    return removed
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 16, 20, 64])
 def test_two_dozen_steps_remove_drift(n):
     """To first order: what is left is of the size of its square."""
     x = orthogonal(n) + 1e-4 * np.random.default_rng(1).normal(size=(2, n, n))
+    removed = removing_drift()
     for start in (0, 1000):
-        assert defect(drift_removed(tensor(x), range(start, start + 24))) < 4e-7 + 1e-8 * n
-        assert defect(drift_removed(tensor(x), range(start, start + 48))) < 4e-7
+        once = removed(tensor(x), range(start, start + 24))
+        assert defect(once) < 4e-7 + 1e-8 * n
+        assert defect(removed(once, range(start + 24, start + 48))) < 4e-7
 
 
 @pytest.mark.parametrize("rhythm", [1, 2, 3, 4, 8, 16, 29])
 def test_variables_that_skip_steps_have_their_turn(rhythm):
     x = tensor(orthogonal(16) + 1e-4 * np.random.default_rng(1).normal(size=(2, 16, 16)))
+    removed = removing_drift()
     for first in range(min(rhythm, 3)):
         steps = range(first, first + 2 * 37 * rhythm, rhythm)
-        assert defect(drift_removed(x, steps)) < 4e-7
+        assert defect(removed(x, steps)) < 4e-7
 
 
 def test_weights_far_off_come_back():
+    removed = removing_drift()
     for scale in (0.5, 1.5, 3.0, 100.0):
         x = scale * orthogonal(12) + 0.01 * np.random.default_rng(1).normal(size=(2, 12, 12))
-        assert defect(drift_removed(tensor(x), range(960))) < 1e-6
+        assert defect(removed(tensor(x), range(960))) < 1e-6
 
 
 def test_other_members_of_a_batch_do_not_suffer_from_one():
     x, d = orthogonal(8), random_skew(8, 0.1, 0, batch=(2,))
+    removed = removing_drift()
     for bad in (np.nan, np.inf, 1e30):
         y, e = x.copy(), d.copy()
         y[1, 2, 3] = e[1, 2, 3] = bad
         for function in (branchless.turn, branchless.retract):
             expected = to_numpy(function(tensor(x), tensor(d)))
             np.testing.assert_array_equal(to_numpy(function(tensor(x), tensor(e)))[0], expected[0])
-        expected = to_numpy(drift_removed(tensor(x), range(3)))
-        np.testing.assert_array_equal(to_numpy(drift_removed(tensor(y), range(3)))[0], expected[0])
+        expected = to_numpy(removed(tensor(x), range(3)))
+        np.testing.assert_array_equal(to_numpy(removed(tensor(y), range(3)))[0], expected[0])
 
 
 def test_the_same_in_rounded_products(monkeypatch):
@@ -129,6 +140,6 @@ def test_the_same_in_rounded_products(monkeypatch):
     x, d = tensor(orthogonal(64)), tensor(random_skew(64, 0.01, 0, batch=(2,)))
     moved = branchless.turn(x, d)
     assert defect(moved) < 1e-5
-    assert defect(drift_removed(moved, range(24))) < 4e-7
+    assert defect(removing_drift()(moved, range(24))) < 4e-7
     thin = branchless.retract(x[:, :, :16], 0.01 * x[:, :, 16:32])
     assert defect(thin) < 6e-7

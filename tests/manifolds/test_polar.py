@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from data import to_numpy
+from data import called, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +109,26 @@ def test_the_number_of_products_grows_with_the_distance(distance, most, monkeypa
     result = to_numpy(polar(x)).astype("float64")
     assert len(counted) <= most
     assert np.abs(result.T @ result - np.eye(200)).max() < 1.5e-6
+
+
+@pytest.mark.parametrize("distance", [1e-6, 0.03, 0.1, 0.7, 1.0])
+def test_inside_a_program_it_is_the_same(distance):
+    """Where JAX compiles all branches, instead of the one that is taken."""
+    x = near_stiefel((9, 5), distance, 0).astype("float32")
+    np.testing.assert_allclose(to_numpy(polar(x)), called(polar, x), rtol=0, atol=3e-7)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX compiles")
+def test_no_branch_is_compiled_that_is_not_taken(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("decomposed")
+
+    monkeypatch.setattr("jax.numpy.linalg.svd", refuse)
+    x = near_stiefel((23, 17), 1e-5, 0).astype("float32")
+    result = to_numpy(polar(x))
+    assert np.abs(result.T @ result - np.eye(17)).max() < 1.5e-6
+    with pytest.raises(AssertionError, match="decomposed"):
+        called(polar, x)
 
 
 def test_rank_deficient():

@@ -118,6 +118,16 @@ def test_random_points(shape):
         assert np.abs(to_numpy(stiefel.random(shape, seed=2, dtype="float64")) - x).max() > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (40, 33)])
+def test_a_seed_is_the_same_point_on_every_backend(shape):
+    """Of float32, drawn here as the documents say."""
+    drawn = np.random.default_rng(7).standard_normal(shape).astype("float32")
+    q, r = np.linalg.qr(drawn)
+    expected = q * np.sign(np.diagonal(r))
+    np.testing.assert_allclose(to_numpy(stiefel.random(shape, seed=7)), expected, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(stiefel.random(shape[::-1], seed=7)).T, expected, atol=1e-6)
+
+
 def test_random_points_are_uniformly_distributed():
     """First and second moments of the entries over O(3): mean 0, variance 1/3."""
     draws = np.stack([to_numpy(stiefel.random((3, 3), seed=s)) for s in range(300)])

@@ -16,7 +16,7 @@ ARGUMENTS = {
     "input_shape": (16, 16, 3),
     "num_classes": 10,
     "patch_size": 2,
-    "depth": 8,
+    "depth": 4,
     "width": 64,
     "shift_ratio": 1 / 8,
 }

@@ -8,7 +8,7 @@ import pytest
 import keras_lipnext as lip
 
 MODELS = {
-    "LipNeXt": {"depth": 1, "width": 16},
+    "LipNeXt": {"depth": 1, "width": 16, "neck": "pool"},
     "SLLNet": {"depth": 1, "width": 4, "dense_depth": 1, "hidden_units": 4},
 }
 
@@ -71,6 +71,7 @@ def test_of_a_data_set_the_dtype_is_looked_at_and_nothing_read(model):
         )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "shape, data_format, other, moved",
     [

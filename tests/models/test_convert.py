@@ -76,15 +76,13 @@ def test_it_trains_is_saved_and_certified(tmp_path):
     model = lip.convert(network()).model
     labels = np.arange(24) % 3
     model.compile(lip.optimizers.ManifoldAdam(1e-2), loss=lip.losses.EMMA(epsilon=0.1))
-    history = model.fit(IMAGES, labels, batch_size=8, epochs=2, verbose=0)
+    history = model.fit(IMAGES, labels, batch_size=8, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     certificate = model.certify(IMAGES, labels, verbose=0)
     assert 0.9 < certificate.body_constant < 1.001
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        loaded.certify(IMAGES, verbose=0).radii, model.certify(IMAGES, verbose=0).radii
-    )
+    np.testing.assert_array_equal(loaded.certify(IMAGES, verbose=0).radii, certificate.radii)
 
 
 def orthogonal(rows, columns, size):

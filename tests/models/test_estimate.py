@@ -16,12 +16,13 @@ SIZES = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "sizes.md"
 SHAPE = {"input_shape": (16, 16, 3), "num_classes": 10, "patch_size": 2}
 CASES = [
     {"depth": 3, "width": 64, "shift_ratio": 1 / 8},
-    {"depth": 5, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
+    {"depth": 3, "width": 96, "shift_ratio": 1 / 8, "mixing": "full"},
     {"depth": 3, "width": 64, "shift_ratio": 1 / 8, "neck": "patches", "dense_depth": 2},
 ]
 BATCH = 128
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -4,17 +4,18 @@ import re
 
 import jax
 import keras
+import lean  # noqa: F401
 import numpy as np
 from data import parallel, parts
 
 import keras_lipnext as lip
 
-STEPS = 20
+STEPS = 12
 x = np.random.default_rng(0).random((64, 8, 8, 1)).astype("float32")
 y = np.arange(64) % 4
 
 
-def network(depth=3, width=16, **options):
+def network(depth=2, width=16, **options):
     shape = {"input_shape": (8, 8, 1), "num_classes": 4, "patch_size": 2}
     return lip.LipNeXt(depth=depth, width=width, **shape, **options)
 
@@ -100,11 +101,11 @@ ADAM = {"momentum", "velocity", "slow", "average", "gradient_accumulator"}
 # Relative error of the losses, absolute of the weights. Sums in another order: 5e-7 and 3e-6 seen,
 # the latter where Adam divides by small second moments. bfloat16 rounds 65,536 times as coarsely,
 # 1e-2 seen: not the weights, of which ManifoldMuon turns some whichever way rounding tips them.
-MESHES = [keras.distribution.DataParallel(), parallel(1, 8), parallel(2, 4)]
+BOTH = parallel(2, 4)
 for make, distributions, kept, of_losses, of_weights in (
-    (network, MESHES, {"momentum"}, 2e-6, 2e-6),
-    (with_everything, MESHES[2:], ADAM, 2e-6, 1e-5),
-    (in_bfloat16, MESHES[2:], {"momentum"}, 3e-2, None),
+    (network, [keras.distribution.DataParallel(), BOTH], {"momentum"}, 2e-6, 2e-6),
+    (with_everything, [BOTH], ADAM, 2e-6, 1e-5),
+    (in_bfloat16, [BOTH], {"momentum"}, 3e-2, None),
 ):
     reference, expected = train(make)
     assert expected[-1] < expected[0] / 2

@@ -5,6 +5,7 @@ import os
 os.environ["KERAS_BACKEND"] = "torch"
 
 import keras
+import lean  # noqa: F401
 import numpy as np
 import torch
 from torch import distributed

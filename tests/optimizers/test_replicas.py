@@ -1,5 +1,6 @@
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -32,16 +33,29 @@ def test_eight_devices_take_the_same_steps_in_an_eighth_of_the_memory():
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed")
 def test_two_processes_take_the_steps_of_half_of_the_matrices_each():
     script = pathlib.Path(__file__).with_name("shared_steps.py")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, script],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # two processes of one card are refused
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "two processes share the steps" in done.stdout
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    settings = os.environ | address | {"WORLD_SIZE": "2"}
+    settings["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    settings["CUDA_VISIBLE_DEVICES"] = ""  # two processes of one card are refused
+    started = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=settings | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        answers = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()  # nothing to one that has ended
+    assert [process.returncode for process in started] == [0, 0], answers
+    assert "two processes share the steps" in answers[0][0]
 
 
 def test_steps_are_shared_by_processes_of_pytorch_alone():
