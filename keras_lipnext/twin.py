@@ -1,5 +1,7 @@
 """A twin of a model that evaluates the same stored weights in float64."""
 
+import contextlib
+import functools
 import inspect
 
 import keras
@@ -226,7 +228,8 @@ def _float64_layer(step, index, settings, proven):
     args, kwargs = keras.tree.map_structure(
         lambda a: inputs[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
     )
-    twin(*args, **kwargs)
+    with _nothing_drawn(twin):
+        twin(*args, **kwargs)
     # A PReLU as an activation has weights of its own, and is evaluated by its formula.
     apart = {id(w) for w in getattr(getattr(layer, "activation", None), "weights", ())}
     sources = [w for w in layer.weights if id(w) not in apart]
@@ -251,6 +254,24 @@ def _float64_layer(step, index, settings, proven):
         values = np.asarray(keras.ops.convert_to_numpy(getattr(layer, name)), "float64")
         setattr(twin, name, keras.ops.convert_to_tensor(values, dtype="float64"))
     return twin
+
+
+@contextlib.contextmanager
+def _nothing_drawn(layer):
+    """A layer builds its weights as zeros: stored ones follow, and drawing them takes time."""
+    add_weight = layer.add_weight
+
+    @functools.wraps(add_weight)
+    def of_zeros(*args, **kwargs):
+        if len(args) > 1:  # as in Keras 2: shape, initializer, dtype
+            return add_weight(args[0], "zeros", *args[2:], **kwargs)
+        return add_weight(*args, **{**kwargs, "initializer": "zeros"})
+
+    layer.add_weight = of_zeros
+    try:
+        yield
+    finally:
+        del layer.add_weight
 
 
 def _check_attributes(step, twin):

@@ -62,6 +62,37 @@ def test_equals_numpy_to_float64_precision(policy):
     np.testing.assert_allclose(Float64Twin(model)(x), numpy_lipnext(model, x), atol=2e-14)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Drawn(keras.initializers.Initializer):
+    """Counts how often it draws."""
+
+    times = 0
+
+    def __call__(self, shape, dtype=None):
+        Drawn.times += 1
+        return keras.ops.ones(shape, dtype)
+
+
+class InKeras2s(keras.layers.Layer):
+    def build(self, input_shape):
+        self.kernel = self.add_weight((input_shape[-1], 2), Drawn())
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, self.kernel)
+
+
+def test_what_stored_weights_replace_is_not_drawn(monkeypatch):
+    rule = rules.Rule(lambda layer, context: rules.Bound(1.0), proven=True)
+    monkeypatch.setitem(rules._LAYERS, InKeras2s, rule)
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(3, kernel_initializer=Drawn())(inputs)
+    model = keras.Model(inputs, InKeras2s()(x))
+    evaluated = Float64Twin(model)
+    assert Drawn.times == 2  # as the model was built
+    x = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(evaluated(x), 3 * x.sum(-1, keepdims=True) * np.ones(2))
+
+
 @pytest.mark.parametrize(
     "layer",
     [

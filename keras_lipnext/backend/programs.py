@@ -78,9 +78,10 @@ def one_of(measure, branches):
         if not _is_known_to_jax(x):
             return switched(x)
         branch, *operands = measured(x)
+        if not _is_known_to_jax(branch):  # `x` is a constant of a program that is being traced
+            return switched(x)
         return programs[int(branch)](*operands)
 
-    switched.__name__ = measure.__name__
     return wrapper
 
 

@@ -107,7 +107,7 @@ def test_custom_model(here):
 @on_jax
 def test_attacks_stay_above_the_certificate(tmp_path):
     """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
-    size = ["--samples", "30", "--steps", "8", "--restarts", "1", "--epochs", "4"]
+    size = ["--samples", "12", "--steps", "5", "--restarts", "1", "--epochs", "3"]
     text = run("attack.py", *size, "--epsilons", "0.1", "0.4", "--output", str(tmp_path / "out"))
     rows = re.findall(r"\| ([0-9.]+) \| ([0-9.]+)% \| ([0-9.]+)% \|", text)
     assert [float(epsilon) for epsilon, _, _ in rows] == [0.1, 0.4]
@@ -170,7 +170,7 @@ def test_convert(here, tmp_path):
     assert plain[0] > 90 and plain[1] < 70 and plain[2] > 5
     assert converted[2] < 1.001 and trained[2] < 1.001
     assert trained[0] > 80 and trained[1] > 60
-    assert "dense_1 (Dense)" in text and "NormalizedDense" in text
+    assert re.search(r"dense(_[0-9]+)? \(Dense\)", text) and "NormalizedDense" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "convert.md",
         "convert.png",
@@ -183,12 +183,12 @@ def test_convert(here, tmp_path):
 @pytest.mark.slow
 @on_torch
 def test_time_series(here, tmp_path):
-    size = ["--epochs", "6", "--samples", "400", "--held-out", "120"]
+    size = ["--epochs", "6", "--samples", "400", "--held-out", "60"]
     text = here("time_series.py", *size, "--output", str(tmp_path / "out"))
     assert share(text, "clean accuracy") > 75
     assert share(text, "certified robust accuracy at epsilon = 0.25") > 50
     assert "PGD attack inside the certified radii: 0 predictions flipped." in text
-    assert int(re.search(r"at twice the radii: ([0-9]+) of 120 flipped", text).group(1)) > 105
+    assert int(re.search(r"at twice the radii: ([0-9]+) of 60 flipped", text).group(1)) > 52
     rows = re.findall(r"epsilon = [0-9.]+: ([0-9.]+)% certified, ([0-9.]+)% survive PGD", text)
     assert len(rows) == 3
     assert all(float(certified) <= float(left) for certified, left in rows)

@@ -23,7 +23,7 @@ def train(scope, compile):
             depth=2, width=16, input_shape=(8, 8, 1), num_classes=10, patch_size=2, neck="pool"
         )
         compile(model)
-    history = model.fit(x, y, batch_size=64, epochs=3, shuffle=False, verbose=0).history
+    history = model.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0).history
     return model, history
 
 
@@ -42,9 +42,9 @@ for compile in (as_it_comes, with_lookahead):
     assert strategy.num_replicas_in_sync == 2
     model, history = train(strategy.scope(), compile)
     other, reference = train(tf.distribute.get_strategy().scope(), compile)
-    assert int(model.optimizer.iterations.numpy()) == 24
-    assert history["loss"][-1] < history["loss"][0] / 2
-    # Two halves' sums are rounded differently: by 3e-8 and 2e-6, as seen.
+    assert int(model.optimizer.iterations.numpy()) == 16
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    # Two halves' sums are rounded differently: by 8e-7 and 3e-6, as seen of three seeds.
     np.testing.assert_allclose(history["loss"], reference["loss"], rtol=1e-6)
     for key in ("accuracy", "certified_accuracy"):
         np.testing.assert_allclose(history[key], reference[key], atol=1 / 512, err_msg=key)
