@@ -165,10 +165,12 @@ def check_training_and_saving(row):
     trained = model.trainable_weights
     optimizers = [ManifoldAdam(1e-2)] if trained else []
     if any(weight.constraint for weight in trained):
-        optimizers.append(keras.optimizers.SGD(0.1))
+        optimizers.insert(0, keras.optimizers.SGD(0.1))
     for optimizer in optimizers:
         # XLA takes a second of each on TensorFlow.
-        jit = {"torch": False, "jax": True}.get(keras.backend.backend(), optimizer is optimizers[0])
+        jit = {"torch": False, "jax": True}.get(
+            keras.backend.backend(), optimizer is optimizers[-1]
+        )
         model.compile(optimizer, loss="mse", jit_compile=jit)
         optimizer.build(trained)  # else TensorFlow traces, and XLA compiles, two steps
         initial = model.get_weights()

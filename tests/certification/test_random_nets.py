@@ -24,16 +24,16 @@ def test_random_networks(data, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_the_networks_are_of_many_kinds_and_mostly_certified():
     """The generator itself: else the test above could pass on nothing."""
     kinds, certified, steepest = collections.Counter(), 0, []
-    for seed in range(8):
+    count = 8 if keras.backend.backend() == "torch" else 3
+    for seed in range(count):
         model = random_nets.build(random_nets.seeded(seed), seed)
         found = random_nets.check(model, seed, samples=3)
         kinds.update(found["kinds"])
         certified += found["certified"]
         steepest.append(found["steepest"])
-    assert len(kinds) >= 12
-    assert certified >= 12
+    assert len(kinds) >= (12 if count == 8 else 6)
+    assert certified >= 1.5 * count
     assert max(steepest) > 0.3

@@ -1,4 +1,4 @@
-"""The examples, run as a newcomer runs them, on this backend."""
+"""The examples, as a newcomer runs them; most without a process of their own."""
 
 import argparse
 import csv
@@ -53,6 +53,10 @@ def here(monkeypatch, capsys):
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *arguments])
+        # No module of the tests is found, as in a process of its own.
+        others = [path for path in sys.path if "tests" not in pathlib.Path(path).parts]
+        monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *others])
+        monkeypatch.delitem(sys.modules, "data", raising=False)
         runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
         return capsys.readouterr().out
 

@@ -33,7 +33,8 @@ def kernels(shape, rng, count):
             w *= rng.random(shape) < 0.2
         elif kind == 7:
             w = np.ones(shape)
-        scale = (1, 1e-30, 1e15, 1e-8)[index // 8 % 4]
+        # Eight kernels are of size 1; more, of each kind ever other sizes.
+        scale = (1, 1e-30, 1e15, 1e-8)[(index // 8 + index) % 4 if count > 8 else 0]
         yield (w * scale).astype("float32")
 
 

@@ -55,7 +55,7 @@ def test_images_smaller_than_the_kernel_wrap_around_more_than_once(convolution, 
     outputs = called(layer, x)
     repeated = called(layer, np.tile(x, (1, 9, 9, 1)))
     np.testing.assert_allclose(outputs, repeated[:, : size[0], : size[1]], atol=1e-5)
-    if size == (3, 5):
+    if size == (2, 1):
         inputs = keras.Input((None, None, 2))
         model = keras.Model(inputs, layer(inputs))
         np.testing.assert_allclose(model.predict(x, verbose=0), outputs, atol=1e-6)

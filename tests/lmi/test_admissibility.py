@@ -157,7 +157,6 @@ def test_the_penalty_vanishes_iff_the_blocks_are_positive(case):
     assert feasible == {False, True}
 
 
-@pytest.mark.once
 def test_the_krylov_sketch_finds_the_lowest_eigenvalues():
     """And a plain random one of the same size hardly any, which is why there is another."""
     model = network((60, 50), inputs=40, scale=1.2)

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from data import called, to_numpy
+from data import called, to_numpy, traced
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,9 +113,10 @@ def test_the_number_of_products_grows_with_the_distance(distance, most, monkeypa
 
 @pytest.mark.parametrize("distance", [1e-6, 0.03, 0.1, 0.7, 1.0])
 def test_inside_a_program_it_is_the_same(distance):
-    """Where JAX compiles all branches, instead of the one that is taken."""
+    """Where all branches are compiled, instead of the one that is taken."""
     x = near_stiefel((9, 5), distance, 0).astype("float32")
-    np.testing.assert_allclose(to_numpy(polar(x)), called(polar, x), rtol=0, atol=3e-7)
+    inside = to_numpy(traced(polar)(keras.ops.convert_to_tensor(x)))
+    np.testing.assert_allclose(to_numpy(polar(x)), inside, rtol=0, atol=3e-7)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX compiles")
@@ -129,6 +130,13 @@ def test_no_branch_is_compiled_that_is_not_taken(monkeypatch):
     assert np.abs(result.T @ result - np.eye(17)).max() < 1.5e-6
     with pytest.raises(AssertionError, match="decomposed"):
         called(polar, x)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX traces")
+def test_a_constant_of_a_program():
+    x = keras.ops.convert_to_tensor(near_stiefel((9, 5), 0.03, 0), "float32")
+    expected = 1 + to_numpy(polar(x))
+    np.testing.assert_allclose(called(lambda y: y + polar(x), np.ones((9, 5))), expected, atol=1e-6)
 
 
 def test_rank_deficient():
@@ -148,8 +156,9 @@ def test_other_members_of_a_batch_do_not_suffer_from_one(bad):
     """Neither where steps suffice nor where one must be decomposed."""
     for other in (1.3 * np.eye(3), np.diag([1.0, 0.5, 1e-7]), np.ones((3, 3))):
         x = np.stack([other, np.full((3, 3), bad)]).astype("float32")
-        result = to_numpy(polar(x))[0].astype("float64")
-        assert np.abs(result.T @ result - np.eye(3)).max() < 2e-6
+        for project in (polar, traced(polar)):
+            result = to_numpy(project(keras.ops.convert_to_tensor(x)))[0].astype("float64")
+            assert np.abs(result.T @ result - np.eye(3)).max() < 2e-6
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e20, 1e37])

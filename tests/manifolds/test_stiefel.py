@@ -128,6 +128,12 @@ def test_a_seed_is_the_same_point_on_every_backend(shape):
     np.testing.assert_allclose(to_numpy(stiefel.random(shape[::-1], seed=7)).T, expected, atol=1e-6)
 
 
+def test_a_seed_is_the_same_large_point_on_every_backend():
+    x = to_numpy(stiefel.random((STRUCTURED_FROM, 3), seed=7))
+    first, last = [0.00141672, -0.00447878, -0.00147111], [0.00166222, 0.01843057, -0.00005854]
+    np.testing.assert_allclose(x[[0, -1]], [first, last], rtol=0, atol=1e-6)
+
+
 def test_random_points_are_uniformly_distributed():
     """First and second moments of the entries over O(3): mean 0, variance 1/3."""
     draws = np.stack([to_numpy(stiefel.random((3, 3), seed=s)) for s in range(300)])

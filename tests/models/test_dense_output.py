@@ -31,7 +31,15 @@ def masks(count=64, seed=0):
 
 @pytest.mark.parametrize(
     "shape, options",
-    [*((shape, {}) for shape in SHAPES), (SHAPES[1], OPTIONS[0]), (SHAPES[2], OPTIONS[1])],
+    [
+        *((shape, {}) for shape in SHAPES),
+        (SHAPES[1], OPTIONS[0]),
+        (SHAPES[2], OPTIONS[1]),
+        *(
+            pytest.param(SHAPES[i], OPTIONS[j], marks=pytest.mark.once)
+            for i, j in ((0, 0), (2, 0), (0, 1), (1, 1))
+        ),
+    ],
     ids=str,
 )
 def test_no_pair_is_stretched_beyond_the_bound(shape, options):

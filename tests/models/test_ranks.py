@@ -26,8 +26,14 @@ def model_of(shape, **kwargs):
     return small_lipnext(input_shape=shape, num_classes=2, **kwargs)
 
 
-# Each neck at the other rank is trained in `test_mixed_precision`.
-@pytest.mark.parametrize("spatial, options", list(zip(SHAPES, NECKS, strict=True)), ids=str)
+@pytest.mark.parametrize(
+    "spatial, options",
+    [
+        *zip(SHAPES, NECKS, strict=True),
+        *(pytest.param(*pair, marks=pytest.mark.once) for pair in zip(SHAPES, reversed(NECKS))),
+    ],
+    ids=str,
+)
 def test_it_trains_and_is_certified(spatial, options, tmp_path):
     """Constants of 1, radii that PGD does not break, and breaks beyond, the same from files."""
     shape = SHAPES[spatial]
@@ -117,7 +123,12 @@ def test_estimates_are_exact(spatial, options):
 
 @pytest.mark.parametrize(
     "policy, spatial, options",
-    [("mixed_bfloat16", 1, NECKS[1]), ("mixed_float16", 3, NECKS[0])],
+    [
+        ("mixed_bfloat16", 1, NECKS[1]),
+        ("mixed_float16", 3, NECKS[0]),
+        pytest.param("mixed_float16", 1, NECKS[0], marks=pytest.mark.once),
+        pytest.param("mixed_bfloat16", 3, NECKS[1], marks=pytest.mark.once),
+    ],
     ids=str,
 )
 def test_mixed_precision(policy, spatial, options):
