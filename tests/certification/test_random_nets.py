@@ -36,4 +36,4 @@ def test_the_networks_are_of_many_kinds_and_mostly_certified():
         steepest.append(found["steepest"])
     assert len(kinds) >= (12 if count == 8 else 6)
     assert certified >= 1.5 * count
-    assert max(steepest) > 0.3
+    assert max(steepest) > (0.3 if count == 8 else 0.2)
