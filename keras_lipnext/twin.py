@@ -228,7 +228,8 @@ def _float64_layer(step, index, settings, proven):
     args, kwargs = keras.tree.map_structure(
         lambda a: inputs[a.index] if isinstance(a, Value) else a, (step.args, step.kwargs)
     )
-    with _nothing_drawn(twin):
+    # What a layer of someone else's makes of its first weights is not known.
+    with _nothing_drawn(twin) if proven else contextlib.nullcontext():
         twin(*args, **kwargs)
     # A PReLU as an activation has weights of its own, and is evaluated by its formula.
     apart = {id(w) for w in getattr(getattr(layer, "activation", None), "weights", ())}
@@ -259,19 +260,15 @@ def _float64_layer(step, index, settings, proven):
 @contextlib.contextmanager
 def _nothing_drawn(layer):
     """A layer builds its weights as zeros: stored ones follow, and drawing them takes time."""
-    add_weight = layer.add_weight
-
-    @functools.wraps(add_weight)
-    def of_zeros(*args, **kwargs):
-        if len(args) > 1:  # as in Keras 2: shape, initializer, dtype
-            return add_weight(args[0], "zeros", *args[2:], **kwargs)
-        return add_weight(*args, **{**kwargs, "initializer": "zeros"})
-
-    layer.add_weight = of_zeros
+    layer.add_weight = functools.partial(_zeros, layer.add_weight)
     try:
         yield
     finally:
         del layer.add_weight
+
+
+def _zeros(add_weight, *args, **kwargs):
+    return add_weight(*args, **{**kwargs, "initializer": "zeros"})
 
 
 def _check_attributes(step, twin):
