@@ -17,6 +17,7 @@ from keras_lipnext import backend
 from keras_lipnext.norms.roundoff import ROUNDING, SMALLEST_DISTANCE, UNIT_ROUNDOFF
 
 
+@backend.one_program
 def pairwise_distances(kernel):
     """`||w_i - w_j||_2` for the columns of `kernel`, shape (d, classes): shape (classes, classes).
 

@@ -55,43 +55,51 @@ def one_program(function):
     return wrapper
 
 
-def one_of(measure, branches):
-    """`branches[i](*operands)` of `i, *operands = measure(x)`: a switch where a program is traced.
+def one_of(measure, cheap, general):
+    """`general(*operands)` of `enough, *operands = measure(x)`, or `cheap` where that is enough.
 
-    Outside, JAX compiles what measures and the branch that is taken, and none that is not: those
-    for what is far off, a loop and a decomposition, take most of the time.
+    A program that is traced takes `general`, which is to cost no more there then. At once, JAX
+    compiles the general one, a loop and a decomposition, only where it is needed; the cheap one
+    along with what measures.
 
     Args:
-        measure: Pure function of a tensor. Its first value is an integer.
-        branches: List of pure functions of the others.
+        measure: Pure function of a tensor. Its first value says whether `cheap` is enough.
+        cheap, general: Pure functions of the others.
     """
 
     @one_program
-    def switched(x):
-        branch, *operands = measure(x)
-        return keras.ops.switch(branch, branches, *operands)
+    def traced(x):
+        return general(*measure(x)[1:])
 
-    measured, programs = one_program(measure), list(map(one_program, branches))
+    @one_program
+    def tried(x):
+        enough, *operands = measure(x)
+        return enough, cheap(*operands), operands
+
+    thorough = one_program(general)
 
     @functools.wraps(measure)
     def wrapper(x):
-        if not _is_known_to_jax(x):
-            return switched(x)
-        branch, *operands = measured(x)
-        if not _is_known_to_jax(branch):  # `x` is a constant of a program that is being traced
-            return switched(x)
-        return programs[int(branch)](*operands)
+        if not _is_known(x):
+            return traced(x)
+        if keras.backend.backend() != "jax":
+            enough, *operands = measure(x)
+            return (cheap if enough else general)(*operands)
+        enough, answer, operands = tried(x)
+        if not _is_known(enough):  # `x` is a constant of a program that is being traced
+            return traced(x)
+        return answer if enough else thorough(*operands)
 
     return wrapper
 
 
-def _is_known_to_jax(x):
-    """Whether a JAX array has its value, all of it in this process."""
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
+def _is_known(x):
+    """Whether a tensor has its value, all of it in this process."""
+    if keras.backend.backend() == "jax":
+        import jax
 
-    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+        return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+    return keras.backend.backend() == "torch" or not _traces()
 
 
 def _traces():

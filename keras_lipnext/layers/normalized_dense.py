@@ -3,9 +3,17 @@ from typing import Any
 import keras
 
 from keras_lipnext.arguments import positive_integer
+from keras_lipnext.backend import one_program
 from keras_lipnext.layers.images import channels_of, matmul
 from keras_lipnext.layers.weights import NAMESPACE, accumulating_dtype, add_bias
 from keras_lipnext.typing import Config, DType, Initializer, Shape, Tensor
+
+UNIT_NORM = keras.constraints.UnitNorm(axis=0)
+
+
+@one_program
+def _normalised(kernel: Tensor) -> Tensor:
+    return UNIT_NORM(kernel)
 
 
 @keras.saving.register_keras_serializable(NAMESPACE)
@@ -61,12 +69,11 @@ class NormalizedDense(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         features = channels_of(self, input_shape, -1)
-        unit_norm = keras.constraints.UnitNorm(axis=0)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(features, self.units),
-            initializer=lambda shape, dtype: unit_norm(self.kernel_initializer(shape, dtype)),
-            constraint=unit_norm,
+            initializer=lambda shape, dtype: _normalised(self.kernel_initializer(shape, dtype)),
+            constraint=UNIT_NORM,
             aggregation="mean",
         )
         self.bias = None

@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_lipnext import backend
 from keras_lipnext.backend import matmul, one_program
-from keras_lipnext.manifolds.polar import EPSILON, dtype_of, much_taller, tall, transpose
+from keras_lipnext.manifolds.polar import EPSILON, dtype_of, tall, transpose
 from keras_lipnext.typing import Tensor
 
 
@@ -35,6 +35,8 @@ def scales(smallest: float, steps: int) -> tuple[list[float], float]:
 
 # Singular value that no result exceeds by more than rounding, with the default of `smallest`.
 LARGEST = 1.23
+# From m >= MUCH_TALLER n on, steps on an m x n matrix work on its n x n Gram matrix.
+MUCH_TALLER = 3
 
 
 @tall
@@ -74,7 +76,7 @@ def orthogonalize(
     squared = _positive(ops.sqrt(ops.sum(ops.square(gram), axis=(-2, -1), keepdims=True)))
     m, gram = m / ops.sqrt(squared), gram / squared
     fine = precision == "exact" and smallest**2 > 1000 * EPSILON[dtype_of(m)]
-    if fine and much_taller(m):
+    if fine and m.shape[-2] >= MUCH_TALLER * m.shape[-1]:
         return last * matmul(m, _small_steps(gram, factors))
     # What is rounded for each product anyway is kept as it is rounded: half of the memory moved.
     rough = precision == "direction" and dtype_of(m) == "float32" and not backend.on_cpu()

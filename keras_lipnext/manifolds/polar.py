@@ -105,19 +105,10 @@ def polar_svd(x: Tensor) -> Tensor:
     return matmul(u, vh)
 
 
-# From m >= MUCH_TALLER n on, iterations on an m x n matrix work on its n x n Gram matrix.
-MUCH_TALLER = 3
-
-
-def much_taller(x: Tensor) -> bool:
-    return x.shape[-2] >= MUCH_TALLER * x.shape[-1]
-
-
 def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor:
     """`steps` Newton-Schulz iterations on `x`, shape (..., m, n) with m >= n.
 
-    `defect` is `gram_defect(x)`, if known. Of much taller matrices two products have m rows,
-    whatever the number of steps.
+    `defect` is `gram_defect(x)`, if known.
 
     Example:
 
@@ -126,82 +117,50 @@ def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor
     keras_lipnext.manifolds.newton_schulz(x, steps=4)
     ```
     """
-    if steps > 1 and much_taller(x):
-        return x + matmul(x, _small_steps(gram_defect(x) if defect is None else defect, steps))
     for _ in range(steps):
         x = x - matmul(x, gram_defect(x) if defect is None else defect) / 2
         defect = None
     return x
 
 
-def _small_steps(defect: Tensor, steps: int) -> Tensor:
-    """C of `X (I + C)`, the result of Newton-Schulz steps on X, of E = X^T X - I alone.
-
-    All are polynomials in E. Its small differences from what they cancel are never formed with I.
-    """
-    change = -defect / 2
-    for _ in range(steps - 1):
-        squared = 2 * change + matmul(change, change)  # (I + C)^2 - I
-        left = defect + squared + matmul(defect, squared)
-        change = change - (left + matmul(change, left)) / 2
-    return change
-
-
-# Newton-Schulz steps of the cheap branches, and the most of the other, which the slowest
-# convergence to be waited for takes: of singular values 1e-4 times the largest.
-_STEPS = (1, 3)
+# The most steps to be waited for: of singular values 1e-4 times the largest.
 _MOST_STEPS = 30
 
 
-def _threshold(steps: int, dtype: str) -> float:
-    """Largest `||X^T X - I||_F` that `steps` Newton-Schulz steps bring to working precision."""
-    return (4 * EPSILON[dtype]) ** (0.5**steps)  # each squares it
+def _close(defect: Tensor) -> Tensor:
+    """Whether one Newton-Schulz step, which squares the defect, leaves working precision."""
+    return frobenius(defect) <= (4 * EPSILON[dtype_of(defect)]) ** 0.5
 
 
-# Of (1 + e)^(-1/2) in powers of e: with five terms p, (1 + e) p^2 - 1 is 63/128 e^5 + ...
-SERIES = (1, -1 / 2, 3 / 8, -5 / 16, 35 / 128)
+def _measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(whether it is close, `x`, its defect)."""
+    # Squares of large entries overflow, those of small ones vanish. Of orthonormal columns the
+    # largest entry lies between 1 / sqrt(m) and 1.
+    largest = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
+    small = ops.logical_and(largest > 0, largest < 0.5 / x.shape[-2] ** 0.5)
+    x = x / ops.where(small, largest, ops.maximum(largest, 1))
+    defect = gram_defect(x)
+    return _close(defect), x, defect
 
 
-def _far(x: Tensor, defect: Tensor) -> Tensor:
-    """Six products where the spectral norm is small, as that of an optimizer's step is.
-
-    For noise it is many times smaller than the Frobenius norm, and ||E||_2^2 <= ||E^2||_F.
-    """
-    squared = matmul(defect, defect)
-    # What the series leaves then is what one Newton-Schulz step removes.
-    near = (1.5 * _threshold(1, dtype_of(x))) ** (1 / 5)
-    branch = ops.cast(ops.sqrt(frobenius(squared)) > near, "int32")
-    return ops.switch(branch, (_by_series, _iterated), x, defect, squared)
+def _last_step(x: Tensor, defect: Tensor) -> Tensor:
+    return newton_schulz(x, 1, defect)
 
 
-def _by_series(x: Tensor, defect: Tensor, squared: Tensor) -> Tensor:
-    _, c1, c2, c3, c4 = SERIES
-    tail = matmul(squared, c2 * ops.eye(x.shape[-1], dtype=x.dtype) + c3 * defect + c4 * squared)
-    return newton_schulz(x + matmul(x, c1 * defect + tail), 1)
-
-
-def _iterated(x: Tensor, *_: Any) -> Tensor:
-    """Newton-Schulz steps until they converge; what is near singular is decomposed instead."""
-    enough = _threshold(1, dtype_of(x))
-    # The largest absolute row sum bounds ||X^T X||_2. Steps converge from singular values <= 1.
-    bound = ops.max(ops.sum(ops.abs(matmul(transpose(x), x)), axis=-1), axis=-1)[..., None, None]
-    scaled = x / ops.sqrt(ops.where(bound > 0, bound, 1))
-    _, scaled, defect = ops.while_loop(
-        lambda i, y, e: ops.logical_and(i < _MOST_STEPS, frobenius(e) > enough),
+def _until_close(x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` after Newton-Schulz steps, none if it is close already, and its defect."""
+    eye = ops.eye(x.shape[-1], dtype=x.dtype)
+    # Steps converge from ||E||_2 <= 1. Else the largest absolute row sum bounds ||X^T X||_2, and X
+    # is scaled by that.
+    norm = ops.sqrt(ops.sum(ops.square(defect), axis=(-2, -1), keepdims=True))
+    bound = ops.max(ops.sum(ops.abs(defect + eye), axis=-1, keepdims=True), axis=-2, keepdims=True)
+    share = ops.where(norm > 1, 1 / bound, 1.0)
+    _, x, defect = ops.while_loop(
+        lambda i, x, e: ops.logical_and(i < _MOST_STEPS, ops.logical_not(_close(e))),
         _counted_step,
-        (ops.zeros((), "int32"), scaled, gram_defect(scaled)),
+        (ops.zeros((), "int32"), ops.sqrt(share) * x, share * defect + (share - 1) * eye),
     )
-    return ops.cond(
-        frobenius(defect) <= enough,
-        lambda: newton_schulz(scaled, 1, defect),
-        lambda: newton_schulz(_decomposed(x), 1),
-    )
-
-
-def _decomposed(x: Tensor) -> Tensor:
-    """Polar factors by SVD, but of a member that is not finite: routines raise or hang on those."""
-    finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
-    return ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), x)
+    return x, defect
 
 
 def _counted_step(i: Tensor, x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,34 +168,35 @@ def _counted_step(i: Tensor, x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor,
     return i + 1, x, gram_defect(x)
 
 
-def _measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The branch that `x` asks for, and what it takes."""
-    # Squares of large entries overflow; those of orthonormal matrices are at most 1.
-    x = x / ops.maximum(ops.max(ops.abs(x), axis=(-2, -1), keepdims=True), 1)
-    defect = gram_defect(x)
-    size = frobenius(defect)
-    branch = sum(ops.cast(size > _threshold(steps, dtype_of(x)), "int32") for steps in _STEPS)
-    return branch, x, defect
+def _of_any(x: Tensor, defect: Tensor) -> Tensor:
+    """Newton-Schulz steps; what is near singular, where many would not do, is decomposed."""
+    y, e = _until_close(x, defect)
+    return _last_step(*ops.cond(_close(e), lambda: (y, e), lambda: _decomposed(x)))
 
 
-# Made once: JAX compiles a branch anew for each new function object.
-_projected = one_of(
-    _measured,
-    [
-        *(lambda x, defect, steps=steps: newton_schulz(x, steps, defect) for steps in _STEPS),
-        _far,
-    ],
-)
+def _of_regular(x: Tensor, defect: Tensor) -> Tensor:
+    return _last_step(*_until_close(x, defect))
+
+
+def _decomposed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Polar factors by SVD, but of a member that is not finite: routines raise or hang on those."""
+    finite = ops.all(ops.isfinite(x), axis=(-2, -1), keepdims=True)
+    y = ops.where(finite, polar_svd(ops.where(finite, x, ops.zeros_like(x))), x)
+    return y, gram_defect(y)
+
+
+# Made once: JAX compiles anew for each new function object.
+_projected = one_of(_measured, _last_step, _of_any)
+_projected_regular = one_of(_measured, _last_step, _of_regular)
 
 
 @tall
 def polar(x: Tensor) -> Tensor:
     """Polar factor of `x` to working precision, by the cheapest means that reaches it.
 
-    As many Newton-Schulz steps as the measured defect `||X^T X - I||_F` asks for, at two products
-    each, or six products where its spectral norm is below about 0.25; further away, as many steps
-    as it takes, and the singular value decomposition of matrices near a singular one, where many
-    would not be enough. A matrix with non-finite entries comes back non-finite.
+    As many Newton-Schulz steps, at two products each, as the measured defect `||X^T X - I||_F` asks
+    for, and the singular value decomposition of matrices near a singular one, where many would not
+    be enough. A matrix with non-finite entries comes back non-finite.
 
     Example:
 
@@ -252,3 +212,12 @@ def polar(x: Tensor) -> Tensor:
         Tensor of the shape and dtype of `x` with orthonormal columns (rows, if m < n).
     """
     return _projected(x)
+
+
+@tall
+def polar_of_regular(x: Tensor) -> Tensor:
+    """`polar` of matrices whose singular values are known to be 1e-4 of the largest at least.
+
+    Nothing is decomposed: a program that takes it is smaller.
+    """
+    return _projected_regular(x)

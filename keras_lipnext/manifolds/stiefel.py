@@ -30,6 +30,7 @@ from keras_lipnext.manifolds.polar import (
     at_least_float32,
     gram_defect,
     polar,
+    polar_of_regular,
     skew,
     sym,
     tall,
@@ -57,8 +58,11 @@ def proju(x: Tensor, u: Tensor, *, precision: str = "exact") -> Tensor:
 
 @tall
 def retr(x: Tensor, u: Tensor) -> Tensor:
-    """Polar retraction of the tangent vector `u` at `x`: the nearest point to `x + u`."""
-    return polar(x + u)
+    """Polar retraction of the tangent vector `u` at `x`: the nearest point to `x + u`.
+
+    (X + U)^T (X + U) = I + U^T U: no singular value is below 1.
+    """
+    return polar_of_regular(x + u)
 
 
 @tall

@@ -36,7 +36,7 @@ import math
 from keras_lipnext import layers
 from keras_lipnext.arguments import positive_integer
 from keras_lipnext.layers.spatial_shift import moving_channels
-from keras_lipnext.manifolds.polar import MUCH_TALLER
+from keras_lipnext.manifolds.orthogonalize import MUCH_TALLER
 from keras_lipnext.models import necks
 
 # GB of memory: what cards are sold with.
@@ -51,7 +51,7 @@ ACCELERATORS = {
 USABLE = 0.9  # share of a card's memory that a program can have for its arrays
 # Products in a step of ManifoldMuon: of d x d matrices, drift removal included, of rectangular ones
 # and of those that are much taller, with all rows, and of the smaller side alone.
-SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 9.25, 16, 8, 12
+SQUARE_PRODUCTS, RECTANGULAR_PRODUCTS, TALL_PRODUCTS, SMALL_PRODUCTS = 9.25, 14, 10, 7
 # Tensors of the logits' size that the loss of dense outputs keeps.
 LOSS_TENSORS = 8
 # Matrices of the size of a stack that are in use at once in an optimizer's step.
