@@ -5,8 +5,10 @@ python certify_file.py data.npz (model.keras result.npz)...
 
 import sys
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
 import keras
-import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext as lip

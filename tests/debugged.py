@@ -2,8 +2,11 @@
 
 import contextlib
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
+
 import keras
-import lean  # noqa: F401
 import numpy as np
 from data import small_lipnext
 

@@ -1,20 +1,26 @@
-"""Imported by processes that tests start: they do not find TensorFlow unless it is the backend.
+"""Imported, before Keras, by processes that tests start: they do not find what they do not need.
 
-Keras would import it, for seconds, to seed its generator and to ask whether data are its tensors.
+Keras would import, for seconds, TensorFlow, to seed its generator and to ask whether data are its
+tensors, JAX for checkpoints, scikit-learn and Matplotlib for parts of its own. It does without.
 """
 
 import importlib.machinery
 import os
 import sys
+import types
+
+BACKENDS = {"tensorflow", "jax"} - {os.environ.get("KERAS_BACKEND", "tensorflow")}
+HIDDEN = {"matplotlib", "sklearn"} | BACKENDS
 
 
 class Without(importlib.machinery.PathFinder):
-    """Finds what is installed, but TensorFlow."""
+    """Finds what is installed, but what is hidden."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name == "tensorflow" else super().find_spec(name, path, target)
+        return None if name in HIDDEN else super().find_spec(name, path, target)
 
 
-if os.environ.get("KERAS_BACKEND") != "tensorflow":
-    sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
+# The tests' `data` imports it, for digits: these processes make their own images.
+sys.modules["sklearn.datasets"] = types.SimpleNamespace(load_digits=None)

@@ -6,9 +6,11 @@ python sharded.py FOLDER
 import shutil
 import sys
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
 import jax
 import keras
-import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext as lip

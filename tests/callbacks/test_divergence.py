@@ -3,7 +3,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from data import small_lipnext
+from test_checkpoints import as_at_first, lipnext
 
 from keras_lipnext.callbacks import BackupAndRestore, DivergenceError, StopOnDivergence
 
@@ -72,12 +72,11 @@ def test_a_last_step_that_spoils_the_weights_leaves_no_checkpoint(digits, tmp_pa
                 kernel.assign(np.nan * kernel)
 
     options = {"epochs": 4, "batch_size": 32, "shuffle": False, "verbose": 0}
-    model = small_lipnext(depth=1)
-    backup = BackupAndRestore(tmp_path)
+    model, backup = as_at_first(lipnext), BackupAndRestore(tmp_path)
     callbacks = [StopOnDivergence(), Spoil(), backup]
     with pytest.raises(DivergenceError, match="is not finite at the end of the epoch"):
         model.fit(x[:96], y[:96], callbacks=callbacks, **options)
-    again = small_lipnext(depth=1)
+    again = as_at_first(lipnext)
     history = again.fit(x[:96], y[:96], callbacks=[backup], **options)
     assert history.epoch == [2, 3]
     assert np.isfinite(history.history["loss"]).all()
@@ -112,7 +111,7 @@ def test_the_last_good_checkpoint_is_kept(digits, tmp_path):
             if epoch == 2:
                 x[70:] = np.nan
 
-    model = small_lipnext(depth=1)
+    model = as_at_first(lipnext)
     callbacks = [StopOnDivergence(), BackupAndRestore(tmp_path), Spoil()]
     options = {"epochs": 4, "shuffle": False, "verbose": 0}
 
@@ -127,7 +126,7 @@ def test_the_last_good_checkpoint_is_kept(digits, tmp_path):
     with pytest.raises(DivergenceError, match=r"epoch 3, batch 3: the loss is nan.*is kept"):
         model.fit(Batches(), callbacks=callbacks, **options)
     x[70:] = 0
-    again = small_lipnext(depth=1)
+    again = as_at_first(lipnext)
     history = again.fit(Batches(), callbacks=callbacks[:2], **options)
     assert history.epoch == [2, 3]
     assert np.isfinite(history.history["loss"]).all()

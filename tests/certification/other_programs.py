@@ -7,8 +7,10 @@ Of each `<name>.keras` in the first, to the inputs `<name>.npy`, at once and one
 import pathlib
 import sys
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
 import keras
-import lean  # noqa: F401
 import numpy as np
 
 import keras_lipnext  # noqa: F401  its layers

@@ -10,9 +10,10 @@ import signal
 import sys
 
 script = pathlib.Path(sys.argv[1])
-sys.path.insert(0, str(script.parent))
+sys.path[:0] = [str(script.parent), str(pathlib.Path(__file__).parents[1])]
 sys.argv = sys.argv[1:]
 
+import data  # noqa: E402, F401  its settings
 import keras  # noqa: E402
 from image_training import recipe  # noqa: E402
 

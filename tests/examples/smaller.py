@@ -11,6 +11,9 @@ import os
 import runpy
 import signal
 
+if __name__ == "__main__":
+    import lean  # noqa: F401  before Keras
+
 import numpy as np
 import quickstart
 
@@ -27,11 +30,11 @@ def images():
 def shrink(put=setattr):
     """What the examples take from elsewhere is small from here on."""
     put(quickstart, "digits", images)
-    put(lip, "LipNeXt", functools.partial(lip.LipNeXt, depth=2, width=16))
+    put(lip, "LipNeXt", functools.partial(lip.LipNeXt, depth=1, width=16))
 
 
 class Killed(lip.callbacks.OrbaxCheckpoint):
-    """SIGKILL to all processes of the example: no handler, no clean-up."""
+    """SIGKILL to all processes of the example, once the first epoch is written: no clean-up."""
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -40,12 +43,12 @@ class Killed(lip.callbacks.OrbaxCheckpoint):
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         if (self.at, batch) == (1, 1):
-            os.killpg(0, signal.SIGKILL)
+            self.wait_until_finished()
+            if self.is_primary_host():
+                os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    import lean  # noqa: F401
-
     shrink()
     if os.environ.get("KILLED"):
         lip.callbacks.OrbaxCheckpoint = Killed

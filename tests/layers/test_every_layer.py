@@ -131,7 +131,7 @@ def sdp_rows():
                 (1, 1, "same", (5, 4)),
                 (2, 1, "circular", (5, 4)),
                 ((3, 5), 2, "same", (3, 2)),
-                (7, (2, 3), "circular", (3, 2)),
+                (5, (2, 3), "circular", (3, 2)),
             )
         ),
     ):
@@ -142,7 +142,7 @@ def sdp_rows():
         yield Row(SDPConv2D, arguments, *shapes, reached=reached, variant=True, once=once)
     arguments = {"hidden_filters": 4, "kernel_size": 3, "activation": "tanh"}
     yield Row(SDPResidualConv2D, arguments, (3, 5, 4, 2), (3, 5, 4, 2))
-    options = ((None, 1, "same"), (5, 2, "circular"), (1, (3, 5), "same"), (3, 7, "circular"))
+    options = ((None, 1, "same"), (5, 2, "circular"), (1, (3, 5), "same"), (3, 5, "circular"))
     for (i, bound), (j, (hidden, size, padding)) in itertools.product(
         enumerate(BOUNDS), enumerate(options)
     ):

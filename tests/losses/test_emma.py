@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from data import small_lipnext, to_numpy
+from data import dense_model, to_numpy
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -196,6 +196,12 @@ def test_bad_arguments(arguments, message):
         EMMA(**arguments)
 
 
+def vectors(count=64):
+    """Of the features and classes of `dense_model`."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, 6)).astype("float32"), rng.integers(0, 4, count)
+
+
 def epsilons_during(model, **fit):
     """The loss's own epsilon in each call of an eager training."""
     seen = []
@@ -215,18 +221,17 @@ def epsilons_during(model, **fit):
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX traces even here; see the next test"
 )
-def test_epsilon_ramps_over_the_first_half(digits):
-    (x, y), _ = digits
-    seen = epsilons_during(small_lipnext(depth=1), x=x[:80], y=y[:80], batch_size=20, epochs=4)
+def test_epsilon_ramps_over_the_first_half():
+    x, y = vectors(80)
+    seen = epsilons_during(dense_model(), x=x, y=y, batch_size=20, epochs=4)
     progress = (np.arange(16) + 1) / 16
     # Keras may call the loss once more to build it.
     np.testing.assert_allclose(seen[-16:], 0.2 + 0.8 * np.minimum(progress / 0.5, 1), rtol=1e-5)
 
 
-def test_the_ramp_runs_under_jit_without_recompiling(digits):
+def test_the_ramp_runs_under_jit_without_recompiling():
     """Losses reported by `fit` at rate 0 follow the ramp, and the loss is traced but once."""
-    (x, y), _ = digits
-    x, y = x[:64], y[:64]
+    x, y = vectors()
     traces = []
 
     class Counted(EMMA):
@@ -234,7 +239,7 @@ def test_the_ramp_runs_under_jit_without_recompiling(digits):
             traces.append(1)
             return super().call(y_true, y_pred)
 
-    model = small_lipnext(depth=1)
+    model = dense_model()
     model.compile(keras.optimizers.SGD(0.0), Counted(2.0, temperature=4.0, ramp=0.5, start=0.1))
     losses = []
     for initial_epoch in range(6):
@@ -253,13 +258,13 @@ def test_the_ramp_runs_under_jit_without_recompiling(digits):
     logits = to_numpy(model(x))
     for epoch in range(8):
         epsilon = 0.1 + 1.9 * min((epoch + 1) / 8 / 0.5, 1)
-        losses = numpy_loss_ten(logits, y, to_numpy(model.head.kernel), epsilon)
+        losses = numpy_losses(logits, y, to_numpy(model.head.kernel), epsilon)
         expected.append(losses.mean())
     # ... and over eight epochs it rises with epsilon for four, then stays.
     np.testing.assert_allclose(ramped, expected, rtol=1e-3)
 
 
-def numpy_loss_ten(logits, labels, kernel, epsilon):
+def numpy_losses(logits, labels, kernel, epsilon):
     rows = np.arange(len(labels))
     d = logits - logits[rows, labels][:, None]
     distances = np.linalg.norm(kernel[:, :, None] - kernel[:, None, :], axis=0)[labels]
@@ -269,12 +274,11 @@ def numpy_loss_ten(logits, labels, kernel, epsilon):
     return (np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, labels]) / 4.0
 
 
-def test_evaluation_uses_the_full_epsilon(digits):
-    (x, y), _ = digits
-    x, y = x[:64], y[:64]
-    model = small_lipnext(depth=1)
+def test_evaluation_uses_the_full_epsilon():
+    x, y = vectors()
+    model = dense_model()
     model.compile(keras.optimizers.SGD(0.0), EMMA(2.0, temperature=4.0, ramp=1.0))
-    expected = numpy_loss_ten(to_numpy(model(x)), y, to_numpy(model.head.kernel), 2.0).mean()
+    expected = numpy_losses(to_numpy(model(x)), y, to_numpy(model.head.kernel), 2.0).mean()
     history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
     np.testing.assert_allclose(history["val_loss"], expected, rtol=1e-3)
     logs = model.evaluate(x, y, return_dict=True, verbose=0)

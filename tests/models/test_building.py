@@ -20,8 +20,10 @@ def images(low, high, dtype="float32"):
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    sizes = MODELS[request.param]
-    return getattr(lip, request.param)(input_shape=(8, 8, 1), num_classes=2, epsilon=0.5, **sizes)
+    sizes = {"input_shape": (8, 8, 1), "num_classes": 2, **MODELS[request.param]}
+    model = getattr(lip, request.param)(epsilon=0.5, **sizes)
+    model.compile("sgd", lip.losses.EMMA(0.5))
+    return model
 
 
 @pytest.mark.parametrize(

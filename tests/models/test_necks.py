@@ -114,7 +114,15 @@ def test_patches_are_what_slices_of_the_map_are(data_format):
             np.testing.assert_array_equal(found[:, row, column], patch.reshape(3, -1))
 
 
-@pytest.mark.parametrize("options", NECKS, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        NECKS[1],
+        NECKS[3],
+        *(pytest.param(NECKS[i], marks=pytest.mark.once) for i in (0, 2)),
+    ],
+    ids=str,
+)
 def test_it_trains_and_its_constant_is_1(options, digits, tmp_path):
     (x, y), (x_test, y_test) = digits
     model = small_lipnext(depth=1, epsilon=0.1, **options)
@@ -142,7 +150,6 @@ def test_it_trains_and_its_constant_is_1(options, digits, tmp_path):
     again = loaded.certify(x_test, y_test, verbose=0)
     assert again.evidence.weights_hash == certificate.evidence.weights_hash
     np.testing.assert_array_equal(again.radii, certificate.radii)
-    loaded.fit(x[:64], y[:64], verbose=0)
 
 
 def test_configs_from_before_there_were_necks():
@@ -154,7 +161,7 @@ def test_configs_from_before_there_were_necks():
 
 def test_the_reduced_model_has_the_same_neck(digits):
     _, (x, _) = digits
-    model = small_lipnext(mixing="full", **NECKS[0])
+    model = small_lipnext(depth=1, mixing="full", **NECKS[0])
     model.get_layer("neck").trainable = False
     reduced = model.reduced()
     assert reduced.get_config() == {**model.get_config(), "mixing": "reduced"}
@@ -168,8 +175,8 @@ def test_the_reduced_model_has_the_same_neck(digits):
 def test_channels_first_is_the_same_function(digits):
     (x, _), _ = digits
     x = x[:10]
-    last = small_lipnext(**NECKS[0])
-    first = small_lipnext(input_shape=(1, 8, 8), data_format="channels_first", **NECKS[0])
+    last = small_lipnext(depth=1, **NECKS[0])
+    first = small_lipnext(depth=1, input_shape=(1, 8, 8), data_format="channels_first", **NECKS[0])
     first.set_weights([np.reshape(w, v.shape) for w, v in zip(last.get_weights(), first.weights)])
     transposed = np.transpose(x, (0, 3, 1, 2))
     np.testing.assert_allclose(called(first, transposed), called(last, x), atol=1e-5)
@@ -177,6 +184,7 @@ def test_channels_first_is_the_same_function(digits):
     np.testing.assert_allclose(*radii, atol=1e-12)
 
 
+@pytest.mark.once  # test_ranks trains a neck of patches so on each backend
 def test_mixed_bfloat16(digits):
     (x, y), (x_test, y_test) = digits
     model = small_lipnext(depth=1, dtype="mixed_bfloat16", **NECKS[0])

@@ -13,11 +13,14 @@ def small(**kwargs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bound", ["sll", "spectral"])
-def test_learns_digits_and_certifies(digits, bound):
+@pytest.mark.parametrize(
+    "bound, options, count, epochs",
+    [("sll", {}, 1344, 5), ("spectral", {"learning_rate": 0.02}, 640, 4)],
+)
+def test_learns_digits_and_certifies(bound, options, count, epochs, digits):
     (x, y), (x_test, y_test) = digits
-    model = small(bound=bound, epsilon=0.1)
-    model.fit(x[:1344], y[:1344], epochs=6, batch_size=64, verbose=0)  # no smaller last batch
+    model = small(depth=1, bound=bound, epsilon=0.1, **options)
+    model.fit(x[:count], y[:count], epochs=epochs, batch_size=32, verbose=0)
     certificate = model.certify(x_test[:200], y_test[:200], epsilons=(0.1, 0.25), verbose=0)
     assert certificate.clean_accuracy > 0.8
     assert certificate.certified_accuracy[0.1] > 0.65

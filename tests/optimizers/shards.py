@@ -2,9 +2,12 @@
 
 import re
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
+
 import jax
 import keras
-import lean  # noqa: F401
 import numpy as np
 from data import parallel, parts
 
@@ -15,7 +18,7 @@ x = np.random.default_rng(0).random((64, 8, 8, 1)).astype("float32")
 y = np.arange(64) % 4
 
 
-def network(depth=2, width=16, **options):
+def network(depth=1, width=16, **options):
     shape = {"input_shape": (8, 8, 1), "num_classes": 4, "patch_size": 2}
     return lip.LipNeXt(depth=depth, width=width, **shape, **options)
 
@@ -104,8 +107,8 @@ ADAM = {"momentum", "velocity", "slow", "average", "gradient_accumulator"}
 BOTH = parallel(2, 4)
 EIGHTHS = parallel(1, 8)
 for make, distributions, kept, of_losses, of_weights in (
-    (network, [keras.distribution.DataParallel(), BOTH], {"momentum"}, 2e-6, 2e-6),
-    (with_everything, [EIGHTHS], ADAM, 2e-6, 1e-5),
+    (network, [keras.distribution.DataParallel(), EIGHTHS], {"momentum"}, 2e-6, 2e-6),
+    (with_everything, [BOTH], ADAM, 2e-6, 1e-5),
     (in_bfloat16, [BOTH], {"momentum"}, 3e-2, None),
 ):
     reference, expected = train(make)

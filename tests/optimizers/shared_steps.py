@@ -4,8 +4,10 @@ import os
 
 os.environ["KERAS_BACKEND"] = "torch"
 
+import lean  # noqa: F401  before Keras
+
+# isort: split
 import keras
-import lean  # noqa: F401
 import numpy as np
 import torch
 from torch import distributed
