@@ -8,7 +8,6 @@ import sys
 
 import keras
 import numpy as np
-from sklearn.datasets import load_digits
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -27,6 +26,8 @@ if keras.backend.backend() == "jax":
 
 
 def load_digits_split():
+    from sklearn.datasets import load_digits  # which processes without the digits do not find
+
     data = load_digits()
     images = (data.images[..., None] / 16).astype("float32")
     order = np.random.default_rng(3).permutation(len(images))

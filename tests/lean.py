@@ -7,7 +7,6 @@ tensors, JAX for checkpoints, scikit-learn and Matplotlib for parts of its own. 
 import importlib.machinery
 import os
 import sys
-import types
 
 BACKENDS = {"tensorflow", "jax"} - {os.environ.get("KERAS_BACKEND", "tensorflow")}
 HIDDEN = {"matplotlib", "sklearn"} | BACKENDS
@@ -22,5 +21,3 @@ class Without(importlib.machinery.PathFinder):
 
 
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Without
-# The tests' `data` imports it, for digits: these processes make their own images.
-sys.modules["sklearn.datasets"] = types.SimpleNamespace(load_digits=None)

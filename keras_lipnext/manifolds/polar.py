@@ -148,15 +148,18 @@ def _last_step(x: Tensor, defect: Tensor) -> Tensor:
 
 
 def _until_close(x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` after Newton-Schulz steps, none if it is close already, and its defect."""
+    """`x` after Newton-Schulz steps, none if it is close already, and what defect they leave."""
     eye = ops.eye(x.shape[-1], dtype=x.dtype)
     # Steps converge from ||E||_2 <= 1. Else the largest absolute row sum bounds ||X^T X||_2, and X
-    # is scaled by that.
+    # is scaled by that. So far its defect is known but roughly: a step is taken in any case.
     norm = ops.sqrt(ops.sum(ops.square(defect), axis=(-2, -1), keepdims=True))
     bound = ops.max(ops.sum(ops.abs(defect + eye), axis=-1, keepdims=True), axis=-2, keepdims=True)
-    share = ops.where(norm > 1, 1 / bound, 1.0)
+    share = ops.where(ops.logical_and(norm > 1, bound > 0), 1 / ops.maximum(bound, 1e-30), 1.0)
+    fewest = ops.cast(ops.any(norm > 1), "int32")
     _, x, defect = ops.while_loop(
-        lambda i, x, e: ops.logical_and(i < _MOST_STEPS, ops.logical_not(_close(e))),
+        lambda i, x, e: ops.logical_or(
+            i < fewest, ops.logical_and(i < _MOST_STEPS, ops.logical_not(_close(e)))
+        ),
         _counted_step,
         (ops.zeros((), "int32"), ops.sqrt(share) * x, share * defect + (share - 1) * eye),
     )

@@ -60,7 +60,8 @@ def proju(x: Tensor, u: Tensor, *, precision: str = "exact") -> Tensor:
 def retr(x: Tensor, u: Tensor) -> Tensor:
     """Polar retraction of the tangent vector `u` at `x`: the nearest point to `x + u`.
 
-    (X + U)^T (X + U) = I + U^T U: no singular value is below 1.
+    (X + U)^T (X + U) = I + U^T U: no singular value is below 1. Of a `u` that is not tangent take
+    `projx(x + u)`, which heeds singular matrices.
     """
     return polar_of_regular(x + u)
 

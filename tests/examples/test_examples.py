@@ -122,7 +122,9 @@ def test_custom_model(here):
 def test_attacks_stay_above_the_certificate(tmp_path):
     """foolbox and ART flip no certified prediction; what survives them is at least the CRA."""
     size = ["--samples", "12", "--steps", "5", "--restarts", "1", "--epochs", "3"]
-    text = run("attack.py", *size, "--epsilons", "0.1", "0.4", "--output", str(tmp_path / "out"))
+    size += ["--epsilons", "0.1", "0.4", "--output", str(tmp_path / "out")]
+    helper, script = ROOT / "tests" / "examples" / "shallow.py", ROOT / "examples" / "attack.py"
+    text = run(str(helper), "2", str(script), *size)
     rows = re.findall(r"\| ([0-9.]+) \| ([0-9.]+)% \| ([0-9.]+)% \|", text)
     assert [float(epsilon) for epsilon, _, _ in rows] == [0.1, 0.4]
     clean = float(re.search(r"clean accuracy ([0-9.]+)%", text).group(1))
@@ -233,10 +235,11 @@ def test_signed_distance(here, tmp_path):
 
 @pytest.mark.slow
 @on_torch
-def test_conformal(here, monkeypatch, tmp_path):
+def test_conformal(here, shallow, monkeypatch, tmp_path):
     """Sets for perturbed digits cover them, where plain sets do not."""
     import quickstart
 
+    shallow(2)
     train, held_out = quickstart.digits()
     fewer = train, tuple(a[:120] for a in held_out)
     monkeypatch.setattr(quickstart, "digits", lambda: fewer)

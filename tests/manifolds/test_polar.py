@@ -128,9 +128,23 @@ def test_a_constant_of_a_program():
     np.testing.assert_allclose(called(lambda y: y + polar(x), np.ones((9, 5))), expected, atol=1e-6)
 
 
-def test_rank_deficient():
-    result = to_numpy(polar(np.ones((4, 4), "float32")))
-    assert np.abs(result.T @ result - np.eye(4)).max() < 2e-6
+@pytest.mark.parametrize("project", [polar, traced(polar)], ids=["at once", "traced"])
+@pytest.mark.parametrize("factor", [1e-3, 0.07, 0.3, 3.0])
+def test_multiples_of_orthogonal_matrices(factor, project):
+    """Scaled, they are orthogonal: but for rounding, which grew with them."""
+    x = numpy_polar(np.random.default_rng(0).normal(size=(64, 64)))
+    result = to_numpy(project(keras.ops.convert_to_tensor((factor * x).astype("float32"))))
+    np.testing.assert_allclose(result, x, atol=1e-6)
+    assert np.abs(result.T.astype("float64") @ result - np.eye(64)).max() < 1.5e-6
+
+
+@pytest.mark.parametrize("project", [polar, traced(polar)], ids=["at once", "traced"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_rank_deficient(value, project):
+    """Alone and beside others."""
+    for x in (np.full((1, 4, 4), value), np.stack([np.eye(4), np.full((4, 4), value)])):
+        for result in to_numpy(project(keras.ops.convert_to_tensor(x.astype("float32")))):
+            assert np.abs(result.T @ result - np.eye(4)).max() < 2e-6
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
