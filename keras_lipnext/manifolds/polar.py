@@ -154,7 +154,7 @@ def _until_close(x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
     # is scaled by that. So far its defect is known but roughly: a step is taken in any case.
     norm = ops.sqrt(ops.sum(ops.square(defect), axis=(-2, -1), keepdims=True))
     bound = ops.max(ops.sum(ops.abs(defect + eye), axis=-1, keepdims=True), axis=-2, keepdims=True)
-    share = ops.where(ops.logical_and(norm > 1, bound > 0), 1 / ops.maximum(bound, 1e-30), 1.0)
+    share = ops.where(norm > 1, 1 / ops.where(bound > 0, bound, 1.0), 1.0)
     fewest = ops.cast(ops.any(norm > 1), "int32")
     _, x, defect = ops.while_loop(
         lambda i, x, e: ops.logical_or(
