@@ -101,7 +101,7 @@ def test_config(row):
 
 @pytest.mark.parametrize(
     "rows",
-    [  # on each backend one of each kind
+    [  # on each backend one of each optimizer and metric, and of two of the losses
         pytest.param(rows, marks=[pytest.mark.once] * (i in (1, 2)))
         for i, rows in enumerate(zip(OPTIMIZERS * 2, LOSSES, METRICS[:2] * 2, strict=True))
     ],

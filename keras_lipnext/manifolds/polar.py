@@ -123,8 +123,11 @@ def newton_schulz(x: Tensor, steps: int, defect: Tensor | None = None) -> Tensor
     return x
 
 
-# The most steps to be waited for: of singular values 1e-4 times the largest.
+# The most steps to be waited for before a matrix is decomposed: what the slowest convergence takes,
+# of singular values 1e-4 times the largest.
 _MOST_STEPS = 30
+# Of matrices that are not, where steps grow small singular values by half each.
+_MOST_STEPS_OF_REGULAR = 60
 
 
 def _close(defect: Tensor) -> Tensor:
@@ -147,21 +150,19 @@ def _last_step(x: Tensor, defect: Tensor) -> Tensor:
     return newton_schulz(x, 1, defect)
 
 
-def _until_close(x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor]:
+def _until_close(x: Tensor, defect: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """`x` after Newton-Schulz steps, none if it is close already, and what defect they leave."""
-    eye = ops.eye(x.shape[-1], dtype=x.dtype)
     # Steps converge from ||E||_2 <= 1. Else the largest absolute row sum bounds ||X^T X||_2, and X
-    # is scaled by that. So far its defect is known but roughly: a step is taken in any case.
+    # is scaled by that, its defect measured anew: it is small beside the I that was subtracted.
     norm = ops.sqrt(ops.sum(ops.square(defect), axis=(-2, -1), keepdims=True))
-    bound = ops.max(ops.sum(ops.abs(defect + eye), axis=-1, keepdims=True), axis=-2, keepdims=True)
-    share = ops.where(norm > 1, 1 / ops.where(bound > 0, bound, 1.0), 1.0)
-    fewest = ops.cast(ops.any(norm > 1), "int32")
+    gram = defect + ops.eye(x.shape[-1], dtype=x.dtype)
+    bound = ops.max(ops.sum(ops.abs(gram), axis=-1, keepdims=True), axis=-2, keepdims=True)
+    x = x / ops.sqrt(ops.where(ops.logical_and(norm > 1, bound > 0), bound, 1.0))
+    defect = ops.cond(ops.any(norm > 1), lambda: gram_defect(x), lambda: defect)
     _, x, defect = ops.while_loop(
-        lambda i, x, e: ops.logical_or(
-            i < fewest, ops.logical_and(i < _MOST_STEPS, ops.logical_not(_close(e)))
-        ),
+        lambda i, x, e: ops.logical_and(i < most, ops.logical_not(_close(e))),
         _counted_step,
-        (ops.zeros((), "int32"), ops.sqrt(share) * x, share * defect + (share - 1) * eye),
+        (ops.zeros((), "int32"), x, defect),
     )
     return x, defect
 
@@ -173,12 +174,12 @@ def _counted_step(i: Tensor, x: Tensor, defect: Tensor) -> tuple[Tensor, Tensor,
 
 def _of_any(x: Tensor, defect: Tensor) -> Tensor:
     """Newton-Schulz steps; what is near singular, where many would not do, is decomposed."""
-    y, e = _until_close(x, defect)
+    y, e = _until_close(x, defect, _MOST_STEPS)
     return _last_step(*ops.cond(_close(e), lambda: (y, e), lambda: _decomposed(x)))
 
 
 def _of_regular(x: Tensor, defect: Tensor) -> Tensor:
-    return _last_step(*_until_close(x, defect))
+    return _last_step(*_until_close(x, defect, _MOST_STEPS_OF_REGULAR))
 
 
 def _decomposed(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +220,7 @@ def polar(x: Tensor) -> Tensor:
 
 @tall
 def polar_of_regular(x: Tensor) -> Tensor:
-    """`polar` of matrices whose singular values are known to be 1e-4 of the largest at least.
+    """`polar` of matrices known not to be singular, but for rounding.
 
     Nothing is decomposed: a program that takes it is smaller.
     """

@@ -99,8 +99,18 @@ def test_two_jax_processes_killed_and_started_again_train_as_one(
         np.testing.assert_array_equal(b, a)
 
 
+@pytest.fixture
+def handlers():
+    """Puts back what is done about signals: torchrun leaves its own handlers."""
+    before = {one: signal.getsignal(one) for one in signal.valid_signals()}
+    yield
+    for one, handler in before.items():
+        if signal.getsignal(one) is not handler:
+            signal.signal(one, handler)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="DistributedDataParallel")
-def test_two_torch_processes_train_as_one(small, tmp_path, monkeypatch, capfd):
+def test_two_torch_processes_train_as_one(small, handlers, tmp_path, monkeypatch, capfd):
     """Over twenty steps, as one up to rounding, and as each other bit by bit.
 
     Of one process's sums in another order, too, weights differ: on this noise by 1e-7; on digits,

@@ -132,10 +132,21 @@ def test_a_constant_of_a_program():
 @pytest.mark.parametrize("factor", [1e-3, 0.07, 0.3, 3.0])
 def test_multiples_of_orthogonal_matrices(factor, project):
     """Scaled, they are orthogonal: but for rounding, which grew with them."""
-    for x in (np.eye(64), numpy_polar(np.random.default_rng(0).normal(size=(64, 64)))):
+    for x in (np.eye(64), np.eye(4096, 8), near_stiefel((64, 64), 0, 0)):
         result = to_numpy(project(keras.ops.convert_to_tensor((factor * x).astype("float32"))))
         np.testing.assert_allclose(result, x, atol=1e-6)
-        assert np.abs(result.T.astype("float64") @ result - np.eye(64)).max() < 1.5e-6
+        gram = result.T.astype("float64") @ result
+        assert np.abs(gram - np.eye(x.shape[1])).max() < 1.5e-6
+
+
+@pytest.mark.parametrize("project", [polar, traced(polar)], ids=["at once", "traced"])
+def test_small_matrices_are_not_turned(project):
+    """An error of the Gram matrix before they are scaled would leave another orthogonal matrix."""
+    x = np.zeros((1024, 2))
+    x[:2] = [[1, 0.5], [-0.3, 0.9]]
+    for factor in (1e-3, 0.016, 0.017, 0.1):
+        result = to_numpy(project(keras.ops.convert_to_tensor((factor * x).astype("float32"))))
+        np.testing.assert_allclose(result, numpy_polar(x), atol=3e-7)
 
 
 @pytest.mark.parametrize("project", [polar, traced(polar)], ids=["at once", "traced"])

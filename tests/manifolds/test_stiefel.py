@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
-from data import to_numpy
+from data import to_numpy, traced
 
 from keras_lipnext import backend
 from keras_lipnext.manifolds import stiefel
@@ -71,6 +71,18 @@ def test_moves_stay_on_the_manifold_and_start_along_u(move, shape):
     step = 1e-6
     slope = (to_numpy(move(x, step * u)) - to_numpy(move(x, -step * u))) / (2 * step)
     np.testing.assert_allclose(slope, u, atol=1e-8)
+
+
+@pytest.mark.parametrize("project", [stiefel.retr, traced(stiefel.retr)], ids=["at once", "traced"])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e5, 1e6])
+def test_retractions_of_steep_tangents(size, project):
+    """Of X + U one singular value is this large, the others are 1: nothing is decomposed."""
+    x = point((64, 16)).astype("float32")
+    u = np.outer(*(np.random.default_rng(n).normal(size=n) for n in (64, 16)))
+    u = to_numpy(stiefel.proju(x, u.astype("float32")))
+    u *= size / np.linalg.norm(u, 2)
+    moved = to_numpy(project(*map(keras.ops.convert_to_tensor, (x, u)))).astype("float64")
+    assert gram_defect(moved) < 2e-6
 
 
 def test_expmap_of_the_orthogonal_group():

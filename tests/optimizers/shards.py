@@ -23,6 +23,11 @@ def network(depth=1, width=16, **options):
     return lip.LipNeXt(depth=depth, width=width, **shape, **options)
 
 
+def stacked():
+    """Kernels of two blocks step in one stack."""
+    return network(depth=2)
+
+
 def with_everything():
     """All that keeps state of variables or steps some of them only."""
     model = network(depth=3, neck="pool")  # two blocks step, in one stack
@@ -107,7 +112,7 @@ ADAM = {"momentum", "velocity", "slow", "average", "gradient_accumulator"}
 BOTH = parallel(2, 4)
 EIGHTHS = parallel(1, 8)
 for make, distributions, kept, of_losses, of_weights in (
-    (network, [keras.distribution.DataParallel(), EIGHTHS], {"momentum"}, 2e-6, 2e-6),
+    (stacked, [keras.distribution.DataParallel(), EIGHTHS], {"momentum"}, 2e-6, 2e-6),
     (with_everything, [BOTH], ADAM, 2e-6, 1e-5),
     (in_bfloat16, [BOTH], {"momentum"}, 3e-2, None),
 ):
