@@ -49,7 +49,8 @@ def every_layer():
 SHAPES = {"input_shape": (8, 8, 1), "num_classes": 4, "depth": 1, "width": 16}
 MODELS = {
     "every layer": every_layer,
-    "LipNeXt": lambda: lip.LipNeXt(**SHAPES, patch_size=2, mixing="full", padding="zero"),
+    "LipNeXt": lambda: lip.LipNeXt(**SHAPES, patch_size=2),
+    "LipNeXt, full": lambda: lip.LipNeXt(**SHAPES, patch_size=2, mixing="full", padding="zero"),
     "SLLNet": lambda: lip.SLLNet(**SHAPES, dense_depth=1, hidden_filters=4, hidden_units=8),
 }
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
