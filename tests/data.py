@@ -14,6 +14,12 @@ from keras_lipnext import backend
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
+    from tensorflow.python.util import tf_stack
+
+    # Each operation of a graph would be given a copy of the stack, which under pytest is deep: a
+    # sixth of the time. One for all; errors are raised with Python's own traceback all the same.
+    stack = tf_stack.extract_stack()
+    tf_stack.extract_stack = lambda stacklevel=1: stack
 
     # Graphs that run a few times need no optimizing; alike in the processes that tests compare.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
