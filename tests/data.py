@@ -14,13 +14,11 @@ from keras_lipnext import backend
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
-    from tensorflow.python.util import tf_stack
+    from tensorflow.python.framework import ops
 
-    # Each operation of a graph would be given a copy of the stack, which under pytest is deep: a
-    # sixth of the time. One for all; errors are raised with Python's own traceback all the same.
-    stack = tf_stack.extract_stack()
-    tf_stack.extract_stack = lambda stacklevel=1: stack
-
+    # Each operation of a graph would keep the stack that made it, which under pytest is deep: a
+    # sixth of the time. Without, as operations of a loaded graph are.
+    ops._create_c_op = functools.partial(ops._create_c_op, extract_traceback=False)
     # Graphs that run a few times need no optimizing; alike in the processes that tests compare.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
