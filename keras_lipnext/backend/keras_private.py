@@ -100,11 +100,13 @@ def in_scope():
 
 
 def layout_of(variable):
-    """What `keras.distribution` says of where a variable lies, with `backend_layout`; or None.
+    """Where `keras.distribution` lays a variable, as its backend says it; or None.
 
-    `Variable._layout`; None for what is no variable of Keras.
+    `Variable._layout`: in Keras 3.14 that itself, and on JAX only, later a `TensorLayout` that has
+    it as `backend_layout`. None for what is no variable of Keras.
     """
-    return variable._layout if isinstance(variable, keras.Variable) else None
+    layout = getattr(variable, "_layout", None) if isinstance(variable, keras.Variable) else None
+    return getattr(layout, "backend_layout", layout)
 
 
 # --- dtype promotion

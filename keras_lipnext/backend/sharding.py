@@ -15,7 +15,7 @@ def sharding_of(variable):
 
     Where it does nothing, on PyTorch and TensorFlow, and without a distribution it is None.
     """
-    return getattr(keras_private.layout_of(variable), "backend_layout", None)
+    return keras_private.layout_of(variable)
 
 
 def devices_of(sharding):
