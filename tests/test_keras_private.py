@@ -127,6 +127,8 @@ def test_layout_of():
     assert keras_private.layout_of(variable) == "laid out"
     variable._layout = types.SimpleNamespace(backend_layout="laid out")
     assert keras_private.layout_of(variable) == "laid out"
+    del variable._layout
+    assert keras_private.layout_of(variable) is None
 
 
 def test_promotion_table():
