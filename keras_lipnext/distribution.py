@@ -17,6 +17,8 @@ import math
 
 import keras
 
+from keras_lipnext import backend
+
 INSTEAD = {
     "tensorflow": "Build, compile and fit the model in `tf.distribute.MirroredStrategy().scope()`.",
     "torch": (
@@ -70,7 +72,9 @@ def parts_of_a_batch():
     if distribution is None:
         return 1
     check_backend()
-    return max(1, distribution.num_model_replicas // distribution.num_processes)
+    mesh = distribution.device_mesh
+    replicas = mesh.shape[list(mesh.axis_names).index(distribution.batch_dim_name)]
+    return max(1, replicas // backend.processes())
 
 
 def check_batches(x, batch_size=None, steps=None):
