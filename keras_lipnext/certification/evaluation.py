@@ -266,7 +266,7 @@ class Evaluation:
         r, d = (of_rows(v, len(logits)) for v in state)
         if compared.kernel is None:
             return logit_allowances(logits, d)
-        return head_allowances(logits, compared.kernel, compared.distances, compared.joint, r, d)
+        return head_allowances(logits, compared, r, d)
 
     def _bounds(self, shape, shapes):
         """(`LipschitzBound`, the bounds of the steps) for inputs of this size."""

@@ -101,11 +101,11 @@ def own_allowances(certifiable, bounds, shapes, inputs, logits, compared):
     )
     unit, tiny = _arithmetic(certifiable.head or (body.steps[-1] if body.steps else None))
     scale = _slack(unit) / UNIT_ROUNDOFF
-    kernel, distances, joint = compared.kernel, compared.distances, compared.joint
+    kernel, distances = compared.kernel, compared.distances
     if kernel is None:
         return logit_allowances(logits, d) + scale * logit_allowances(logits, 0 * d)
     exact = np.zeros_like(d)
-    allowed = scale * head_allowances(logits, kernel, distances, joint, r + d, exact)
+    allowed = scale * head_allowances(logits, compared, r + d, exact)
     allowed += distances[logits.argmax(axis=-1)] * d[:, None]
     return allowed + (tiny * size(kernel.shape) * (1 + np.abs(kernel).max()) * (1 + r + d))[:, None]
 

@@ -58,8 +58,12 @@ def products(context, terms, magnitude, norm):
 
 
 def joining(context, terms):
-    """What an addend of size 1 adds to the rounding of a sum of products that it may join."""
-    return sum(context.arithmetic.products(terms)) if context.arithmetic.program else 0.0
+    """What an addend of size 1 adds to the rounding of a sum of products that it may join.
+
+    As its first term, too: so XLA adds biases to the products of single samples.
+    """
+    u = context.arithmetic
+    return sum(u.products(terms)) if u.program else 2 * u.gamma(terms + 2)
 
 
 def block_diagonal(context, kernels):
@@ -220,23 +224,24 @@ def input_norms(x):
     return norms * (1 + (flat.shape[1] + 16) * ROUNDING) + UNDERFLOW
 
 
-def head_allowances(logits, kernel, distances, joint, r, d):
+def head_allowances(logits, compared, r, d):
     """E_ij of the margins z_i - z_j of the predicted class i, shape (samples, classes).
 
     Logits z_k = w_k . f + b_k of features with norm r and error d: the error of f acts through
-    w_i - w_j, each dot product adds its own rounding, each bias one more.
+    w_i - w_j, each dot product adds its own rounding, as the first term of which a bias may be
+    rounded as often as its products are added.
 
     Args:
         logits: Computed, shape (samples, classes).
-        kernel: Shape (features, classes), float64.
-        distances: ||w_i - w_j||, rounded up, shape (classes, classes).
-        joint: || |w_i| + |w_j| ||, likewise.
+        compared: `Compared`, these logits, with a linear head.
         r, d: Shape (samples,).
     """
     predictions = np.argmax(logits, axis=-1)
+    kernel, biases = compared.kernel, np.broadcast_to(compared.biases, logits.shape[-1:])
     terms = len(kernel)
-    errors = distances[predictions] * d[:, None]
-    errors += 2 * gamma(terms + 2) * joint[predictions] * (r + d)[:, None]
+    errors = compared.distances[predictions] * d[:, None]
+    sums = compared.joint[predictions] * (r + d)[:, None] + biases + biases[predictions][:, None]
+    errors += 2 * gamma(terms + 2) * sums
     errors += UNDERFLOW * terms * (1 + np.abs(kernel).max(initial=0.0)) * (1 + r + d)[:, None]
     return (errors + _last_roundings(logits, predictions)) * UP_STEP
 
@@ -249,6 +254,6 @@ def logit_allowances(logits, d):
 
 
 def _last_roundings(logits, predictions):
-    """Adding the biases, and the subtraction z_i - z_j."""
+    """Adding to what was summed, and the subtraction z_i - z_j."""
     own = np.abs(logits[np.arange(len(logits)), predictions])
     return 2 * ROUNDING * (np.abs(logits) + own[:, None])

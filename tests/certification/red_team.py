@@ -547,6 +547,47 @@ def residual_branch():
     assert program.radii[0] == 0
 
 
+def starting_with_the_addend(terms=1024, addend="bias", activation=None):
+    """(model, x, answer): 1 + (many terms of just under half a unit of 1), and a little less.
+
+    In real arithmetic the first logit is larger. In float64 a sum that starts with the 1, `addend`
+    "bias" or "branch", loses all of its terms: `answer`.
+    """
+    unit, little = 2.0**-53, 2.0**-23  # float32 holds what they are made of
+    small = f32(np.sqrt(0.999 * unit))
+    kernel, x = np.zeros((terms + 3, 2), f32), np.full((1, terms + 3), small, f32)
+    kernel[3:, 0], kernel[2, 1] = small, little
+    x[0, :3] = 1, 1, little
+    inputs = keras.Input((terms + 3,))
+    dense = keras.layers.Dense(2, use_bias=addend == "bias")
+    outputs = dense(inputs)
+    dense.set_weights([kernel] + [np.ones(2, f32)] * dense.use_bias)
+    if addend == "branch":
+        outputs = keras.layers.Add()([outputs, inputs[:, :2]])
+    if activation:
+        outputs = keras.layers.Activation(activation)(outputs)
+    assert terms * np.float64(small) ** 2 > little**2
+    assert 1 + np.float64(small) ** 2 == 1 < 1 + little**2
+    return keras.Model(inputs, outputs), x, np.array([[1, 1 + little**2]])
+
+
+def order_of_the_evaluation():
+    """An evaluation that starts its sums with a bias or a branch, as XLA's of one sample may."""
+    for settings in ({}, {"activation": "relu"}, {"addend": "branch"}):
+        model, x, answer = starting_with_the_addend(**settings)
+
+        def lost(twin, inputs, evaluate=Float64Twin.__call__, x=x, answer=answer):
+            found = evaluate(twin, inputs)
+            return answer if np.array_equal(inputs, x) else found
+
+        for evaluate in (Float64Twin.__call__, lost):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Float64Twin, "__call__", evaluate)
+                found = lip.certify(model, x, verbose=0, arithmetic="real")
+            assert found.predictions[0] == 0 or found.radii[0] == 0, settings
+            assert evaluate is not lost or found.predictions[0] == 1, settings
+
+
 def cancelling_constants():
     """Large constants that cancel, in every order."""
     model, x = cancelling()
@@ -803,6 +844,7 @@ ALL = (
     folded_away,
     order_of_large_sums,
     residual_branch,
+    order_of_the_evaluation,
     cancelling_constants,
     diagonal_in_order,
     growing_inputs,

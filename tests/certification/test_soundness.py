@@ -333,8 +333,8 @@ def head_products_without_rounding():
         (
             evaluation,
             "head_allowances",
-            lambda logits, kernel, distances, joint, r, d: real(
-                logits, kernel, distances, 0 * joint, r, d
+            lambda logits, compared, r, d: real(
+                logits, dataclasses.replace(compared, joint=0 * compared.joint), r, d
             ),
         )
     ]
@@ -391,6 +391,30 @@ def addends_apart():
 def branches_apart():
     """A residual branch alone taken to be added at the end."""
     return [(merging_rules, "joining", lambda *a: 0.0)]
+
+
+def addends_of_the_evaluation_apart():
+    """In `certify`'s own evaluation a bias, and a residual branch, taken to be added at the end."""
+    real = rounding.joining
+
+    def joining(context, terms):
+        return real(context, terms) if context.arithmetic.program else 0.0
+
+    return [(rounding, "joining", joining), (merging_rules, "joining", joining)]
+
+
+def biases_of_the_head_apart():
+    """The head's biases taken to be added at the end in `certify`'s own evaluation."""
+    real = rounding.head_allowances
+    return [
+        (
+            evaluation,
+            "head_allowances",
+            lambda logits, compared, r, d: real(
+                logits, dataclasses.replace(compared, biases=0.0), r, d
+            ),
+        )
+    ]
 
 
 def constants_as_written():
@@ -590,6 +614,8 @@ MUTANTS = {
     part_of_the_sums: red_team.order_of_large_sums,
     addends_apart: red_team.order_of_large_sums,
     branches_apart: red_team.residual_branch,
+    addends_of_the_evaluation_apart: red_team.order_of_the_evaluation,
+    biases_of_the_head_apart: red_team.order_of_the_evaluation,
     constants_as_written: red_team.tied_by_float32,
     inputs_as_given: red_team.tied_by_float32,
     rounding_at_the_sample: red_team.growing_inputs,
@@ -736,7 +762,7 @@ def test_a_constant_added_to_all_logits_costs_only_its_rounding():
     detectors.assign(model.layers[-1].bias, np.full(4, 1e4))
     after = lip.certify(model, x, verbose=0)
     np.testing.assert_array_equal(after.predictions, before.predictions)
-    np.testing.assert_allclose(after.radii, before.radii, rtol=1e-8)
+    np.testing.assert_allclose(after.radii, before.radii, atol=1e-10)
     assert (after.error_allowances > before.error_allowances).all()
 
 
