@@ -37,12 +37,16 @@ class Float64Twin:
         model: A Keras model, or the `Certifiable` read from it.
         norms: Whether a call measures the norms of all values of the graph, too.
 
+    Raises:
+        RuntimeError: on a release of jaxlib whose programs are known to compute wrong numbers.
+
     Attributes:
         norms: {index of a value: upper bounds of its computed norms, shape (samples,)} of the last
             call; None if they are not measured.
     """
 
     def __init__(self, model, norms=False):
+        backend.check_compiler()
         certifiable = read(model) if isinstance(model, keras.Model) else model
         self._input_shape = certifiable.graph.input_shape
         self._output = certifiable.head.outputs[0] if certifiable.head else certifiable.body.output

@@ -18,7 +18,7 @@ def oldest(backend):
     lowest = {}
     for line in (*project["dependencies"], *project["optional-dependencies"][backend]):
         requirement = Requirement(line)
-        bounds = list(requirement.specifier)
+        bounds = [bound for bound in requirement.specifier if bound.operator != "!="]
         if [bound.operator for bound in bounds] != [">="]:
             raise ValueError(f"A dependency has one bound, the lowest version. Received: {line}")
         version = Version(bounds[0].version)

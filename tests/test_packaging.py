@@ -12,7 +12,9 @@ import zipfile
 
 import pytest
 from oldest import oldest
+from packaging.requirements import Requirement
 
+from keras_lipnext.backend.precision import MISCOMPILING_JAXLIB
 from keras_lipnext.version import __version__
 
 pytestmark = pytest.mark.once
@@ -91,7 +93,7 @@ def test_the_metadata():
 @pytest.mark.parametrize(
     "backend, bounds",
     [
-        ("jax", ["jax>=0.8", "numpy>=2"]),
+        ("jax", ["jax>=0.8.2", "numpy>=2"]),
         ("torch", ["torch>=2.6", "numpy>=1.26"]),
         ("tensorflow", ["tensorflow>=2.18", "numpy>=1.26"]),
     ],
@@ -102,7 +104,16 @@ def test_the_oldest_versions_are_the_bounds_promised(backend, bounds):
     assert {f"{name}>={version}" for name, version in oldest(backend).items()} == expected
     others = [line.partition(";")[0] for lines in EXTRAS.values() for line in lines]
     of_the_backend = {line for line in others if re.split("-cpu|>", line)[0] == backend}
-    assert {line.replace("-cpu", "") for line in of_the_backend} == {bounds[0]}
+    lowest = {line.replace("-cpu", "").partition(",!=")[0] for line in of_the_backend}
+    assert lowest == {bounds[0]}
+
+
+def test_what_compiles_wrong_programs_is_not_installed():
+    (jax,) = [line for line in EXTRAS["jax"] if line.startswith("jax")]
+    allowed = Requirement(jax).specifier
+    assert not [version for version in MISCOMPILING_JAXLIB if version in allowed]
+    (pinned,) = re.findall(r"^jaxlib==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert pinned in allowed
 
 
 def test_a_bound_that_is_not_the_lowest_version_alone_is_an_error(monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from keras_lipnext.backend.core import (
 )
 from keras_lipnext.backend.float64 import call_in_float64, float64_scope
 from keras_lipnext.backend.precision import (
+    check_compiler,
     float32_products,
     indirect_convolutions,
     matmul,
@@ -38,6 +39,7 @@ from keras_lipnext.backend.torch_module import torch_module
 __all__ = [
     "assign_stacked",
     "call_in_float64",
+    "check_compiler",
     "check_each",
     "check_process_group",
     "compiled",

@@ -199,6 +199,26 @@ def _tensorflow_float32(convolves):
 _FLOAT32 = {"jax": _jax_float32, "torch": _torch_float32, "tensorflow": _tensorflow_float32}
 
 
+# Releases of jaxlib whose programs for CPUs were seen to compute something else, silently. In 0.8.0
+# and 0.8.1 branches start before their operands are there: optimizers leave the manifold
+# (tests/manifolds/test_rotation.py). In 0.10.2 reductions of products: jax-ml/jax#39103.
+MISCOMPILING_JAXLIB = ("0.8.0", "0.8.1", "0.10.2")
+
+
+def check_compiler():
+    """RuntimeError where what computes is known to compute something else than it was told."""
+    if keras.backend.backend() != "jax" or not on_cpu():
+        return
+    import jaxlib
+
+    if jaxlib.__version__ in MISCOMPILING_JAXLIB:
+        raise RuntimeError(
+            f"jaxlib {jaxlib.__version__} compiles programs for CPUs that compute wrong numbers: "
+            "nothing it evaluates can be certified. Install another version (pip install "
+            '"jax>=0.8.2,!=0.10.2"), or certify with KERAS_BACKEND=torch or tensorflow.'
+        )
+
+
 def reduced_float32() -> str | None:
     """Why a model's float32 products may be less than float32 in this process; None if they are it.
 

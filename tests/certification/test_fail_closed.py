@@ -8,6 +8,7 @@ import pytest
 from data import dense_model, small_lipnext, to_numpy
 
 import keras_lipnext as lip
+from keras_lipnext import backend
 from keras_lipnext.norms.roundoff import gamma
 
 X = np.random.default_rng(0).normal(size=(6, 6))
@@ -84,6 +85,18 @@ def test_weights_that_cannot_be(value, message, part, mixing):
         return
     with pytest.raises(ValueError, match=rf"'block_1/{part}'.*{message}"):
         lip.certify(model, data, verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="releases of jaxlib")
+@pytest.mark.parametrize("version", ["0.8.0", "0.8.1", "0.10.2"])
+def test_a_compiler_known_to_be_wrong(version, monkeypatch):
+    jaxlib = pytest.importorskip("jaxlib")
+    model = dense_model()
+    monkeypatch.setattr(jaxlib, "__version__", version)
+    with pytest.raises(RuntimeError, match=rf"jaxlib {version} .*wrong numbers.*!=0\.10\.2"):
+        lip.certify(model, X, verbose=0)
+    monkeypatch.setattr(backend.precision, "on_cpu", lambda: False)  # it is one of CPUs
+    backend.check_compiler()
 
 
 def test_a_head_of_zeros_certifies_nothing():

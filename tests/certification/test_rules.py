@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from data import to_numpy
+from packaging.version import Version
 from test_layer_rules import check, needs_long, samples, whole
 
 import keras_lipnext as lip
@@ -24,17 +25,19 @@ def model_of(function, shape, **options):
 
 
 @needs_long
+@pytest.mark.skipif(Version(keras.__version__) < Version("3.15"), reason="Keras refuses both")
 @pytest.mark.parametrize(
-    "layer, shape",
+    "cls, arguments, shape",
     [
-        (kl.DepthwiseConv2D(2, strides=2, dilation_rate=3), (7, 6, 1)),
-        (kl.DepthwiseConv1D(3, strides=2, dilation_rate=2, padding="same"), (13, 2)),
-        (kl.SeparableConv2D(2, 2, strides=2, dilation_rate=2), (6, 5, 2)),
+        (kl.DepthwiseConv2D, {"kernel_size": 2, "dilation_rate": 3}, (7, 6, 1)),
+        (kl.DepthwiseConv1D, {"kernel_size": 3, "dilation_rate": 2, "padding": "same"}, (13, 2)),
+        (kl.SeparableConv2D, {"filters": 2, "kernel_size": 2, "dilation_rate": 2}, (6, 5, 2)),
     ],
-    ids=lambda value: getattr(value, "name", ""),
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_strides_with_dilation(layer, shape):
+def test_strides_with_dilation(cls, arguments, shape):
     """Keras allows both for these."""
+    layer = cls(strides=2, **arguments)
     model = model_of(layer, shape)
     x = samples(shape, 6)
     constant, slope, _ = check(model, x)
