@@ -191,9 +191,13 @@ def test_optimizer_hooks_are_called():
             called.append("use")
             return super()._use_weight_decay(variable)
 
+    class Seven(keras.constraints.Constraint):
+        def __call__(self, value):
+            return value * 0 + 7
+
     variables = [keras.Variable(np.ones(2, "float32")) for _ in range(2)]
     for variable in variables:
-        variable.constraint = lambda value: value * 0 + 7
+        variable.constraint = Seven()
     optimizer = Noted(0.5, weight_decay=0.1)
     optimizer.build(variables)
     gradients = [keras.ops.ones((2,))] * 2
