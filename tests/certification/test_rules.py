@@ -474,7 +474,8 @@ def test_the_documentation_lists_what_has_a_rule():
     names = {re.sub("(?<!^)(?=[A-Z])", "_", n).lower() for n in operations - {"ReLU", "GetItem"}}
     title = "Operations of keras.ops, with a tensor and a constant where they take two"
     assert listed[title] == names
-    assert all(hasattr(ops, name) for name in names)
+    if Version(keras.__version__) >= Version("3.15"):  # older ones lack some
+        assert all(hasattr(ops, name) for name in names)
 
 
 @pytest.mark.parametrize("name", ["abs", "flip", "add", "take"])

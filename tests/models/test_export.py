@@ -118,8 +118,9 @@ def test_litert(tmp_path):
     import tensorflow as tf
 
     model = called(MODELS["SLLNet"]())
-    model.export(tmp_path / "model.tflite", "litert", verbose=False)
-    interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    file = str(tmp_path / "model.tflite")
+    model.export(file, "litert", verbose=False)
+    interpreter = tf.lite.Interpreter(file)
     (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(given["index"], IMAGES.shape)
     interpreter.allocate_tensors()
