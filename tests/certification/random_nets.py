@@ -7,6 +7,7 @@ import extended
 import keras
 import numpy as np
 from data import to_numpy
+from packaging.version import Version
 
 import keras_lipnext as lip
 from keras_lipnext import backend
@@ -20,6 +21,7 @@ kl, ll = keras.layers, lip.layers
 ACTIVATIONS = ["linear", "relu", "tanh", "gelu", "silu", "softplus", "leaky_relu", "elu", "selu"]
 SLOPES = ["relu", "tanh", "sigmoid", "softplus"]
 SDP_BOUNDS = ["aol", "sll", "spectral", "orthogonal"]
+STRIDES_WITH_GAPS = 2 if Version(keras.__version__) >= Version("3.15") else 1
 MODERATE = [1e-3, 0.5, 1.0, 3.0, 40.0]
 
 
@@ -171,7 +173,10 @@ def on_images(x, choose):
         lambda: kl.TimeDistributed(kl.Conv1D(3, 2, padding="same", activation="relu"))(x),
         # Of one pixel no tap of an even kernel with gaps reads anything.
         lambda: kl.DepthwiseConv2D(
-            choose([2, 3]) if min(h, w) >= 3 else 3, strides=2, dilation_rate=2, padding="same"
+            choose([2, 3]) if min(h, w) >= 3 else 3,
+            strides=STRIDES_WITH_GAPS,
+            dilation_rate=2,
+            padding="same",
         )(x),
         lambda: keras.ops.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)), mode="symmetric"),
     ]
