@@ -245,13 +245,17 @@ def lipschitz_bound_of(certifiable):
 
 
 @needs_long
-@pytest.mark.filterwarnings("ignore:.*You might experience inconsistencies")  # of Keras 3.14
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_layer(case):
     make, shape, tightness = CASES[case]
     model = built(make, shape)
     x = samples(shape)
-    constant, stretch, near = check(model, x)
+    try:
+        constant, stretch, near = check(model, x)
+    except UserWarning as warned:
+        if "inconsistencies across backends" not in str(warned):
+            raise
+        pytest.skip("Keras 3.14 on PyTorch, and says so: shifted against the other backends")
     assert near, "not what Keras computes"
     if tightness:
         assert constant <= tightness * stretch
