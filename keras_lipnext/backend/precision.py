@@ -215,7 +215,7 @@ def check_compiler():
         raise RuntimeError(
             f"jaxlib {jaxlib.__version__} compiles programs for CPUs that compute wrong numbers: "
             "nothing it evaluates can be certified. Install another version (pip install "
-            '"jax>=0.8.2,!=0.10.2"), or certify with KERAS_BACKEND=torch or tensorflow.'
+            '"jax>=0.8.2,!=0.10.1,!=0.10.2"), or certify with KERAS_BACKEND=torch or tensorflow.'
         )
 
 
