@@ -323,11 +323,16 @@ def measured(body, shapes=None, progress=None, arithmetic=EVALUATION):
     """
     readers = collections.Counter([body.output, *(i for s in body.steps for i in s.inputs)])
     contexts = [Context(step, shapes) for step in body.steps]
-    bounds, joint, summed = [], {}, {0: 0}
+    # Of each value: terms of the sums that it ends in, how many tensors were put next to each other
+    # in it, and whether `keras.ops.sum` made it.
+    bounds, joint, summed, parts, reduced = [], {}, {0: 0}, {0: 1}, {0: False}
     following = {first: position for position, first in _normalised(body)}
     for position, (step, context) in enumerate(zip(body.steps, contexts)):
         context.arithmetic = arithmetic
         context.summed = max(summed[i] for i in step.inputs)
+        context.joined = sum(summed[i] for i in step.inputs)
+        context.parts = sum(parts[i] for i in step.inputs)
+        context.reduced = any(reduced[i] for i in step.inputs)
         after = following.get(position)
         norms = after and layer_rules.normalised_norm(context, contexts[after])
         if norms:
@@ -337,10 +342,16 @@ def measured(body, shapes=None, progress=None, arithmetic=EVALUATION):
                 context.coarse = True
                 context.known_norm = norms[1] if math.isfinite(norms[1]) else None
         bounds.append(step_bounds(step, context))
-        terms = context.summed
+        terms, new = context.summed, False
         for part in bounds[-1]:
-            terms = terms if part.terms is None else part.terms
+            if part.terms is not None:
+                # Of one term it may be no sum: XLA drops those, and products with 1.
+                terms = max(terms, 1) if part.terms == 1 else part.terms
+                new = part.terms != 1
         summed |= dict.fromkeys(step.outputs, terms)
+        parts |= dict.fromkeys(step.outputs, 1 if new else context.parts)
+        of_sums = step.kind == "Sum" or (context.reduced and not new)
+        reduced |= dict.fromkeys(step.outputs, of_sums)
         if progress:
             progress.add(1)
     return bounds, joint

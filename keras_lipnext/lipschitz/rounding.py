@@ -66,6 +66,15 @@ def joining(context, terms):
     return sum(u.products(terms)) if u.program else 2 * u.gamma(terms + 2)
 
 
+def added_up(context, count):
+    """Additions in a sum of `count` entries, with those that it may be merged with.
+
+    Of tensors that were put next to each other compilers add up the parts instead, and start the
+    sum that a part is with those in front of it.
+    """
+    return count + (min(count, context.parts) * context.summed if context.parts > 1 else 0)
+
+
 def block_diagonal(context, kernels):
     """As `linear`, of kernels (groups, inputs, outputs) that each act on entries of their own."""
     norm = context.largest_norm(kernels)

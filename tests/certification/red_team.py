@@ -20,7 +20,7 @@ from keras_lipnext.layers.sdp_diagonal import guard
 from keras_lipnext.lipschitz.model import read
 from keras_lipnext.twin import Float64Twin
 
-f32 = np.float32
+f32, ops = np.float32, keras.ops
 U = 2.0**-24
 
 
@@ -547,33 +547,56 @@ def residual_branch():
     assert program.radii[0] == 0
 
 
-def starting_with_the_addend(terms=1024, addend="bias", activation=None):
+ADDENDS = {
+    "bias": lambda one, sums: sums[0],
+    "branch": lambda one, sums: keras.layers.Add()([one, *sums]),
+    "average": lambda one, sums: keras.layers.Average()([one, *sums]) * (1.0 + len(sums)),
+    "stack": lambda one, sums: ops.sum(ops.stack([one, *sums], axis=1), axis=1),
+    "of one term": lambda one, sums: one + ops.sum(ops.expand_dims(sums[0], 1), axis=1),
+}
+
+
+def starting_with_the_addend(addend="bias", sums=1, margin=128, activation=None, terms=1024):
     """(model, x, answer): 1 + (many terms of just under half a unit of 1), and a little less.
 
-    In real arithmetic the first logit is larger. In float64 a sum that starts with the 1, `addend`
-    "bias" or "branch", loses all of its terms: `answer`.
+    In real arithmetic the first logit is larger. In float64 a sum that starts with the 1, one of
+    `ADDENDS`, loses all of its terms, and so do further ones that start with what it gave:
+    `answer`, of which the second is larger, by `margin` units.
     """
-    unit, little = 2.0**-53, 2.0**-23  # float32 holds what they are made of
-    small = f32(np.sqrt(0.999 * unit))
-    kernel, x = np.zeros((terms + 3, 2), f32), np.full((1, terms + 3), small, f32)
-    kernel[3:, 0], kernel[2, 1] = small, little
+    unit = 2.0**-53
+    small, little = (f32(np.sqrt(size * unit)) for size in (0.999, margin))  # float32 holds both
+    x = np.full((1, terms + 3), small, f32)
     x[0, :3] = 1, 1, little
+    first = np.array([[1, 0], [0, 1], [0, little]], f32)
+    kernel = np.zeros((terms + 3, 2), f32)
+    kernel[3:, 0] = small
     inputs = keras.Input((terms + 3,))
-    dense = keras.layers.Dense(2, use_bias=addend == "bias")
-    outputs = dense(inputs)
-    dense.set_weights([kernel] + [np.ones(2, f32)] * dense.use_bias)
-    if addend == "branch":
-        outputs = keras.layers.Add()([outputs, inputs[:, :2]])
+    one = keras.layers.Dense(2, use_bias=False)
+    dense = [keras.layers.Dense(2, use_bias=addend == "bias") for _ in range(sums)]
+    outputs = ADDENDS[addend](one(inputs[:, :3]), [layer(inputs) for layer in dense])
+    if addend == "bias":
+        kernel[2] = first[2]
+    one.set_weights([first])
+    for layer in dense:
+        layer.set_weights([kernel] + [np.ones(2, f32)] * layer.use_bias)
     if activation:
         outputs = keras.layers.Activation(activation)(outputs)
-    assert terms * np.float64(small) ** 2 > little**2
-    assert 1 + np.float64(small) ** 2 == 1 < 1 + little**2
-    return keras.Model(inputs, outputs), x, np.array([[1, 1 + little**2]])
+    much, more = np.float64(small) ** 2, np.float64(little) ** 2
+    assert sums * terms * much > more and 1 + much == 1 < 1 + more
+    return keras.Model(inputs, outputs), x, np.array([[1, 1 + more]])
 
 
 def order_of_the_evaluation():
-    """An evaluation that starts its sums with a bias or a branch, as XLA's of one sample may."""
-    for settings in ({}, {"activation": "relu"}, {"addend": "branch"}):
+    """An evaluation that starts its sums with what is added, as XLA's of one sample does."""
+    for settings in (
+        {},
+        {"activation": "relu"},
+        {"addend": "branch"},
+        {"addend": "branch", "sums": 8, "margin": 7500},
+        {"addend": "average", "sums": 8, "margin": 7500},
+        {"addend": "stack", "sums": 4, "margin": 3000},
+        {"addend": "of one term"},
+    ):
         model, x, answer = starting_with_the_addend(**settings)
 
         def lost(twin, inputs, evaluate=Float64Twin.__call__, x=x, answer=answer):

@@ -87,6 +87,19 @@ def test_weights_that_cannot_be(value, message, part, mixing):
         lip.certify(model, data, verbose=0)
 
 
+def test_sums_of_sums_are_refused():
+    """XLA merges them in an order of its own."""
+    inputs = keras.Input((2, 3, 4))
+    x = keras.ops.transpose(keras.ops.sum(inputs, axis=1), (0, 2, 1))
+    model = keras.Model(inputs, keras.ops.sum(x, axis=2))
+    with pytest.raises(ValueError, match=r"sums what keras\.ops\.sum has summed.*all axes to one"):
+        lip.certify(model, np.ones((1, 2, 3, 4)), verbose=0)
+    at_once = keras.Model(inputs, keras.ops.sum(inputs, axis=(1, 2)))
+    between = keras.Model(inputs, keras.ops.sum(keras.ops.relu(x), axis=2))
+    for model in (at_once, between):
+        assert lip.certify(model, np.ones((1, 2, 3, 4)), verbose=0).radii.shape == (1,)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="releases of jaxlib")
 @pytest.mark.parametrize("version", ["0.8.0", "0.8.1", "0.10.2"])
 def test_a_compiler_known_to_be_wrong(version, monkeypatch):

@@ -403,6 +403,17 @@ def addends_of_the_evaluation_apart():
     return [(rounding, "joining", joining), (merging_rules, "joining", joining)]
 
 
+def branches_joined_by_one():
+    """Of several branches the sum of one alone taken to start with the others."""
+    real = rounding.joining
+    return [(merging_rules, "joining", lambda context, _: real(context, context.summed))]
+
+
+def stacks_of_no_sums():
+    """A sum over what was stacked taken for one of entries, not of the sums that they are."""
+    return [(operation_rules, "added_up", lambda context, count: count)]
+
+
 def biases_of_the_head_apart():
     """The head's biases taken to be added at the end in `certify`'s own evaluation."""
     real = rounding.head_allowances
@@ -615,6 +626,8 @@ MUTANTS = {
     addends_apart: red_team.order_of_large_sums,
     branches_apart: red_team.residual_branch,
     addends_of_the_evaluation_apart: red_team.order_of_the_evaluation,
+    branches_joined_by_one: red_team.order_of_the_evaluation,
+    stacks_of_no_sums: red_team.order_of_the_evaluation,
     biases_of_the_head_apart: red_team.order_of_the_evaluation,
     constants_as_written: red_team.tied_by_float32,
     inputs_as_given: red_team.tied_by_float32,

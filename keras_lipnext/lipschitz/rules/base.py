@@ -173,13 +173,20 @@ class Context:
         coarse: Whether the norm of a convolution may be too large by a quarter, to be found faster.
         known_norm: A bound of the norm of the layer's only kernel that was found already, or None.
         arithmetic: `Arithmetic` of the evaluation whose rounding is bounded.
-        summed: Number of products in the sums that its input may end in.
+        summed: Number of products in the sums that its input may end in; of several the largest.
+        joined: That of several inputs together: adding them, a compiler starts the next one's sum
+            with what it has of the others.
+        parts: How many tensors lie next to each other in its inputs. Summed, they are added.
+        reduced: Whether an input is what `keras.ops.sum` made, moved at most.
     """
 
     coarse = False
     known_norm: float | None = None
     arithmetic = EVALUATION
     summed = 0
+    joined = 0
+    parts = 1
+    reduced = False
 
     def __init__(self, step, shapes=None):
         self.step = step
@@ -195,7 +202,8 @@ class Context:
         slices = (s[1:] for s in (*self.input_shapes, self.output_shape))
         indices = (*step.inputs, *step.outputs)
         context = type(self)(step, {i: (None, *s) for i, s in zip(indices, slices)})
-        context.arithmetic, context.summed = self.arithmetic, self.summed
+        for name in ("arithmetic", "summed", "joined", "parts", "reduced"):
+            setattr(context, name, getattr(self, name))
         return context
 
     def refusal(self, reason):

@@ -29,8 +29,8 @@ def merged(context, combine, roundings=0):
                 repeats *= out
         broadcast = max(broadcast, math.sqrt(repeats) * (1 + ROUNDING))
     rounding = roundings * context.arithmetic.rounding
-    if roundings and context.summed:
-        rounding += joining(context, context.summed)
+    if roundings and context.joined:
+        rounding += joining(context, context.joined)
     return Bound(broadcast, relative=rounding * broadcast, combine=combine)
 
 

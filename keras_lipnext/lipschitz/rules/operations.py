@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_lipnext.activations import NO_CONSTANT
 from keras_lipnext.lipschitz.graph import Value
-from keras_lipnext.lipschitz.rounding import added, block_diagonal, held, scaled
+from keras_lipnext.lipschitz.rounding import added, added_up, block_diagonal, held, scaled
 from keras_lipnext.lipschitz.rules.base import Bound, library_rule, size
 from keras_lipnext.lipschitz.rules.contractions import (
     NoContraction,
@@ -318,9 +318,15 @@ def sum_of(operation, context):
     count = _count(context, operation)
     if count is None:
         raise context.refusal(f"the number of terms of {context.input_shape} is unknown")
+    if context.reduced and count > 1:
+        raise context.refusal(
+            "it sums what keras.ops.sum has summed, which compilers merge in an order of their "
+            "own: give all axes to one keras.ops.sum"
+        )
     constant = math.sqrt(count) * (1 + ROUNDING)
-    relative = 2 * context.arithmetic.gamma(count + 2) * constant
-    return Bound(constant, relative=relative, terms=count)
+    total = added_up(context, count)
+    relative = 2 * context.arithmetic.gamma(total + 2) * constant
+    return Bound(constant, relative=relative, terms=total)
 
 
 @library_rule("Mean")
@@ -329,7 +335,8 @@ def mean(operation, context):
     if count is None:
         return Bound(1.0, relative=math.inf)  # of one entry at least; known when certifying
     constant = (1 + 2 * ROUNDING) / math.sqrt(count)
-    return Bound(constant, relative=2 * context.arithmetic.gamma(count + 2) * constant)
+    total = added_up(context, count)
+    return Bound(constant, relative=2 * context.arithmetic.gamma(total + 2) * constant)
 
 
 @library_rule("Cumsum")
@@ -343,8 +350,9 @@ def cumulative_sum(operation, context):
         raise context.refusal(f"it computes in {operation.dtype}: leave its dtype to the input")
     count = _known(context, context.input_shape[axis - 1])
     constant = (1 + 16 * ROUNDING) / (2 * math.sin(math.pi / (4 * count + 2)))
-    relative = 2 * context.arithmetic.gamma(count + 2) * constant
-    return Bound(constant, relative=relative, terms=count)
+    total = added_up(context, count)
+    relative = 2 * context.arithmetic.gamma(total + 2) * constant
+    return Bound(constant, relative=relative, terms=total)
 
 
 @library_rule("Norm")

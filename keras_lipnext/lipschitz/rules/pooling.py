@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from keras_lipnext.lipschitz.rounding import mapped
+from keras_lipnext.lipschitz.rounding import added_up, mapped
 from keras_lipnext.lipschitz.rules.axis_maps import (
     AXIS_MAPS,
     INTERPOLATIONS,
@@ -41,7 +41,8 @@ def average_pooling(layer, context):
         )
     count = math.prod(layer.pool_size)
     constant = math.sqrt(_overlap(layer) / count) * (1 + 2 * ROUNDING)
-    return Bound(constant, relative=2 * context.arithmetic.gamma(count + 2) * constant)
+    total = added_up(context, count)
+    return Bound(constant, relative=2 * context.arithmetic.gamma(total + 2) * constant)
 
 
 def _pads(layer, shape):
@@ -65,7 +66,8 @@ def global_average_pooling(layer, context):
         return Bound(1.0, relative=math.inf)  # one position at least; known when certifying
     positions = size(context.input_shape) / size(context.output_shape)
     constant = (1 + 2 * ROUNDING) / math.sqrt(positions)
-    return Bound(constant, relative=2 * context.arithmetic.gamma(int(positions) + 2) * constant)
+    total = added_up(context, int(positions))
+    return Bound(constant, relative=2 * context.arithmetic.gamma(total + 2) * constant)
 
 
 def _axis_maps(layer, context):

@@ -208,6 +208,7 @@ class _Form:
     def __init__(self, layer, context):
         kernel = context.array(layer.kernel)
         log_q = None if layer.log_q is None else context.array(layer.log_q)
+        backend.check_compiler()
         with backend.float64_scope(), backend.inference_scope():
             tensors = (
                 None if a is None else keras.ops.convert_to_tensor(a, dtype="float64")
