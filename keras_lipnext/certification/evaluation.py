@@ -52,6 +52,7 @@ class Evaluation:
     """
 
     def __init__(self, certifiable, logits, verbose=0, arithmetic="real", task="multiclass"):
+        backend.check_compiler()
         self._arithmetic = program_arithmetic(arithmetic, certifiable)
         unclear = ask_rules(certifiable.body)
         check_composites(certifiable.graph)

@@ -323,8 +323,7 @@ def measured(body, shapes=None, progress=None, arithmetic=EVALUATION):
     """
     readers = collections.Counter([body.output, *(i for s in body.steps for i in s.inputs)])
     contexts = [Context(step, shapes) for step in body.steps]
-    # Of each value: terms of the sums that it ends in, how many tensors were put next to each other
-    # in it, and whether `keras.ops.sum` made it.
+    # Of each value what `Context` says of a step's inputs.
     bounds, joint, summed, parts, reduced = [], {}, {0: 0}, {0: 1}, {0: False}
     following = {first: position for position, first in _normalised(body)}
     for position, (step, context) in enumerate(zip(body.steps, contexts)):
@@ -347,10 +346,12 @@ def measured(body, shapes=None, progress=None, arithmetic=EVALUATION):
             if part.terms is not None:
                 # Of one term it may be no sum: XLA drops those, and products with 1.
                 terms = max(terms, 1) if part.terms == 1 else part.terms
-                new = part.terms != 1
+                new = new or part.terms != 1
         summed |= dict.fromkeys(step.outputs, terms)
-        parts |= dict.fromkeys(step.outputs, 1 if new else context.parts)
-        of_sums = step.kind == "Sum" or (context.reduced and not new)
+        beside = bounds[-1][0].combine not in ("sum", "mean")
+        count = context.parts if beside else max(parts[i] for i in step.inputs)
+        parts |= dict.fromkeys(step.outputs, 1 if new else count)
+        of_sums = operations.adds_up(step.operation) if new else context.reduced
         reduced |= dict.fromkeys(step.outputs, of_sums)
         if progress:
             progress.add(1)

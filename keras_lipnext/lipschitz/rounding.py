@@ -70,8 +70,14 @@ def added_up(context, count):
     """Additions in a sum of `count` entries, with those that it may be merged with.
 
     Of tensors that were put next to each other compilers add up the parts instead, and start the
-    sum that a part is with those in front of it.
+    sum that a part is with those in front of it. Sums of sums they merge, in an order that need not
+    finish one before the next: what was lost where terms cancel is not known any more.
     """
+    if context.reduced and count > 1:
+        raise context.refusal(
+            "it adds up what keras.ops.sum or cumsum added up, which compilers merge in an order "
+            "of their own: add up over all axes at once"
+        )
     return count + (min(count, context.parts) * context.summed if context.parts > 1 else 0)
 
 

@@ -177,7 +177,7 @@ class Context:
         joined: That of several inputs together: adding them, a compiler starts the next one's sum
             with what it has of the others.
         parts: How many tensors lie next to each other in its inputs. Summed, they are added.
-        reduced: Whether an input is what `keras.ops.sum` made, moved at most.
+        reduced: Whether an input is what `keras.ops.sum` or the like made, moved or scaled at most.
     """
 
     coarse = False
