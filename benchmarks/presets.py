@@ -14,7 +14,8 @@ hundred images at each radius by all that examples/attack.py knows (pip install 
 and writes the preset to keras_lipnext/trained, or to results/NAME if it is too large to come with
 the package, the figures and the curve of certified accuracy to results. `--attack` attacks again
 what files of results name. A check certifies it again, whoever wrote it, and fails if hash,
-accuracy or certified accuracy differ.
+accuracy or certified accuracy differ; with `--renew` it replaces the certificates of the others by
+those of today's versions.
 """
 
 import json
@@ -280,8 +281,11 @@ def attack_again(path, data):
     print(json.dumps({"model": claimed["model"], "left": claimed["attacked_accuracy"]}), flush=True)
 
 
-def check(path, data):
-    """Whether a file of results says what certifying its model again says."""
+def check(path, data, renew=False):
+    """Whether a file of results says what certifying its model again says.
+
+    With `renew` the model's certificate is replaced where it does: by one of today's versions.
+    """
     claimed = json.loads(path.read_text())
     needed = ("model", "data", "data_name", "margin", "weights_hash", "attacked_samples")
     needed += ("attacked_accuracy", "attacked_certified", "clean_accuracy", "certified_accuracy")
@@ -307,6 +311,10 @@ def check(path, data):
     # What no attack may do: leave less than is certified of the same images.
     less = [e for e, v in claimed["attacked_accuracy"].items() if v < of_attacked.get(e, 2)]
     print(f"{path}: {'as claimed' if not (wrong or less) else f'DIFFERS: {wrong} {less}'}")
+    if renew and not (wrong or less):
+        kept = ROOT / claimed["model"], ROOT / "keras_lipnext/trained" / claimed["model"]
+        folder = next(folder for folder in kept if folder.is_dir())
+        certificate.to_json(folder / "certificate.json")
     return not (wrong or less)
 
 
@@ -319,12 +327,13 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, help="of a training, at most")
     parser.add_argument("--publish", action="store_true", help="what is trained already")
     parser.add_argument("--check", nargs="+", type=pathlib.Path, help="files of results")
+    parser.add_argument("--renew", action="store_true", help="certificates of what --check finds")
     parser.add_argument("--attack", nargs="+", type=pathlib.Path, help="files of results")
     arguments = parser.parse_args()
     for path in arguments.attack or ():
         attack_again(path, arguments.data)
     if arguments.check:
-        right = [check(path, arguments.data) for path in arguments.check]
+        right = [check(path, arguments.data, arguments.renew) for path in arguments.check]
         sys.exit(not all(right))
     for name in arguments.names:
         if arguments.publish:

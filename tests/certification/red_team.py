@@ -551,6 +551,7 @@ ADDENDS = {
     "bias": lambda one, sums: sums[0],
     "branch": lambda one, sums: keras.layers.Add()([one, *sums]),
     "average": lambda one, sums: keras.layers.Average()([one, *sums]) * (1.0 + len(sums)),
+    "normalization": lambda one, sums: keras.layers.BatchNormalization(epsilon=2.0**-10)(sums[0]),
     "stack": lambda one, sums: ops.sum(ops.stack([one, *sums], axis=1), axis=1),
     "of one term": lambda one, sums: one + ops.sum(ops.expand_dims(sums[0], 1), axis=1),
 }
@@ -574,16 +575,20 @@ def starting_with_the_addend(addend="bias", sums=1, margin=128, activation=None,
     one = keras.layers.Dense(2, use_bias=False)
     dense = [keras.layers.Dense(2, use_bias=addend == "bias") for _ in range(sums)]
     outputs = ADDENDS[addend](one(inputs[:, :3]), [layer(inputs) for layer in dense])
-    if addend == "bias":
+    if addend in ("bias", "normalization"):
         kernel[2] = first[2]
     one.set_weights([first])
     for layer in dense:
         layer.set_weights([kernel] + [np.ones(2, f32)] * layer.use_bias)
     if activation:
         outputs = keras.layers.Activation(activation)(outputs)
+    model = keras.Model(inputs, outputs)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # adds the 1 that it is
+            layer.set_weights([np.full(2, value) for value in (1, 1, 0, 1 - layer.epsilon)])
     much, more = np.float64(small) ** 2, np.float64(little) ** 2
     assert sums * terms * much > more and 1 + much == 1 < 1 + more
-    return keras.Model(inputs, outputs), x, np.array([[1, 1 + more]])
+    return model, x, np.array([[1, 1 + more]])
 
 
 def order_of_the_evaluation():
@@ -591,6 +596,7 @@ def order_of_the_evaluation():
     for settings in (
         {},
         {"activation": "relu"},
+        {"addend": "normalization"},
         {"addend": "branch"},
         {"addend": "branch", "sums": 8, "margin": 7500},
         {"addend": "average", "sums": 8, "margin": 7500},

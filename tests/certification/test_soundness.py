@@ -403,6 +403,11 @@ def addends_of_the_evaluation_apart():
     return [(rounding, "joining", joining), (merging_rules, "joining", joining)]
 
 
+def normalizations_apart():
+    """What a normalization adds taken to be added at the end of the sums in front of it."""
+    return [(layer_rules, "joining", lambda *a: 0.0)]
+
+
 def branches_joined_by_one():
     """Of several branches the sum of one alone taken to start with the others."""
     real = rounding.joining
@@ -626,6 +631,7 @@ MUTANTS = {
     addends_apart: red_team.order_of_large_sums,
     branches_apart: red_team.residual_branch,
     addends_of_the_evaluation_apart: red_team.order_of_the_evaluation,
+    normalizations_apart: red_team.order_of_the_evaluation,
     branches_joined_by_one: red_team.order_of_the_evaluation,
     stacks_of_no_sums: red_team.order_of_the_evaluation,
     biases_of_the_head_apart: red_team.order_of_the_evaluation,
