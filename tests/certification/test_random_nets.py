@@ -6,8 +6,12 @@ import extended
 import keras
 import pytest
 import random_nets
+import random_sums
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from keras_lipnext.lipschitz import rounding
+from keras_lipnext.lipschitz.rules import layers, merging, operations
 
 pytestmark = pytest.mark.skipif(not extended.HAS_LONG, reason="longdouble is float64 here")
 
@@ -37,3 +41,27 @@ def test_the_networks_are_of_many_kinds_and_mostly_certified():
     assert len(kinds) >= (12 if count == 8 else 6)
     assert certified >= 1.5 * count
     assert max(steepest) > (0.3 if count == 8 else 0.2)
+
+
+@pytest.fixture(scope="module")
+def sums():
+    count = 16 if keras.backend.backend() == "jax" else 8
+    found = list(map(random_sums.evaluated, range(count)))
+    assert sum(one is not None for one in found) > count / 2
+    return [one for one in found if one is not None]
+
+
+@pytest.mark.slow
+def test_random_sums_lose_no_more_than_is_allowed(sums):
+    assert max(one.share() for one in sums) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA, which orders sums anew")
+def test_random_sums_lose_what_the_allowances_are_for(sums, monkeypatch):
+    """The test above could fail: XLA starts sums with what joins them."""
+    assert sum(one.units > 6 for one in sums) > len(sums) / 4
+    for module in (rounding, merging, layers):
+        monkeypatch.setattr(module, "joining", lambda *a: 0.0)
+    monkeypatch.setattr(operations, "added_up", lambda context, count: count)
+    assert sum(one.share() > 1 for one in sums) > len(sums) / 4
