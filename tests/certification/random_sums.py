@@ -1,7 +1,7 @@
 """Random networks of long sums whose terms vanish where a sum starts with what joins it.
 
-Terms are just under half a unit of 1 in float64, what they are added to are ones: a sum that starts
-with a 1 loses all of its terms. How a backend's compiler orders what it fused is seen of a single
+Terms are just under half a unit of 1, what they are added to are ones: a sum that starts with a 1
+loses all of its terms. How a backend's compiler orders what it fused is seen of a single
 sample; each network is evaluated once, and its allowance worked out as often as one likes.
 """
 
@@ -10,7 +10,8 @@ import dataclasses
 import extended
 import keras
 import numpy as np
-from test_layer_rules import norms, whole
+from data import to_numpy
+from test_layer_rules import norms, program_arithmetic, whole
 
 from keras_lipnext.lipschitz.model import measured
 from keras_lipnext.lipschitz.rounding import forward_errors, input_norms
@@ -18,8 +19,7 @@ from keras_lipnext.twin import Float64Twin
 
 kl, ops = keras.layers, keras.ops
 
-UNIT = 2.0**-53
-SMALL = np.float32(np.sqrt(0.999 * UNIT))  # its square is a term
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24}
 LENGTHS, WIDTHS = (16, 40, 100, 256, 700, 1500), (1, 2, 3, 4, 8)
 
 
@@ -29,13 +29,15 @@ class Sums:
 
     Attributes:
         certifiable: The network, without a head.
+        arithmetic: "float64", `certify`'s own evaluation, or "float32", the network's program.
         x: The sample.
         exact: {index of a value: it in 80 bits}.
-        lost: The error of the backend's float64 evaluation, a norm.
+        lost: The error of the backend's answer, a norm.
         units: The error in units of the largest output.
     """
 
     certifiable: object
+    arithmetic: str
     x: np.ndarray
     exact: dict
     lost: float
@@ -45,18 +47,22 @@ class Sums:
         """What was lost, of what the rules allow for: at most 1."""
         graph = self.certifiable.graph
         shapes = {i: value.shape for i, value in self.exact.items()}
-        bounds, _ = measured(graph, shapes)
+        given = {}
+        if self.arithmetic == "float32":
+            given = {"arithmetic": program_arithmetic("float32", self.certifiable)}
+        bounds, _ = measured(graph, shapes, **given)
         _, allowed = forward_errors(graph, bounds, input_norms(self.x))[graph.output]
         return self.lost / float(allowed[0])
 
 
-def build(seed):
+def build(seed, unit):
     """(model, sample), of one to four operations that merge ones and sums."""
+    small = np.float32(np.sqrt(0.999 * unit))  # its square is a term
     rng = np.random.default_rng(seed)
     terms, width = int(rng.choice(LENGTHS)), int(rng.choice(WIDTHS))
     inputs = keras.Input((width + terms,))
     kernel = np.zeros((width + terms, width), "float32")
-    kernel[width:] = SMALL
+    kernel[width:] = small
     ones = [np.ones(width, "float32")]
 
     def dense(use_bias=False):
@@ -107,23 +113,28 @@ def build(seed):
     )
     for _ in range(rng.integers(1, 5)):
         values.append(merges[rng.integers(len(merges))]())
-    sample = np.full((1, width + terms), SMALL, "float64")
+    sample = np.full((1, width + terms), small, "float64")
     sample[:, :width] = 1
     return keras.Model(inputs, values[-1]), sample
 
 
-def evaluated(seed):
+def evaluated(seed, arithmetic="float64"):
     """`Sums`, or None where the certificate refuses what was drawn: sums of sums."""
-    model, x = build(seed)
+    unit = UNITS[arithmetic]
+    model, x = build(seed, unit)
     certifiable = whole(model)
     exact = {0: x.astype(extended.LONG), **extended.evaluate(certifiable, x)}
     output = exact[certifiable.graph.output]
-    found = Sums(certifiable, x, exact, 0.0, 0.0)
+    found = Sums(certifiable, arithmetic, x, exact, 0.0, 0.0)
     try:
         found.share()
     except ValueError as refused:
         assert "add up over all axes at once" in str(refused)
         return None
-    lost = Float64Twin(certifiable)(x) - output
-    units = np.abs(lost).max() / (UNIT * max(1, np.abs(output).max()))
+    if arithmetic == "float64":
+        answer = Float64Twin(certifiable)(x)
+    else:
+        answer = to_numpy(model.predict_on_batch(x.astype("float32")))
+    lost = answer.astype(extended.LONG) - output
+    units = np.abs(lost).max() / (unit * max(1, np.abs(output).max()))
     return dataclasses.replace(found, lost=float(norms(lost)[0]), units=float(units))

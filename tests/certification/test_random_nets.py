@@ -43,10 +43,10 @@ def test_the_networks_are_of_many_kinds_and_mostly_certified():
     assert max(steepest) > (0.3 if count == 8 else 0.2)
 
 
-@pytest.fixture(scope="module")
-def sums():
-    count = 16 if keras.backend.backend() == "jax" else 8
-    found = list(map(random_sums.evaluated, range(count)))
+@pytest.fixture(scope="module", params=["float64", "float32"])
+def sums(request):
+    count = 12 if keras.backend.backend() == "jax" else 6
+    found = [random_sums.evaluated(seed, request.param) for seed in range(count)]
     assert sum(one is not None for one in found) > count / 2
     return [one for one in found if one is not None]
 
@@ -60,8 +60,8 @@ def test_random_sums_lose_no_more_than_is_allowed(sums):
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA, which orders sums anew")
 def test_random_sums_lose_what_the_allowances_are_for(sums, monkeypatch):
     """The test above could fail: XLA starts sums with what joins them."""
-    assert sum(one.units > 6 for one in sums) > len(sums) / 4
+    assert sum(one.units > 6 for one in sums) >= len(sums) / 4
     for module in (rounding, merging, layers):
         monkeypatch.setattr(module, "joining", lambda *a: 0.0)
     monkeypatch.setattr(operations, "added_up", lambda context, count: count)
-    assert sum(one.share() > 1 for one in sums) > len(sums) / 4
+    assert sum(one.share() > 1 for one in sums) >= len(sums) / 4
