@@ -264,10 +264,14 @@ def publish(name, data, folder):
     print(json.dumps(results), flush=True)
 
 
+def folder_of(claimed):
+    """Folder of a preset in the repository; None where it is on Hugging Face."""
+    places = ROOT / claimed["model"], ROOT / "keras_lipnext/trained" / claimed["model"]
+    return next((folder for folder in places if folder.is_dir()), None)
+
+
 def model_of(claimed):
-    """A preset of the package or of Hugging Face, or a folder as seen from the repository's."""
-    name = claimed["model"]
-    return lip.LipNeXt.from_preset(ROOT / name if (ROOT / name).is_dir() else name)
+    return lip.LipNeXt.from_preset(folder_of(claimed) or claimed["model"])
 
 
 def attack_again(path, data):
@@ -311,9 +315,8 @@ def check(path, data, renew=False):
     # What no attack may do: leave less than is certified of the same images.
     less = [e for e, v in claimed["attacked_accuracy"].items() if v < of_attacked.get(e, 2)]
     print(f"{path}: {'as claimed' if not (wrong or less) else f'DIFFERS: {wrong} {less}'}")
-    if renew and not (wrong or less):
-        kept = ROOT / claimed["model"], ROOT / "keras_lipnext/trained" / claimed["model"]
-        folder = next(folder for folder in kept if folder.is_dir())
+    folder = folder_of(claimed)
+    if renew and folder and not (wrong or less):
         certificate.to_json(folder / "certificate.json")
     return not (wrong or less)
 
@@ -330,6 +333,8 @@ if __name__ == "__main__":
     parser.add_argument("--renew", action="store_true", help="certificates of what --check finds")
     parser.add_argument("--attack", nargs="+", type=pathlib.Path, help="files of results")
     arguments = parser.parse_args()
+    if arguments.renew and not arguments.check:
+        parser.error("--renew is of what --check finds: name files of results behind --check")
     for path in arguments.attack or ():
         attack_again(path, arguments.data)
     if arguments.check:
